@@ -1,0 +1,53 @@
+"""Conv-4, the four-block network of the few-shot literature."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.backbones.norms import NormPolicy, norm2d
+from metalearn.errors import UsageError
+
+
+class Conv4(nn.Module):
+    """Four blocks of 3x3 convolution, norm, ReLU, halving; then a linear head.
+
+    ways: outputs N of the head; None leaves it out, and the output is the features `[B, D]`.
+    channels, size: of the square input images `[B, channels, size, size]`.
+    filters: of every block. D = filters * (size halved four times) ** 2.
+    downsample: "pool" (2x2 max-pooling; Vinyals et al. 2016) or "stride" (stride-2
+        convolutions, four times less work; MAML's Omniglot network).
+    norm: the norm policy, see `metalearn.backbones.norms`.
+
+    Raises UsageError where nothing would be left of the image.
+    """
+
+    def __init__(
+        self,
+        ways: int | None = 5,
+        channels: int = 1,
+        filters: int = 64,
+        size: int = 28,
+        downsample: Literal["pool", "stride"] = "pool",
+        norm: NormPolicy = "transductive",
+    ):
+        super().__init__()
+        if downsample not in ("pool", "stride"):
+            raise UsageError(f"downsample={downsample!r} is not known; use pool or stride")
+        side = size
+        blocks: list[nn.Module] = []
+        for block in range(4):
+            stride = 2 if downsample == "stride" else 1
+            conv = nn.Conv2d(filters if block else channels, filters, 3, stride, padding=1)
+            blocks += [conv, norm2d(norm, filters), nn.ReLU()]
+            if downsample == "pool":
+                blocks.append(nn.MaxPool2d(2))
+            side = side // 2 if downsample == "pool" else (side + 1) // 2
+        if side < 1:
+            raise UsageError(f"images of {size}x{size} are too small for Conv4; use 16x16 or more")
+        self.features = nn.Sequential(*blocks)
+        self.head = nn.Identity() if ways is None else nn.Linear(filters * side * side, ways)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, channels, size, size]` to logits `[B, N]`, or to features `[B, D]`."""
+        return self.head(torch.flatten(self.features(x), 1))

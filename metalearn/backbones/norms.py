@@ -1,0 +1,47 @@
+"""Norm policies of few-shot networks: whose statistics normalise a query.
+
+    transductive  the batch's own: the queries of an episode see one another (MAML)
+    support       the support set's, for support and queries (inductive)
+    running       running averages, constants of both loops (inductive)
+    group         none of the batch's: eight groups of channels (inductive)
+    none          no norm layer
+
+The policy stands beside every accuracy, because it is worth several points.
+"""
+
+from typing import Literal, get_args
+
+from torch import nn
+
+from metalearn.errors import UsageError
+from metalearn.functional import BatchNorm, InstanceNorm, LayerNorm
+
+NormPolicy = Literal["transductive", "support", "running", "group", "none"]
+
+
+def norm2d(policy: NormPolicy, features: int) -> nn.Module:
+    """The norm layer for `[B, features, H, W]`; raises UsageError for an unknown policy."""
+    match policy:
+        case "transductive" | "support" | "running":
+            return BatchNorm(features, policy)
+        case "group":
+            return nn.GroupNorm(8 if features % 8 == 0 else 1, features)
+        case "none":
+            return nn.Identity()
+    raise UsageError(f"norm={policy!r} is not known; use {', '.join(get_args(NormPolicy))}")
+
+
+def describe(module: nn.Module) -> str:
+    """The norm policies of any network made pure, such as "transductive" or "group+layer"."""
+    found = set()
+    for part in module.modules():
+        match part:
+            case BatchNorm():
+                found.add(part.statistics)
+            case nn.GroupNorm():
+                found.add("group")
+            case LayerNorm():
+                found.add("layer")
+            case InstanceNorm():
+                found.add("instance")
+    return "+".join(sorted(found)) or "none"

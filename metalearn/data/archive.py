@@ -1,0 +1,103 @@
+"""Reading zip archives that nobody vouches for: members in memory, nothing ever extracted."""
+
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import DataError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an archive may claim before it is refused: sizes in bytes, unpacked."""
+
+    members: int = 200_000
+    member_bytes: int = 64 << 20
+    total_bytes: int = 4 << 30
+    ratio: float = 100.0  # of the whole, unpacked over packed; images hardly shrink at all
+
+
+class Archive:
+    """The checked members of an open zip file."""
+
+    def __init__(self, path: Path, file: zipfile.ZipFile) -> None:
+        self.path = path
+        self.names: tuple[str, ...] = tuple(i.filename for i in file.infolist() if not i.is_dir())
+        self._file = file
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one member; raises DataError where it is damaged or longer than it says."""
+        info = self._file.getinfo(name)
+        try:
+            with self._file.open(info) as member:
+                # Never unbounded: a size that lies must not unpack into all of memory.
+                data = member.read(info.file_size + 1)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, struct.error, ValueError) as e:
+            raise DataError(_refusal(self.path, f"member {name!r} is damaged: {e}")) from None
+        if len(data) != info.file_size:
+            raise DataError(_refusal(self.path, f"member {name!r} is cut short"))
+        return data
+
+
+@contextmanager
+def open_archive(path: Path, limits: Limits | None = None) -> Iterator[Archive]:
+    """Open `path` and check every member's entry before any is read.
+
+    Raises DataError for what is no whole zip file, and for members that climb out of the
+    archive (`..`, absolute, drives), that are links or devices, encrypted, packed by something
+    other than deflate, named twice, or beyond `limits`.
+    """
+    try:
+        file = zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise DataError(f"there is no archive {path}; put it there") from None
+    except (zipfile.BadZipFile, OSError, struct.error, ValueError, NotImplementedError) as error:
+        reason = f"it is no whole zip file: {error}"
+        raise DataError(_refusal(path, reason)) from None
+    with file:
+        problem = _problem(file, limits or Limits(), path.stat().st_size)
+        if problem:
+            raise DataError(_refusal(path, problem))
+        yield Archive(path, file)
+
+
+def _problem(file: zipfile.ZipFile, limits: Limits, packed: int) -> str | None:
+    members = file.infolist()
+    if len(members) > limits.members:
+        return f"it has {len(members)} members, more than {limits.members}"
+    if len({member.filename for member in members}) != len(members):
+        return "it names a member twice"
+    total = sum(member.file_size for member in members)
+    if total > limits.total_bytes:
+        return f"it would unpack to {total} bytes, more than {limits.total_bytes}"
+    # Against the file itself: overlapping members can each claim the same packed bytes.
+    if total > limits.ratio * packed:
+        return f"it would unpack to {total / packed:.0f} times its size, more than {limits.ratio:g}"
+    return next(filter(None, (_member_problem(member, limits) for member in members)), None)
+
+
+def _member_problem(member: zipfile.ZipInfo, limits: Limits) -> str | None:
+    name = member.orig_filename  # as stored: zipfile cuts `filename` at a zero byte
+    parts = re.split(r"[/\\]", name)
+    if ".." in parts or parts[0] == "" or "\0" in name or re.match(r"[A-Za-z]:", name):
+        return f"member {name!r} points outside the archive"
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return f"member {name!r} is a link or a device, not a file"
+    if member.flag_bits & 0x1:
+        return f"member {name!r} is encrypted"
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return f"member {name!r} is neither stored nor deflated"
+    if member.file_size > limits.member_bytes:
+        return f"member {name!r} would unpack to {member.file_size} bytes"
+    return None
+
+
+def _refusal(path: Path, reason: str) -> str:
+    return f"archive {path} is refused ({' '.join(reason.split())}); put a good copy in its place"

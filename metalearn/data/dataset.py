@@ -1,0 +1,137 @@
+"""Classes of a store, divided into train, val and test, and the gathering of their images."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import DataError
+from .store import ImageStore
+
+SPLITS = ("train", "val", "test")
+
+
+class Classes(NamedTuple):
+    """The classes of one split: `index` int64 [C] into the store, `quarter_turns` int64 [C].
+
+    A class turned by 90, 180 or 270 degrees is a class of its own (Vinyals et al. 2016, 4.1.1);
+    turns are counter-clockwise.
+    """
+
+    index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+    quarter_turns: np.ndarray
+
+    def names(self, store: ImageStore) -> list[str]:
+        """Names such as `Korean/character05/rot090`; without `/rotDDD` where nothing is turned."""
+        names = [store.classes[i] for i in self.index]
+        if not self.quarter_turns.any():
+            return names
+        return [f"{n}/rot{90 * t:03d}" for n, t in zip(names, self.quarter_turns, strict=True)]
+
+
+def unturned(index: np.ndarray) -> Classes:
+    """The classes `index` [C] as they are."""
+    index = np.asarray(index, dtype=np.int64)
+    return Classes(index, np.zeros_like(index))
+
+
+def turned(index: np.ndarray) -> Classes:
+    """Each of the classes `index` [C] in its four rotations, side by side: [4C]."""
+    index = np.asarray(index, dtype=np.int64)
+    return Classes(np.repeat(index, 4), np.tile(np.arange(4, dtype=np.int64), len(index)))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """A store and its three splits. No class of the store is in two of them, turned or not."""
+
+    name: str
+    store: ImageStore
+    splits: Mapping[str, Classes]
+
+    def __post_init__(self) -> None:
+        """Raises DataError for wrong splits: other names, classes shared, repeated or unknown."""
+        if set(self.splits) != set(SPLITS):
+            raise DataError(f"{self.name}: splits are {sorted(self.splits)}, not {list(SPLITS)}")
+        owner = np.full(len(self.store.classes), -1)
+        for number, split in enumerate(SPLITS):
+            self._check(split)
+            index = self.splits[split].index
+            clash = index[(owner[index] != -1)]
+            if len(clash):
+                raise DataError(
+                    f"{self.name}: class {self.store.classes[clash[0]]} is in both "
+                    f"{SPLITS[owner[clash[0]]]} and {split}; keep each class in one split"
+                )
+            owner[index] = number
+
+    def _check(self, split: str) -> None:
+        index, turns = self.splits[split]
+        if index.ndim != 1 or index.shape != turns.shape or not len(index):
+            raise DataError(f"{self.name}: split {split} needs index and turns of one length >= 1")
+        if index.min() < 0 or index.max() >= len(self.store.classes):
+            raise DataError(f"{self.name}: split {split} names a class that the store lacks")
+        if turns.min() < 0 or turns.max() > 3:
+            raise DataError(f"{self.name}: quarter turns of split {split} must be 0 to 3")
+        if len(np.unique(index * 4 + turns)) != len(index):
+            raise DataError(f"{self.name}: split {split} holds a class twice")
+        height, width = self.store.images.shape[1:3]
+        if height != width and turns.any():
+            raise DataError(f"{self.name}: only square images can turn, not {height}x{width}")
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the store's digest and the splits, in hexadecimal."""
+        total = hashlib.sha256(self.store.digest.encode())
+        for split in SPLITS:
+            index, turns = self.splits[split]
+            total.update(f"{split} {len(index)}\n".encode())
+            total.update(np.stack([index, turns]).astype("<i8").tobytes())
+        return total.hexdigest()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        height, width, channels = self.store.images.shape[1:]
+        return channels, height, width
+
+    def class_count(self, split: str) -> int:
+        """How many classes `split` has, turned ones included."""
+        return len(self._split(split).index)
+
+    def examples_in(self, split: str, classes: np.ndarray) -> np.ndarray:
+        """How many examples each of `classes` (int, any shape, numbered within `split`) has."""
+        index = self._split(split).index[classes]
+        return self.store.offsets[index + 1] - self.store.offsets[index]
+
+    def images(self, split: str, classes: np.ndarray, examples: np.ndarray) -> np.ndarray:
+        """Gather images: uint8 [..., C, H, W], where `...` is what the two indices broadcast to.
+
+        `classes` counts within `split`, `examples` within the class. Raises DataError for an
+        example that a class does not have, IndexError for a class that the split does not have.
+        """
+        index, turns = self._split(split)
+        classes, examples = np.broadcast_arrays(classes, examples)
+        shape, flat = classes.shape, classes.reshape(-1)
+        if (flat < 0).any():
+            raise IndexError("a class number below 0")
+        index, turns, examples = index[flat], turns[flat], examples.reshape(-1)
+        rows = self.store.offsets[index] + examples
+        if (examples < 0).any() or (rows >= self.store.offsets[index + 1]).any():
+            raise DataError(f"{self.name}: split {split} lacks an example that was asked for")
+        # A plain view: fancy indexing of np.memmap itself is slower.
+        found = self.store.images.view(np.ndarray)[rows].transpose(0, 3, 1, 2)
+        found = np.ascontiguousarray(found)
+        for turn in (1, 2, 3):
+            which = np.flatnonzero(turns == turn)
+            if len(which):
+                found[which] = np.rot90(found[which], turn, axes=(2, 3))
+        return found.reshape(*shape, *found.shape[1:])
+
+    def _split(self, split: str) -> Classes:
+        if split not in self.splits:
+            raise DataError(f"{self.name} has no split {split!r}; choose from {list(SPLITS)}")
+        return self.splits[split]

@@ -1,0 +1,146 @@
+"""An embedded data set that needs no download: characters made of random strokes.
+
+A class is a skeleton of 2 to 4 strokes; a drawing of it moves the control points, strokes and
+whole as a hand does. The task is Omniglot's (Lake et al. 2015) in kind, at no licence and no
+download. Every figure comes from one PCG64 stream per (seed, class), so that a class does not
+depend on how many there are.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from .dataset import ImageDataset, unturned
+from .errors import DataError
+from .paths import cache_folder
+from .store import build_store, open_store
+
+VERSION = 1  # raise it whenever a change below changes a pixel
+POINTS = 48  # drawn points a stroke; under a pixel apart at 28x28
+MARGIN = 0.14  # of the width, kept free around the skeleton on each side
+
+
+def glyphs(
+    root: Path | None = None,
+    size: int = 28,
+    classes: int = 1200,
+    drawings: int = 20,
+    seed: int = 0,
+) -> ImageDataset:
+    """Random characters, [1, size, size]: two thirds train, an eighth val, the rest test.
+
+    With 1200 classes that is 800, 150 and 250. The images are kept under `root`, else under the
+    cache folder, and are made only once. Raises DataError for fewer than 24 classes,
+    no drawings or a size below 8.
+    """
+    if classes < 24 or drawings < 1 or size < 8:
+        raise DataError("glyphs: needs classes >= 24, drawings >= 1 and size >= 8")
+    key = f"v{VERSION}-{size}px-{classes}x{drawings}-seed{seed}"
+    folder = (root or cache_folder()) / f"glyphs-{key}"
+    if folder.exists():
+        store = open_store(folder)
+    else:
+        names = [f"glyph{c:05d}" for c in range(classes)]
+        blocks = (_class_images(seed, c, drawings, size) for c in range(classes))
+        store = build_store(folder, "glyphs", names, blocks)
+    train, val = classes * 2 // 3, classes // 8
+    splits = {
+        "train": unturned(np.arange(train)),
+        "val": unturned(np.arange(train, train + val)),
+        "test": unturned(np.arange(train + val, classes)),
+    }
+    return ImageDataset("glyphs", store, splits)
+
+
+def _class_images(seed: int, number: int, drawings: int, size: int) -> np.ndarray:
+    """All drawings of one class: uint8 [drawings, size, size, 1]."""
+    stream = np.random.SeedSequence(seed, spawn_key=(number,))
+    rng = np.random.Generator(np.random.PCG64(stream))
+    skeleton = _skeleton(rng)
+    images = np.empty((drawings, size, size, 1), np.uint8)
+    for i in range(drawings):
+        curves, pen = _drawing(rng, skeleton)
+        images[i, :, :, 0] = _render(curves, pen, size)
+    return images
+
+
+def _skeleton(rng: np.random.Generator) -> list[np.ndarray]:
+    """The strokes of one character: control points [3 to 6, 2] each, in the unit box."""
+    strokes: list[np.ndarray] = []
+    for _ in range(rng.integers(2, 5)):
+        if strokes and rng.random() < 0.5:  # letters' strokes often start on another one
+            other = strokes[rng.integers(len(strokes))]
+            start = other[rng.integers(len(other))]
+        else:
+            start = rng.uniform(0.05, 0.95, 2)
+        strokes.append(_stroke(rng, start))
+    # Fill the box, or nearly: characters are written to one line height.
+    every = np.concatenate(strokes)
+    low, high = every.min(0), every.max(0)
+    span = np.maximum(high - low, 0.5 * (high - low).max())
+    box = 1 - 2 * MARGIN
+    middle = (low + high) / 2
+    return [(s - middle) / span * box + 0.5 for s in strokes]
+
+
+def _stroke(rng: np.random.Generator, start: np.ndarray) -> np.ndarray:
+    """A walk that keeps its bend, and now and then has a corner: control points [3 to 6, 2]."""
+    count = int(rng.integers(2, 6))
+    heading = rng.uniform(0, 2 * np.pi)
+    bend = rng.normal(0, 0.7)
+    step = rng.uniform(0.6, 1.2) / count
+    points = [start]
+    for _ in range(count):
+        # Turn towards the middle where the next step would leave the box.
+        ahead = points[-1] + step * np.array([np.cos(heading), np.sin(heading)])
+        if (ahead < 0).any() or (ahead > 1).any():
+            towards = 0.5 - points[-1]
+            heading = np.arctan2(towards[1], towards[0]) + rng.normal(0, 0.5)
+            ahead = points[-1] + step * np.array([np.cos(heading), np.sin(heading)])
+        points.append(ahead)
+        heading += bend if rng.random() < 0.8 else rng.uniform(-2.2, 2.2)
+    return np.array(points)
+
+
+def _drawing(
+    rng: np.random.Generator, skeleton: list[np.ndarray]
+) -> tuple[list[np.ndarray], float]:
+    """One hand's version: drawn points [POINTS, 2] a stroke in the unit box, and pen width."""
+    turn, shear = rng.normal(0, 0.10), rng.normal(0, 0.12)
+    scale = np.exp(rng.normal(-0.05, 0.08) + rng.normal(0, 0.06, 2))
+    shift = rng.normal(0, 0.03, 2)
+    cos, sin = np.cos(turn), np.sin(turn)
+    curves = []
+    for control in skeleton:
+        moved = control + rng.normal(0, 0.025, 2) + rng.normal(0, 0.022, control.shape)
+        x, y = (_curve(moved) - 0.5).T * scale[:, None]
+        x = x + shear * y
+        # Written out: a matrix product's last bits depend on the BLAS.
+        curves.append(np.stack([cos * x - sin * y, sin * x + cos * y], 1) + shift + 0.5)
+    return curves, float(rng.uniform(0.045, 0.075))
+
+
+def _curve(control: np.ndarray) -> np.ndarray:
+    """Points [POINTS, 2] on the uniform Catmull-Rom spline through `control` [k, 2], k >= 2."""
+    ends = 2 * control[0] - control[1], 2 * control[-1] - control[-2]
+    p = np.concatenate([ends[0][None], control, ends[1][None]])
+    at = np.linspace(0, len(control) - 1, POINTS)
+    piece = np.minimum(at.astype(int), len(control) - 2)
+    t = (at - piece)[:, None]
+    a, b, c, d = p[piece], p[piece + 1], p[piece + 2], p[piece + 3]
+    square = 2 * a - 5 * b + 4 * c - d
+    cube = 3 * b - a - 3 * c + d
+    return 0.5 * (2 * b + (c - a) * t + square * t * t + cube * t * t * t)
+
+
+def _render(curves: list[np.ndarray], pen: float, size: int) -> np.ndarray:
+    """Draw curves in the unit box with a round pen, antialiased: uint8 [size, size]."""
+    centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
+    points = (np.concatenate(curves) * size).astype(np.float32)
+    x2 = (centres - points[:, :1]) ** 2
+    y2 = (centres - points[:, 1:]) ** 2
+    # The squared distance to a point is a sum of two one-dimensional tables: one addition and
+    # one minimum a pixel and point, and the square root once a pixel.
+    distance = np.sqrt((y2[:, :, None] + x2[:, None, :]).min(0))
+    ink = np.clip(np.float32(pen * size / 2 + 0.5) - distance, 0, 1)
+    return (ink * np.float32(255) + np.float32(0.5)).astype(np.uint8)

@@ -1,0 +1,162 @@
+"""Omniglot (Lake et al. 2015): 1623 characters of 50 alphabets, 20 drawings each."""
+
+import io
+import re
+from collections import defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from .archive import Archive, open_archive
+from .dataset import Classes, ImageDataset, turned, unturned
+from .download import download
+from .errors import DataError
+from .paths import cache_folder, data_folder
+from .store import ImageStore, build_store, open_store
+
+VERSION = 1  # raise it whenever a change below changes a pixel
+SIDE, DRAWINGS = 105, 20
+CHARACTERS = {"images_background": 964, "images_evaluation": 659}
+# The sums of the official archives, as in torchvision.datasets.Omniglot.
+MD5 = {
+    "images_background": "68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811",
+}
+MIRRORS = (
+    "https://github.com/brendenlake/omniglot/raw/master/python/{}.zip",
+    "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{}.zip",
+)
+MEMBER = re.compile(r"(images_\w+)/([^/]+/character\d\d)/\d{4}_\d\d\.png")
+
+
+def omniglot(
+    root: Path | None = None,
+    size: int = 28,
+    split: Literal["vinyals", "random"] = "vinyals",
+    seed: int = 0,
+    rotations: bool = True,
+) -> ImageDataset:
+    """Omniglot at [1, size, size], ink = 255.
+
+    split "vinyals": 1028/172/423 characters, the lists that Snell et al. 2017 took from Vinyals
+    et al. 2016. "random": `seed` shuffles the characters into 1100/100/423 (Finn et al. 2017:
+    1200 for training, of which 100 validate). `rotations` makes four classes of each character.
+
+    The archives are taken from `omniglot/` of the data folder, else from `root` (by default the
+    cache folder), else they are downloaded to `root`; what is decoded stays there. Raises
+    DataError where they cannot be had or do not hold Omniglot.
+    """
+    if split not in ("vinyals", "random"):
+        raise DataError(f"omniglot: split must be vinyals or random, not {split!r}")
+    if not 1 <= size <= SIDE:
+        raise DataError(f"omniglot: size must be 1 to {SIDE}, not {size}")
+    root = root or cache_folder()
+    folder = root / f"omniglot-v{VERSION}-{size}px"
+    if folder.exists():
+        store = open_store(folder)
+    else:
+        archives = [find_archive(name, root) for name in CHARACTERS]
+        store = decode(archives, folder, size)
+    lists = vinyals(store) if split == "vinyals" else shuffled(store, seed)
+    as_classes = turned if rotations else unturned
+    splits: dict[str, Classes] = {name: as_classes(index) for name, index in lists.items()}
+    return ImageDataset("omniglot", store, splits)
+
+
+def find_archive(name: str, root: Path) -> Path:
+    """The path of `<name>.zip`: the user's own, else the one downloaded to `root` before or now."""
+    data = data_folder()
+    file = f"{name}.zip"
+    if data is not None and (data / "omniglot" / file).is_file():
+        return data / "omniglot" / file
+    target = root / "omniglot" / file
+    if not target.is_file():
+        place = f"put it by hand at omniglot/{file} in a folder named by METALEARN_DATA"
+        download([m.format(name) for m in MIRRORS], target, md5=MD5[name], by_hand=place)
+    return target
+
+
+def decode(
+    archives: list[Path],
+    folder: Path,
+    size: int,
+    expected: dict[str, int] | None = None,
+) -> ImageStore:
+    """Build the store from the archives, which must hold `expected` characters, 20 drawings each.
+
+    Raises DataError for hostile or damaged archives, for missing or surplus drawings, and for
+    images that are not 105x105 PNGs.
+    """
+    with ExitStack() as stack:
+        found: dict[str, list[tuple[Archive, str]]] = {}
+        for path in archives:
+            archive = stack.enter_context(open_archive(path))
+            found |= _characters(archive, expected or CHARACTERS)
+        names = sorted(found)
+        blocks = (_images(found[name], size) for name in names)
+        return build_store(folder, "omniglot", names, blocks)
+
+
+def vinyals(store: ImageStore) -> dict[str, np.ndarray]:
+    """The packaged character lists as class numbers of `store`."""
+    number = {name: i for i, name in enumerate(store.classes)}
+    lists = {}
+    for split in ("train", "val", "test"):
+        source = Path(__file__).parent / "splits" / f"omniglot_vinyals_{split}.txt"
+        names = source.read_text(encoding="utf-8").split()
+        lists[split] = np.array([number[name] for name in names])
+    return lists
+
+
+def shuffled(store: ImageStore, seed: int) -> dict[str, np.ndarray]:
+    """The characters in an order that depends on `seed` alone, cut after 1100 and 1200."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    # Sorted random keys: unlike `permutation`, numpy does not change how `random` draws.
+    order = np.argsort(rng.random(len(store.classes)), kind="stable")
+    train, val, test = np.split(order, [1100, 1200])
+    return {"train": train, "val": val, "test": test}
+
+
+def _characters(archive: Archive, expected: dict[str, int]) -> dict[str, list[tuple[Archive, str]]]:
+    name = archive.path.stem
+    found: dict[str, list[tuple[Archive, str]]] = defaultdict(list)
+    for member in sorted(archive.names):
+        match = MEMBER.fullmatch(member)
+        if match and match[1] == name:
+            found[match[2]].append((archive, member))
+    if len(found) != expected[name]:
+        raise DataError(
+            f"archive {archive.path} holds {len(found)} characters under {name}/, "
+            f"not {expected[name]}; put Omniglot's {name}.zip in its place"
+        )
+    for character, members in found.items():
+        if len(members) != DRAWINGS:
+            raise DataError(
+                f"archive {archive.path} holds {len(members)} drawings of {character}, "
+                f"not {DRAWINGS}; put Omniglot's {name}.zip in its place"
+            )
+    return found
+
+
+def _images(members: list[tuple[Archive, str]], size: int) -> np.ndarray:
+    """The drawings of one character: uint8 [20, size, size, 1], ink = 255."""
+    return np.stack([_image(archive, member, size) for archive, member in members])[..., None]
+
+
+def _image(archive: Archive, member: str, size: int) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(archive.read(member)), formats=["PNG"]) as image:
+            # Before the pixels are touched: a small PNG can claim a vast image.
+            if image.size != (SIDE, SIDE):
+                raise ValueError(f"{image.size[0]}x{image.size[1]} pixels")
+            ink = image.convert("L").point(lambda v: 255 - v)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"member {member} of {archive.path} is no {SIDE}x{SIDE} PNG ({error}); "
+            "put a good copy of the archive in its place"
+        ) from None
+    # Lanczos as in MAML's data preparation (cbfinn/maml, data/omniglot_resized).
+    return np.asarray(ink.resize((size, size), Image.Resampling.LANCZOS))

@@ -1,0 +1,175 @@
+"""Where episodes come from: a source turns (split, index) into one few-shot task.
+
+What an episode holds depends on (data set, split, seed, index) alone. Each index has its own
+generator, keyed by a hash of the four, so that no order of drawing, worker, rank or resume can
+change it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metalearn.data import ImageDataset, Sinusoid
+from metalearn.errors import UsageError
+from metalearn.types import Batch, Episodes
+
+
+class EpisodeSource(Protocol):
+    """An endless numbered stream of episodes of one shape for each split."""
+
+    @property
+    def shape(self) -> tuple[int | None, int, int]:
+        """Ways (None for regression), shots, queries (a class, or in all for regression)."""
+        ...
+
+    def check(self, split: str) -> None:
+        """Raise UsageError where `split` cannot give one episode of this shape."""
+        ...
+
+    def batch(self, split: str, indices: Sequence[int]) -> Episodes:
+        """Episodes `indices`, stacked: support `[T, S, *X]`, query `[T, Q, *X]`, float32."""
+        ...
+
+    def fingerprint(self, split: str, index: int) -> bytes:
+        """Bytes that identify what episode `index` holds."""
+        ...
+
+
+def generator(digest: str, split: str, seed: int, index: int) -> np.random.Generator:
+    """The generator of one episode: Philox, keyed by sha256 of (data set, split, seed, index)."""
+    key = hashlib.sha256(f"{digest}/{split}/{seed}/{index}".encode()).digest()[:16]
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype="<u8")))
+
+
+class EpisodeIds(NamedTuple):
+    """Which examples an episode holds. classes: `[N]`, numbered within the split;
+    support: `[N, K]` and query: `[N, Q/N]`, numbered within each class."""
+
+    classes: np.ndarray
+    support: np.ndarray
+    query: np.ndarray
+
+
+@dataclass(frozen=True)
+class FewShotEpisodes:
+    """N-way K-shot classification with `queries` query examples a class.
+
+    Classes and examples are drawn uniformly without replacement. A class's label is its place
+    in the draw. Examples go shot by shot, one of every class, so that minibatches of a multiple
+    of N examples are balanced.
+
+    Raises UsageError for a shape that is not positive; `check` tells whether a split can fill it.
+    """
+
+    dataset: ImageDataset
+    ways: int
+    shots: int
+    queries: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("ways", "shots", "queries"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"episodes.{name}={getattr(self, name)} must be 1 or more")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, K, queries a class)."""
+        return self.ways, self.shots, self.queries
+
+    def check(self, split: str) -> None:
+        """Raise UsageError where `split` cannot give one episode of this shape."""
+        if split not in self.dataset.splits:
+            raise UsageError(f"split={split!r} is not known; use {', '.join(self.dataset.splits)}")
+        available = self.dataset.class_count(split)
+        if self.ways > available:
+            raise UsageError(
+                f"episodes.ways={self.ways}, but {self.dataset.name} has {available} classes "
+                f"in its {split} split; use at most {available}"
+            )
+        examples = int(self.dataset.examples_in(split, np.arange(available)).min())
+        if self.shots + self.queries > examples:
+            raise UsageError(
+                f"episodes.shots + episodes.queries = {self.shots + self.queries}, but a class of "
+                f"{self.dataset.name} ({split}) has {examples} examples; use at most {examples}"
+            )
+
+    def draw(self, split: str, index: int) -> EpisodeIds:
+        """The classes and examples of episode `index`."""
+        rng = generator(self.dataset.digest, split, self.seed, index)
+        count = self.dataset.class_count(split)
+        # The order of uniform numbers, which numpy keeps from version to version.
+        classes = np.argsort(rng.random(count), kind="stable")[: self.ways]
+        examples = np.stack(
+            [
+                np.argsort(rng.random(size), kind="stable")[: self.shots + self.queries]
+                for size in self.dataset.examples_in(split, classes)
+            ]
+        )
+        return EpisodeIds(classes, examples[:, : self.shots], examples[:, self.shots :])
+
+    def batch(self, split: str, indices: Sequence[int]) -> Episodes:
+        """Episodes `indices`: pixels scaled to [0, 1], support `[T, N*K, C, H, W]`."""
+        drawn = [self.draw(split, index) for index in indices]
+        classes = np.stack([ids.classes for ids in drawn])
+
+        def examples(which: np.ndarray) -> Batch:
+            tasks, ways, each = which.shape
+            images = self.dataset.images(split, classes[:, None, :], which.transpose(0, 2, 1))
+            x = torch.from_numpy(images).flatten(1, 2).float().div_(255)
+            return Batch(x, torch.arange(ways).repeat(tasks, each))
+
+        return Episodes(
+            examples(np.stack([ids.support for ids in drawn])),
+            examples(np.stack([ids.query for ids in drawn])),
+        )
+
+    def fingerprint(self, split: str, index: int) -> bytes:
+        """The class and example numbers, as little-endian int64."""
+        return b"".join(part.astype("<i8").tobytes() for part in self.draw(split, index))
+
+
+@dataclass(frozen=True)
+class SinusoidEpisodes:
+    """Regression on sine curves: `shots` support and `queries` query points of one curve."""
+
+    dataset: Sinusoid
+    shots: int
+    queries: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("shots", "queries"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"episodes.{name}={getattr(self, name)} must be 1 or more")
+
+    @property
+    def shape(self) -> tuple[None, int, int]:
+        """(None, K, Q)."""
+        return None, self.shots, self.queries
+
+    def check(self, split: str) -> None:
+        """Every split has every curve."""
+
+    def _points(self, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = generator(repr(self.dataset), split, self.seed, index)
+        return self.dataset.draw(rng, self.shots + self.queries)
+
+    def batch(self, split: str, indices: Sequence[int]) -> Episodes:
+        """Episodes `indices`: support `[T, K, 1]`, query `[T, Q, 1]`."""
+        points = [self._points(split, index) for index in indices]
+        x, y = (torch.from_numpy(np.stack(part)) for part in zip(*points, strict=True))
+
+        def part(tensor: Tensor, query: bool) -> Tensor:
+            return tensor[:, self.shots :] if query else tensor[:, : self.shots]
+
+        return Episodes(*(Batch(part(x, query), part(y, query)) for query in (False, True)))
+
+    def fingerprint(self, split: str, index: int) -> bytes:
+        """The curve's points, rounded to 1e-4 so that no rounding of a sine shows."""
+        return b"".join(np.round(p * 1e4).astype("<i8").tobytes() for p in self._points(split, index))

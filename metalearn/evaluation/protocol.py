@@ -1,0 +1,119 @@
+"""The one evaluation: finite episodes to a mean, its interval, and every episode's value."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+import torch
+
+from metalearn import tree
+from metalearn.algorithms.base import MetaAlgorithm
+from metalearn.episodes import Manifest
+from metalearn.errors import UsageError
+from metalearn.evaluation.statistics import Interval, mean_interval
+from metalearn.gradients.base import Batching
+from metalearn.gradients.batching import map_tasks
+from metalearn.inner.loop import trajectory
+from metalearn.types import Episodes, Meta, Metrics
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """Query metrics of finite episodes.
+
+    by_step: name of a metric (`loss`, `accuracy`) to values `[episodes, steps + 1]`, after
+        0, 1, ..., steps inner steps.
+    manifest_hash: of the episodes; None where they came as plain batches.
+    """
+
+    by_step: dict[str, np.ndarray] = field(repr=False)
+    manifest_hash: str | None = None
+
+    def interval(self, name: str, step: int = -1) -> Interval:
+        """Mean and 95% interval of one metric after one step, by default the last."""
+        return mean_interval(self.by_step[name][:, step])
+
+    @property
+    def measure(self) -> str:
+        """What the episodes are judged by: "accuracy" (a fraction), or "loss" in regression."""
+        return "accuracy" if "accuracy" in self.by_step else "loss"
+
+    @property
+    def accuracy(self) -> Interval:
+        """Query accuracy after the last inner step, a fraction. KeyError in regression."""
+        return self.interval("accuracy")
+
+    @property
+    def loss(self) -> Interval:
+        """Query loss after the last inner step."""
+        return self.interval("loss")
+
+    @property
+    def accuracies(self) -> np.ndarray:
+        """`[episodes]`, after the last inner step."""
+        return self.by_step["accuracy"][:, -1]
+
+    @property
+    def losses(self) -> np.ndarray:
+        """`[episodes]`, after the last inner step."""
+        return self.by_step["loss"][:, -1]
+
+    @property
+    def score(self) -> float:
+        """What model selection maximises: mean accuracy, or minus the mean loss."""
+        mean = self.interval(self.measure).mean
+        return mean if self.measure == "accuracy" else -mean
+
+
+def evaluate(
+    algo: MetaAlgorithm,
+    meta: Meta,
+    episodes: Episodes | Iterable[Episodes] | Manifest,
+    steps: int | None = None,
+    batching: Batching = "auto",
+    device: torch.device | str | None = None,
+) -> EvalReport:
+    """Adapt to every episode and measure its queries after each inner step.
+
+    episodes: a `Manifest`, one `Episodes` `[T, ...]`, or batches of them.
+    steps: inner steps, by default the algorithm's own. device: where to move the episodes.
+    Raises UsageError for no episodes.
+    """
+    count = algo.steps if steps is None else steps
+    manifest = episodes if isinstance(episodes, Manifest) else None
+    batches = manifest.batches(32) if manifest else episodes
+    if isinstance(batches, Episodes):
+        batches = [batches]
+
+    def measured(episode: Episodes) -> list[Metrics]:
+        support, query = episode
+        return [
+            algo.outer_loss(meta, algo.finish(meta, fast, support), query)[1]
+            for fast, _ in trajectory(algo, meta, support, count)
+        ]
+
+    values: dict[str, list[np.ndarray]] = {}
+    with torch.no_grad():
+        for batch in cast(Iterable[Episodes], batches):
+            if device is not None:
+                batch = to_device(batch, device)
+            for tasks, result in map_tasks(measured, batch, batching):
+                by_step = cast(list[Metrics], result)
+                stacked = tree.map(lambda *m: torch.stack(m, -1), *by_step)
+                for name, value in stacked.items():
+                    rows = value.unsqueeze(0) if tasks is None else value
+                    values.setdefault(name, []).append(rows.double().cpu().numpy())
+    if not values:
+        raise UsageError("no episodes to evaluate; use evaluation.episodes of 1 or more")
+    return EvalReport(
+        {name: np.concatenate(rows) for name, rows in values.items()},
+        manifest.hash if manifest else None,
+    )
+
+
+def to_device(episodes: Episodes, device: torch.device | str) -> Episodes:
+    """The same episodes on `device`."""
+    return Episodes(
+        *(type(b)(*(None if t is None else t.to(device) for t in b)) for b in episodes)
+    )

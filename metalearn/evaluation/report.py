@@ -1,0 +1,145 @@
+"""Results for people and for programs: a table, `result.json`, the per-episode file."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from metalearn.tracking.local import encode_floats, write_atomic
+
+_SETTINGS = (
+    ("dataset", "data set"),
+    ("split", "split"),
+    ("algorithm", "algorithm"),
+    ("gradient", "gradient"),
+    ("backbone", "backbone"),
+    ("norm_policy", "norm policy"),
+)
+_IDENTITY = (
+    ("seed", "seed"),
+    ("manifest_hash", "manifest"),
+    ("config_hash", "config"),
+    ("commit", "commit"),
+    ("weights_sha256", "weights sha256"),
+)
+_HASH_SHOWN = 12  # characters of a hash in the table; result.json has all
+
+
+def result_table(result: Mapping[str, Any]) -> Table:
+    """Table of one result, from the content of `result.json`.
+
+    result: `accuracy`, `untrained_accuracy` and their `_half_width` are fractions; a
+        regression has `loss` and `loss_half_width` instead, a mean squared error. `seconds`
+        and `peak_memory_bytes` are in their units; `accuracy_by_step` (or `loss_by_step`) has
+        a [mean, half-width] for 0..k inner steps. Keys that are absent or None give no row.
+    """
+    table = Table(title="Result", show_header=False, title_justify="left")
+    table.add_column(style="dim", no_wrap=True)
+    # Every value is on one line and copied from there, so it folds only where it must.
+    table.add_column(overflow="fold")
+    measure = "accuracy" if result.get("accuracy") is not None else "loss"
+    label = "accuracy" if measure == "accuracy" else "mean squared error"
+    _row(table, f"[bold]{label}", _interval(result, measure, measure), style="bold green")
+    _row(table, "untrained", _interval(result, f"untrained_{measure}", measure))
+    by_step = result.get(f"{measure}_by_step")
+    if by_step:
+        lines = (
+            f"{step}: {_format(mean, half, measure)}" for step, (mean, half) in enumerate(by_step)
+        )
+        _row(table, "by inner step", "\n".join(lines))
+    _row(table, "episodes", _episodes(result))
+    for key, name in _SETTINGS:
+        _row(table, name, result.get(key))
+    _row(table, "time", _time(result))
+    if result.get("peak_memory_bytes") is not None:
+        _row(table, "peak memory", f"{result['peak_memory_bytes'] / 2**20:.0f} MiB")
+    for key, name in _IDENTITY:
+        value = result.get(key)
+        _row(table, name, value[:_HASH_SHOWN] if isinstance(value, str) else value)
+    return table
+
+
+def write_json(path: Path | str, obj: Any) -> None:
+    """Write `obj` as indented JSON, atomically; NaN and the infinities become strings.
+
+    Strings ("nan", "inf", "-inf"), as in `metrics.jsonl`: JSON has no such numbers.
+    """
+    write_atomic(path, json.dumps(encode_floats(obj), indent=2, allow_nan=False) + "\n")
+
+
+def write_episode_file(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one CSV line an episode, atomically.
+
+    rows: `index`, `accuracy` (fraction), `loss`; a list under a name that ends in `_by_step`
+        is spread over columns, `accuracy_by_step` over `accuracy_after_0`, `accuracy_after_1`
+        and so on. Names that a problem does not have are left out of every row.
+
+    Raises ValueError where a row has other columns than the first, or there is no row.
+    """
+    flat = [_flatten(row) for row in rows]
+    if not flat:
+        raise ValueError(f"{path}: no episodes to write")
+    columns = list(flat[0])
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for number, row in enumerate(flat):
+        if row.keys() != flat[0].keys():
+            raise ValueError(f"{path}: row {number} has columns {list(row)}, not {columns}")
+        writer.writerow(row)
+    write_atomic(path, text.getvalue())
+
+
+def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if name.endswith("_by_step"):
+            stem = name.removesuffix("_by_step")
+            flat |= {f"{stem}_after_{step}": item for step, item in enumerate(value)}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _row(table: Table, name: str, value: Any, style: str | None = None) -> None:
+    if value is not None:
+        table.add_row(name, str(value), style=style)
+
+
+def _interval(result: Mapping[str, Any], name: str, measure: str) -> str | None:
+    if result.get(name) is None:
+        return None
+    # `untrained_accuracy` goes with `untrained_half_width`, `accuracy` with its own.
+    half_name = "untrained_half_width" if name.startswith("untrained") else f"{name}_half_width"
+    return _format(result[name], result.get(half_name), measure)
+
+
+def _format(mean: Any, half: Any, measure: str) -> str:
+    # Read back from JSON, a value that is not finite is a string.
+    mean, half = float(mean), math.nan if half is None else float(half)
+    if measure == "accuracy":
+        return f"{mean:.2%}" if math.isnan(half) else f"{mean:.2%} ± {half:.2%}"
+    return f"{mean:.4g}" if math.isnan(half) else f"{mean:.4g} ± {half:.2g}"
+
+
+def _episodes(result: Mapping[str, Any]) -> str | None:
+    parts = [] if result.get("episodes") is None else [f"{result['episodes']}"]
+    if result.get("ways") is not None:
+        parts.append(f"{result['ways']}-way")
+    if result.get("shots") is not None:
+        parts.append(f"{result['shots']}-shot")
+    if result.get("queries") is not None:
+        parts.append(f"{result['queries']} queries{' a class' if result.get('ways') else ''}")
+    return ", ".join(parts) or None
+
+
+def _time(result: Mapping[str, Any]) -> str | None:
+    parts = [] if result.get("seconds") is None else [f"{result['seconds']:.1f} s"]
+    if result.get("tasks_per_second") is not None:
+        parts.append(f"{result['tasks_per_second']:.1f} tasks/s")
+    return ", ".join(parts) or None

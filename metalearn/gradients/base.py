@@ -1,0 +1,50 @@
+"""What a meta-gradient strategy is, and what all of them are asked."""
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from metalearn.errors import UsageError
+from metalearn.types import Episodes, Meta, MetaGradients, Metrics
+
+if TYPE_CHECKING:
+    from metalearn.algorithms.base import MetaAlgorithm
+
+Batching = Literal["auto", "loop", "vmap"] | int
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+class MetaGradient(Protocol):
+    """A value that turns an algorithm and T tasks into the gradient of the mean outer loss."""
+
+    def __call__(
+        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
+    ) -> tuple[MetaGradients, Metrics]:
+        """The gradient, shaped like `meta`, and metrics `[T]`.
+
+        episodes: support `[T, S, *X]`, query `[T, Q, *X]`.
+        """
+        ...
+
+
+class TaskGradient(Protocol):
+    """The same for one task, without T and with scalar metrics."""
+
+    def __call__(
+        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
+    ) -> tuple[MetaGradients, Metrics]: ...
+
+
+def check_precision(precision: str) -> None:
+    """Raise UsageError for a precision that is unknown or not there yet."""
+    if precision != "fp32":
+        known = precision in ("tf32", "bf16", "fp16")
+        fault = "is not there yet" if known else "is not known"
+        raise UsageError(f"precision={precision!r} {fault}; use precision='fp32'")
+
+
+def check_algorithm(strategy: object, algo: "MetaAlgorithm") -> None:
+    """Raise UsageError where `algo` is not defined for the strategy."""
+    name = type(strategy).__name__
+    if name not in algo.strategies:
+        raise UsageError(
+            f"gradient {name} does not fit {type(algo).__name__}; use {' or '.join(algo.strategies)}"
+        )

@@ -1,0 +1,137 @@
+"""Records as JSON lines in the run folder: the copy that is always there and always whole."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from .tracker import RunInfo, Status
+
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class JsonLines:
+    """Appends one JSON object a record to `<run folder>/metrics.jsonl`.
+
+    Every record has `kind` ("scalars", "episodes" or "summary"), `step`, `time` (seconds since
+    1970) and the values under their own names; "episodes" also has `split`. JSON has no number
+    for NaN and the infinities, so they are written as the strings "nan", "inf", "-inf", which
+    keeps them apart; `read_records` gives the floats back.
+    """
+
+    def __init__(self, filename: str = "metrics.jsonl") -> None:
+        self.filename = filename
+        self._file: TextIO | None = None
+        self._step = 0
+
+    def start(self, run: RunInfo) -> dict[str, Any]:
+        """Open the file, after dropping what a resumed run will write again.
+
+        Records of steps after `run.resume_step` go (all of them where it is None), and so do
+        lines that a killed process left unfinished.
+        """
+        path = run.folder / self.filename
+        run.folder.mkdir(parents=True, exist_ok=True)
+        self._step = run.resume_step or 0
+        if path.exists():
+            _keep_until(path, run.resume_step)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
+        return {}
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._write({"kind": "scalars", "step": step}, values)
+
+    def episodes(self, step: int, split: str, values: Mapping[str, Sequence[float]]) -> None:
+        self._write({"kind": "episodes", "step": step, "split": split}, values)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self._write({"kind": "summary", "step": self._step}, values)
+
+    def close(self, status: Status) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, head: dict[str, Any], values: Mapping[str, Any]) -> None:
+        if self._file is None:
+            raise RuntimeError("JsonLines takes records only between start() and close()")
+        self._step = head["step"]
+        record = head | {"time": round(time.time(), 3)} | encode_floats(dict(values))
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def read_records(path: Path | str) -> Iterator[dict[str, Any]]:
+    """Yield the records of a metrics file, oldest first, also while a run still writes it.
+
+    An unfinished last line is left out. Raises ValueError at a damaged line before the last,
+    FileNotFoundError where there is no file.
+    """
+    with Path(path).open("rb") as file:
+        damaged: int | None = None
+        for number, line in enumerate(file, 1):
+            if damaged is not None:
+                raise ValueError(f"{path}: line {damaged} is damaged; remove it to read the rest")
+            record = _parse(line)
+            if record is None:
+                damaged = number
+            else:
+                yield record
+
+
+def write_atomic(path: Path | str, text: str) -> None:
+    """Put `text` (UTF-8) at `path`: a reader, or a crash, sees the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def encode_floats(value: Any) -> Any:
+    """Copy nested dicts and lists with NaN and the infinities as "nan", "inf" and "-inf"."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(float(value))
+    if isinstance(value, Mapping):
+        return {key: encode_floats(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode_floats(item) for item in value]
+    return value
+
+
+def decode_floats(value: Any) -> Any:
+    """Undo `encode_floats`."""
+    if isinstance(value, str):
+        return _NOT_FINITE.get(value, value)
+    if isinstance(value, dict):
+        return {key: decode_floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [decode_floats(item) for item in value]
+    return value
+
+
+def _keep_until(path: Path, step: int | None) -> None:
+    kept: list[str] = []
+    if step is not None:
+        with path.open("rb") as file:
+            for line in file:
+                record = _parse(line)
+                if record is not None and record.get("step", 0) <= step:
+                    kept.append(line.decode("utf-8").rstrip("\n") + "\n")
+    write_atomic(path, "".join(kept))
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # a cut line, or bytes that are no UTF-8
+        return None
+    return decode_floats(record) if isinstance(record, dict) else None

@@ -1,0 +1,55 @@
+"""Whether a W&B server can be used at all, found out without wandb, which would ask or wait."""
+
+import netrc
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlparse
+
+
+def base_url() -> str:
+    """The address of the W&B server that the environment asks for."""
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def missing_key(base_url: str) -> str | None:
+    """Say that wandb has no key for this server, or None; asked here as wandb would prompt."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return None
+    host = urlparse(base_url).hostname or base_url
+    places = [os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"]
+    for place in places:
+        try:
+            if place and netrc.netrc(str(place)).authenticators(host):
+                return None
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return f"no API key for {host}: set WANDB_API_KEY or run `wandb login`"
+
+
+def unreachable(base_url: str, timeout: float) -> str | None:
+    """Say why the server gives no answer within `timeout` seconds, or None if it does.
+
+    wandb itself would retry for minutes, so its first query is asked here once. A refusal for
+    want of a key is an answer; an error of the server's own (5xx) is none.
+    """
+    request = urllib.request.Request(
+        base_url.rstrip("/") + "/graphql",
+        data=b'{"query": "query Viewer { viewer { id } }"}',
+        headers={"Content-Type": "application/json", "User-Agent": "metalearn"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=timeout):
+            return None
+    except urllib.error.HTTPError as error:
+        error.close()
+        return None if error.code < 500 else f"{base_url} answers {error.code}"
+    except Exception as error:  # also the ValueError of a malformed address
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        return f"{base_url} does not answer: {one_line(reason)}"
+
+
+def one_line(error: object) -> str:
+    """What an error says, on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

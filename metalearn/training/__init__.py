@@ -1,0 +1,5 @@
+"""The outer loop around the engine."""
+
+from metalearn.training.outer import Outer, meta_step
+
+__all__ = ["Outer", "meta_step"]

@@ -1,0 +1,160 @@
+"""Checkpoints that are whole or absent, and that run no code when they are read.
+
+A checkpoint is a folder `step-00000400` with `tensors.safetensors` and `state.json`, the
+latter holding everything else and the sha256 of the former. It is written beside its place
+and renamed into it, so that a kill at any moment leaves the earlier checkpoints usable.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+_VERSION = 1
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint that is incomplete or was changed; the message is one line."""
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write `state` (nested dicts and lists of tensors and JSON values) as step `step`.
+
+    Returns the checkpoint's folder. An existing one of this step is replaced.
+    """
+    target = folder / f"step-{step:08d}"
+    partial = folder / f".partial-{step:08d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tensors: dict[str, Tensor] = {}
+    plain = _split(state, "", tensors)
+    data = save(tensors)
+    _write(partial / "tensors.safetensors", data)
+    head = {"version": _VERSION, "step": step, "sha256": hashlib.sha256(data).hexdigest()}
+    _write(partial / "state.json", json.dumps({**head, "state": plain}).encode())
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(partial, target)
+    _sync(folder)
+    return target
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state that `save_checkpoint` was given. Raises DamagedCheckpoint."""
+    try:
+        head = json.loads((path / "state.json").read_bytes())
+        data = (path / "tensors.safetensors").read_bytes()
+        version, digest, plain = head["version"], head["sha256"], head["state"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{path} cannot be read ({type(error).__name__})") from error
+    if version != _VERSION:
+        raise DamagedCheckpoint(f"{path} has format {version}, this version reads {_VERSION}")
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise DamagedCheckpoint(f"{path} is damaged: its tensors do not match their sha256")
+    return _join(plain, load(data))
+
+
+def latest_checkpoint(
+    folder: Path, warn: Callable[[str], None] = lambda line: None
+) -> dict[str, Any] | None:
+    """The newest state that can be read, or None. Damaged ones are named to `warn` and skipped."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return load_checkpoint(path)
+        except DamagedCheckpoint as error:
+            warn(f"{error}; going on from the one before")
+    return None
+
+
+def prune_checkpoints(folder: Path, keep: int, also: int | None = None) -> None:
+    """Delete all but the newest `keep` checkpoints and that of step `also` (the best)."""
+    paths = sorted(folder.glob("step-*"))
+    for path in paths[: max(len(paths) - keep, 0)]:
+        if also is None or path.name != f"step-{also:08d}":
+            shutil.rmtree(path)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _children(value: Any) -> Iterator[tuple[Any, Any]]:
+    return iter(value.items()) if isinstance(value, dict) else enumerate(value)
+
+
+def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """`value` as JSON, its tensors moved to `tensors` under their path."""
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().contiguous().clone()
+        return {"$tensor": path}
+    if isinstance(value, Counter):
+        return {"$counter": sorted(value.items())}
+    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+        return {"$items": [[k, _split(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, dict | list | tuple):
+        parts = {key: _split(v, f"{path}/{key}", tensors) for key, v in _children(value)}
+        if isinstance(value, dict):
+            return parts
+        kind = "$tuple" if isinstance(value, tuple) else "$list"
+        return {kind: list(parts.values())}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"{path} is a {type(value).__name__}, which a checkpoint cannot hold; "
+        "use an optimizer and a schedule whose state is numbers and tensors"
+    )
+
+
+def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_join(v, tensors) for v in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        ((kind, inside),) = value.items()
+        if kind == "$tensor":
+            return tensors[inside]
+        if kind == "$counter":
+            return Counter(dict(inside))
+        if kind == "$items":
+            return {key: _join(v, tensors) for key, v in inside}
+        if kind == "$list":
+            return _join(inside, tensors)
+        if kind == "$tuple":
+            return tuple(_join(inside, tensors))
+    return {key: _join(v, tensors) for key, v in value.items()}
+
+
+def generator_states() -> dict[str, Tensor]:
+    """The states of torch's global generators, which dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    for index in range(torch.cuda.device_count()):
+        states[f"cuda:{index}"] = torch.cuda.get_rng_state(index)
+    return states
+
+
+def restore_generators(states: dict[str, Tensor]) -> None:
+    """Set the generators as `generator_states` found them; devices that are gone are left out."""
+    torch.set_rng_state(states["cpu"])
+    for index in range(torch.cuda.device_count()):
+        if f"cuda:{index}" in states:
+            torch.cuda.set_rng_state(states[f"cuda:{index}"], index)

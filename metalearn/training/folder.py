@@ -1,0 +1,158 @@
+"""One run in one folder: from a composed configuration to `result.json`."""
+
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save
+
+from metalearn.errors import UsageError
+from metalearn.types import Meta
+
+_NOT_IDENTITY = ("run_dir", "resume", "tracker")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """sha256 of what determines a run's result: all but where it lies and how it is tracked."""
+    identity = {name: value for name, value in config.items() if name not in _NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def commit() -> str | None:
+    """The commit of this package's checkout, with `-dirty` for uncommitted changes; None
+    outside a checkout."""
+
+    def git(*words: str) -> str:
+        folder = Path(__file__).parent
+        return subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        if not git("ls-files", __file__):
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process. Raises UsageError where another one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"another process is running in {folder}; wait for it or choose another run_dir"
+            ) from None
+        yield
+
+
+def claim(folder: Path, config: dict[str, Any], resume: str) -> Path:
+    """The folder for this run, holding its `config.yaml`.
+
+    resume: "auto" goes on in `folder` where it holds this very run; "never" takes a fresh
+        folder beside it where it holds anything. Raises UsageError where `folder` holds a run
+        of another configuration, and names the first difference.
+    """
+    if resume not in ("auto", "never"):
+        raise UsageError(f"resume={resume!r} is not known; use auto or never")
+    if resume == "never":
+        number, fresh = 1, folder
+        while (fresh / "config.yaml").exists():
+            number += 1
+            fresh = folder.with_name(f"{folder.name}-{number}")
+        folder = fresh
+    path = folder / "config.yaml"
+    if path.exists():
+        held = yaml.safe_load(path.read_text())
+        if config_hash(held) != config_hash(config):
+            name, before, now = _difference(held, config)
+            raise UsageError(
+                f"{folder} holds a run with {name}={before}, not {now}; "
+                "choose another run_dir, or use resume=never"
+            )
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / ".config.yaml"
+    partial.write_text(yaml.safe_dump(config, sort_keys=False))
+    os.replace(partial, path)
+    return folder
+
+
+def _difference(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any]:
+    """The first place where two configurations differ: its name and both values."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in [*a, *(n for n in b if n not in a)]:
+            if not path and name in _NOT_IDENTITY:
+                continue
+            if a.get(name) != b.get(name):
+                return _difference(a.get(name), b.get(name), f"{path}.{name}" if path else name)
+    return path, a, b
+
+
+def save_weights(path: Path, meta: Meta) -> str:
+    """Write `meta` as safetensors, keys `init/<name>` and so on; returns the file's sha256."""
+    tensors = {
+        f"{part}/{name}": tensor.detach().cpu().contiguous()
+        for part in ("init", "hyper", "buffers")
+        for name, tensor in meta[part].items()
+    }
+    data = save(tensors)
+    partial = path.with_name(f".{path.name}")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_weights(path: Path, like: Meta) -> Meta:
+    """Read what `save_weights` wrote, onto the devices of `like`.
+
+    Raises UsageError where names or shapes are not those of `like`.
+    """
+    tensors = load_file(path)
+    loaded = Meta(init={}, hyper={}, buffers={})
+    for part in ("init", "hyper", "buffers"):
+        for name, tensor in like[part].items():
+            found = tensors.pop(f"{part}/{name}", None)
+            if found is None or found.shape != tensor.shape:
+                what = "no" if found is None else f"{list(found.shape)} for"
+                raise UsageError(f"{path} has {what} {part}/{name} {list(tensor.shape)}")
+            loaded[part][name] = found.to(tensor.device, tensor.dtype)
+    if tensors:
+        raise UsageError(f"{path} has weights that the network lacks: {', '.join(sorted(tensors))}")
+    return loaded
+
+
+def torch_device(name: str) -> torch.device:
+    """The device for `device=`: "auto" is the GPU where there is one. Raises UsageError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device={name!r} is not known; use auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device={name}, but no CUDA device is visible; use device=cpu")
+    return device
+
+
+def to_meta_device(meta: Meta, device: torch.device) -> Meta:
+    """`meta` on `device`."""
+    move: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda tensors: {
+        name: tensor.to(device) for name, tensor in tensors.items()
+    }
+    return Meta(
+        init=move(meta["init"]), hyper=move(meta["hyper"]), buffers=move(meta["buffers"])
+    )

@@ -1,0 +1,207 @@
+"""The outer loop: meta-steps, validation and selection by it, checkpoints, a clean stop."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metalearn import tree
+from metalearn.algorithms.base import MetaAlgorithm
+from metalearn.episodes import EpisodeSource, Manifest
+from metalearn.errors import UsageError
+from metalearn.evaluation.protocol import evaluate, to_device
+from metalearn.gradients.base import Batching, MetaGradient
+from metalearn.tracking import Tracker
+from metalearn.training.checkpoint import (
+    generator_states,
+    latest_checkpoint,
+    prune_checkpoints,
+    restore_generators,
+    save_checkpoint,
+)
+from metalearn.training.memory import peak_memory_bytes
+from metalearn.training.outer import Outer, meta_step
+from metalearn.training.settings import TrainingSettings
+from metalearn.types import Meta
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained on what.
+
+    train: endless training episodes. validation: the manifest that selects. evaluation_steps:
+    inner steps in evaluation, None for the algorithm's own.
+    """
+
+    algo: MetaAlgorithm
+    gradient: MetaGradient
+    train: EpisodeSource
+    validation: Manifest
+    device: torch.device
+    batching: Batching = "auto"
+    evaluation_steps: int | None = None
+
+
+@dataclass
+class TrainState:
+    """Where training stands; `dump` and `load` are its form in a checkpoint.
+
+    step: meta-steps done, and so the episode cursor: meta-step s draws the episodes
+    [s * meta_batch, (s + 1) * meta_batch). best: the weights selected so far.
+    """
+
+    meta: Meta
+    outer: Outer
+    best: Meta
+    step: int = 0
+    best_step: int = 0
+    best_score: float | None = None
+    seconds: float = 0.0
+    wandb_id: str | None = None
+
+    def dump(self) -> dict[str, Any]:
+        """Everything that changes during training."""
+        numbers = ("step", "best_step", "best_score", "seconds", "wandb_id")
+        return {
+            **{name: getattr(self, name) for name in numbers},
+            "meta": self.meta,
+            "best": self.best,
+            "outer": self.outer.state(),
+            "generators": generator_states(),
+        }
+
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from what `dump` returned."""
+        for name in ("step", "best_step", "best_score", "seconds", "wandb_id"):
+            setattr(self, name, state[name])
+        with torch.no_grad():
+            for part in ("init", "hyper"):
+                for name, weight in self.meta[part].items():
+                    weight.copy_(state["meta"][part][name])
+        self.meta["buffers"] = _to(state["meta"]["buffers"], device)
+        self.best = Meta(**{part: _to(state["best"][part], device) for part in state["best"]})
+        self.outer.load(state["outer"])
+        restore_generators(state["generators"])
+
+
+def _to(tensors: tree.Params, device: torch.device) -> tree.Params:
+    return tree.map(lambda t: t.to(device), tensors)
+
+
+def copy_meta(meta: Meta) -> Meta:
+    """A copy that later steps leave alone."""
+    init, hyper, buffers = (tree.clone(meta[part]) for part in ("init", "hyper", "buffers"))
+    return Meta(init=init, hyper=hyper, buffers=buffers)
+
+
+@contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, so that the loop can end between two steps."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def resume(
+    state: TrainState, folder: Path, device: torch.device, warn: Callable[[str], None]
+) -> bool:
+    """Load the newest readable checkpoint under `folder`; False where there is none."""
+    saved = latest_checkpoint(folder / "checkpoints", warn)
+    if saved is not None:
+        state.load(saved, device)
+    return saved is not None
+
+
+def fit(
+    problem: Problem, settings: TrainingSettings, state: TrainState, folder: Path, tracker: Tracker
+) -> bool:
+    """Train until `settings.steps`, an early stop, or SIGTERM; `state` is updated in place.
+
+    Checkpoints go to `folder/checkpoints`. Returns False where SIGTERM ended it early.
+    """
+    checkpoints = folder / "checkpoints"
+    clock = time.monotonic() - state.seconds
+
+    def save() -> None:
+        state.seconds = time.monotonic() - clock
+        save_checkpoint(checkpoints, state.step, state.dump())
+        prune_checkpoints(checkpoints, settings.keep, also=state.best_step)
+
+    with stop_signal() as stop:
+        while state.step < settings.steps and not _out_of_patience(state, settings):
+            _train_step(problem, settings, state, tracker)
+            last = state.step == settings.steps
+            if state.step % settings.validate_every == 0 or last:
+                _validate(problem, state, tracker)
+                save()
+            elif state.step % settings.checkpoint_every == 0 or stop.is_set():
+                save()
+            if stop.is_set() and not last:
+                return False
+        state.seconds = time.monotonic() - clock
+    return True
+
+
+def _out_of_patience(state: TrainState, settings: TrainingSettings) -> bool:
+    if settings.patience is None:
+        return False
+    return state.step - state.best_step >= settings.patience * settings.validate_every
+
+
+def _train_step(
+    problem: Problem, settings: TrainingSettings, state: TrainState, tracker: Tracker
+) -> None:
+    started = time.perf_counter()
+    first = state.step * settings.meta_batch
+    indices = range(first, first + settings.meta_batch)
+    episodes = to_device(problem.train.batch("train", indices), problem.device)
+    rate = state.outer.learning_rate
+    metrics = meta_step(problem.algo, problem.gradient, state.outer, state.meta, episodes)
+    state.step += 1
+    values = {name: value.tolist() for name, value in metrics.items()}
+    norm = values.pop("grad_norm")
+    if not math.isfinite(norm):
+        raise UsageError(
+            f"the meta-gradient is not finite at step {state.step}; lower inner.rate or "
+            "outer.optimizer.lr, or set training.clip_norm (earlier checkpoints are kept)"
+        )
+    tracker.episodes(state.step, "train", {"index": list(indices), **values})
+    tracker.scalars(
+        state.step,
+        {
+            **{name: sum(value) / len(value) for name, value in values.items()},
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "tasks_per_second": settings.meta_batch / (time.perf_counter() - started),
+            "peak_memory_bytes": peak_memory_bytes(problem.device),
+        },
+    )
+
+
+def _validate(problem: Problem, state: TrainState, tracker: Tracker) -> None:
+    report = evaluate(
+        problem.algo,
+        state.meta,
+        problem.validation,
+        problem.evaluation_steps,
+        problem.batching,
+        problem.device,
+    )
+    values = {name: rows[:, -1].tolist() for name, rows in report.by_step.items()}
+    tracker.episodes(state.step, "val", {"index": list(range(len(report.losses))), **values})
+    if state.best_score is None or math.isnan(state.best_score) or report.score > state.best_score:
+        state.best_score, state.best_step = report.score, state.step
+        state.best = copy_meta(state.meta)

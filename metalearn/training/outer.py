@@ -1,0 +1,81 @@
+"""One outer step: a meta-batch to a gradient to new meta-learned weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from metalearn import tree
+from metalearn.algorithms.base import MetaAlgorithm
+from metalearn.gradients.base import MetaGradient
+from metalearn.types import Episodes, Meta, MetaGradients, Metrics
+
+
+class Outer:
+    """A torch optimizer and schedule over everything meta-learned.
+
+    meta: its tensors are updated in place from here on.
+    optimizer: makes the optimizer from a list of tensors. schedule: makes a scheduler from the
+        optimizer; stepped once a meta-step. clip_norm: largest Euclidean norm of the whole
+        meta-gradient.
+    """
+
+    def __init__(
+        self,
+        meta: Meta,
+        optimizer: Callable[[list[Tensor]], Optimizer],
+        schedule: Callable[[Optimizer], LRScheduler] | None = None,
+        clip_norm: float | None = None,
+    ):
+        self.learned = [*meta["init"].values(), *meta["hyper"].values()]
+        self.optimizer = optimizer(self.learned)
+        self.schedule = schedule(self.optimizer) if schedule else None
+        self.clip_norm = clip_norm
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate that the next step will use."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step(self, gradient: MetaGradients) -> Tensor:
+        """Apply one meta-gradient; returns its norm before clipping, a scalar."""
+        parts = [*gradient["init"].values(), *gradient["hyper"].values()]
+        for weight, part in zip(self.learned, parts, strict=True):
+            weight.grad = part
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.learned, self.clip_norm if self.clip_norm is not None else float("inf")
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.schedule is not None:
+            self.schedule.step()
+        return norm
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, tensors and plain values mixed."""
+        schedule = self.schedule.state_dict() if self.schedule else None
+        return {"optimizer": self.optimizer.state_dict(), "schedule": schedule}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+
+
+def meta_step(
+    algo: MetaAlgorithm, gradient: MetaGradient, outer: Outer, meta: Meta, episodes: Episodes
+) -> Metrics:
+    """Update `meta` in place by one meta-batch; returns metrics `[T]` and scalar `grad_norm`.
+
+    Running averages of norm layers, if there are any, follow the support images under the
+    starting weights.
+    """
+    direction, metrics = gradient(algo, meta, episodes)
+    norm = outer.step(direction)
+    x = episodes.support.x.flatten(0, 1)
+    meta["buffers"] = algo.net.track(tree.detach(meta["init"]), meta["buffers"], x)
+    return {**metrics, "grad_norm": norm}

@@ -1,0 +1,57 @@
+"""The settings of the two loops around the engine, with their types and defaults."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class EpisodeSettings:
+    """The shape of an episode: N ways, K shots, `queries` query examples a class.
+
+    For regression, `shots` and `queries` are points of one curve and `ways` has no meaning.
+    """
+
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+
+
+@dataclass
+class TrainingSettings:
+    """The outer loop.
+
+    steps: meta-steps. meta_batch: T tasks in each.
+    ways, shots, queries: of the training episodes, where they differ from `episodes`.
+    clip_norm: largest norm of the meta-gradient.
+    validate_every: meta-steps between validations. patience: validations without a new best
+    after which training stops. checkpoint_every: meta-steps between checkpoints; every
+    validation writes one too. keep: newest checkpoints kept, beside the best.
+    """
+
+    steps: int = 1000
+    meta_batch: int = 16
+    ways: int | None = None
+    shots: int | None = None
+    queries: int | None = None
+    clip_norm: float | None = None
+    validate_every: int = 200
+    patience: int | None = None
+    checkpoint_every: int = 100
+    keep: int = 2
+
+
+@dataclass
+class EvaluationSettings:
+    """Evaluation.
+
+    episodes, validation_episodes: in the test and the validation manifest. split: what
+    `metalearn evaluate` measures. seed: of the manifests; runs of different seeds share them.
+    steps: inner steps, where they differ from training's. untrained: also measure the weights
+    before training.
+    """
+
+    episodes: int = 600
+    validation_episodes: int = 100
+    split: str = "test"
+    seed: int = 0
+    steps: int | None = None
+    untrained: bool = True

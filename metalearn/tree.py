@@ -1,0 +1,43 @@
+"""Arithmetic on dicts of tensors: the weights of one task as one vector."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from metalearn.types import Params
+
+
+def map(f: Callable[..., Tensor], *trees: Params) -> Params:
+    """Apply `f` to the tensors that share a name; every tree has the first one's names."""
+    return {name: f(*(tree[name] for tree in trees)) for name in trees[0]}
+
+
+def add(a: Params, b: Params) -> Params:
+    """a + b."""
+    return map(torch.add, a, b)
+
+
+def sub(a: Params, b: Params) -> Params:
+    """a - b."""
+    return map(torch.sub, a, b)
+
+
+def scale(a: Params, factor: float) -> Params:
+    """factor * a."""
+    return map(lambda t: t * factor, a)
+
+
+def zeros_like(a: Params) -> Params:
+    """0, shaped like a."""
+    return map(torch.zeros_like, a)
+
+
+def detach(a: Params) -> Params:
+    """The same values without history."""
+    return map(torch.Tensor.detach, a)
+
+
+def clone(a: Params) -> Params:
+    """A copy that shares no memory, without history."""
+    return map(lambda t: t.detach().clone(), a)

@@ -1,0 +1,315 @@
+import contextlib
+import http.server
+import json
+import math
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from wandb.proto import wandb_internal_pb2 as records
+
+from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB, read_records
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+SCRIPT = """
+import json, sys, time
+from pathlib import Path
+from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB
+
+tracker = Tracker([JsonLines(), WandB("online", timeout=1.0, finish_timeout=10.0)])
+begin = time.perf_counter()
+tracker.start(RunInfo("name", Path(sys.argv[1]), {}, None, 0, 20))
+for step in range(1, 21):
+    tracker.scalars(step, {"loss": 1 / step})
+    tracker.episodes(step, "train", {"accuracy": [0.5] * 4, "loss": [1.0] * 4})
+trained = time.perf_counter() - begin
+tracker.episodes(20, "test", {"accuracy": [0.5] * 600})
+tracker.summary({"accuracy": 0.5})
+tracker.close("finished")
+print(json.dumps({"trained": trained, "all": time.perf_counter() - begin}))
+"""
+
+_HEADER, _BLOCK, _PREFIX = 7, 32768, 7
+
+
+def wandb_records(path):
+    """Yield the protobuf records of a `.wandb` file.
+
+    It is a LevelDB log: blocks of 32 KiB, in them pieces of crc, length, kind and data.
+    """
+    data = path.read_bytes()
+    place, parts = _HEADER, b""
+    while place + _PREFIX <= len(data):
+        room = _BLOCK - place % _BLOCK
+        if room < _PREFIX:
+            place += room
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        parts += data[place + _PREFIX : place + _PREFIX + length]
+        place += _PREFIX + length
+        if kind in (1, 4):  # a full record, or the last part of one
+            yield records.Record.FromString(parts)  # type: ignore[attr-defined]
+            parts = b""
+
+
+def history(path):
+    """One dict a `run.log` call."""
+    return [
+        {(item.key or "/".join(item.nested_key)): json.loads(item.value_json)
+         for item in record.history.item}
+        for record in wandb_records(path)
+        if record.WhichOneof("record_type") == "history"
+    ]  # fmt: skip
+
+
+class Vanishing(http.server.BaseHTTPRequestHandler):
+    """Takes a run as W&B would, and answers nothing any more once its first rows have come."""
+
+    protocol_version = "HTTP/1.1"
+    answers = {
+        "Viewer": {"viewer": {"id": "V", "entity": "me", "username": "me", "flags": "{}"}},
+        "RunResumeStatus": {"model": {"id": "P", "name": "m", "bucket": None}},
+        "UpsertBucket": {"upsertBucket": {"bucket": {
+            "id": "B", "name": "id", "displayName": "n", "config": "{}",
+            "project": {"name": "m", "entity": {"name": "me"}}}, "inserted": True}},
+    }  # fmt: skip
+    gone = threading.Event()
+    over = threading.Event()
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path.endswith("file_stream"):
+            self.gone.set()
+        if self.gone.is_set():
+            self.over.wait()
+            return
+        asked = re.search(r"(?:query|mutation)\s+(\w+)", body.decode(errors="replace"))
+        answer = json.dumps({"data": self.answers.get(asked[1] if asked else "", {})}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_GET = do_POST
+
+    def log_message(self, *_):  # type: ignore[override]
+        """Quiet."""
+
+
+class Broken(http.server.BaseHTTPRequestHandler):
+    """Answers 500 to everything."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(500)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST
+
+    def log_message(self, *_):  # type: ignore[override]
+        """Quiet."""
+
+
+@contextlib.contextmanager
+def server(kind):
+    """Yield the address of a server that refuses, never answers, or answers 500."""
+    if kind == "answers 500":
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Broken) as broken:
+            thread = threading.Thread(target=broken.serve_forever)
+            thread.start()
+            yield f"http://127.0.0.1:{broken.server_port}"
+            broken.shutdown()
+            thread.join()
+        return
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if kind == "timed out":
+            listener.listen(64)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def recorded(folder):
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["refused", "timed out", "answers 500"])
+def test_a_server_out_of_reach_costs_seconds_and_loses_nothing(kind, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    with server(kind) as address:
+        environment |= {"WANDB_BASE_URL": address, "WANDB_API_KEY": KEY}
+        begin = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(tmp_path)],
+            env=environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        lasted = time.perf_counter() - begin
+    assert done.returncode == 0
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("W&B: recording offline (http://127.0.0.1") and kind in warning
+    (line,) = done.stdout.splitlines()
+    seconds = json.loads(line)
+    assert seconds["trained"] < 0.5 and seconds["all"] < 10.0
+    assert lasted - seconds["all"] < 10.0  # imports, and nothing that waits at the exit
+    kinds = [record["kind"] for record in read_records(tmp_path / "metrics.jsonl")]
+    assert kinds == ["scalars", "episodes"] * 20 + ["episodes", "summary"]
+    rows = history(recorded(tmp_path))
+    assert [row["loss"] for row in rows if "loss" in row] == [1 / s for s in range(1, 21)]
+
+
+@pytest.mark.slow
+def test_a_server_that_vanishes_during_the_run_delays_its_end_alone(tmp_path):
+    script = SCRIPT.replace("trained =", "time.sleep(4)\ntrained =").replace("10.0", "3.0")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Vanishing) as vanishing:
+        thread = threading.Thread(target=vanishing.serve_forever)
+        thread.start()
+        environment |= {"WANDB_BASE_URL": f"http://127.0.0.1:{vanishing.server_port}"}
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)],
+            env=environment | {"WANDB_API_KEY": KEY}, capture_output=True, text=True,
+            timeout=60, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert Vanishing.gone.is_set()  # the run did begin online
+        Vanishing.over.set()
+        vanishing.shutdown()
+        thread.join()
+    assert done.returncode == 0
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("W&B: ")
+    seconds = json.loads(done.stdout)
+    assert seconds["trained"] < 4.5 and seconds["all"] - seconds["trained"] < 5.0
+    kinds = [record["kind"] for record in read_records(tmp_path / "metrics.jsonl")]
+    assert kinds == ["scalars", "episodes"] * 20 + ["episodes", "summary"]
+
+
+def test_offline_records_everything(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    sink = WandB("offline", warn=pytest.fail)
+    run = RunInfo("my run", tmp_path, {"inner": {"rate": 0.1}}, "c0ffee", seed=3, steps=2)
+    identity = sink.start(run)["wandb_id"]
+    assert len(identity) == 8
+    sink.scalars(1, {"loss": 0.5, "tasks_per_second": 12.0, "peak_memory_bytes": 1e9})
+    sink.episodes(1, "train", {"accuracy": [0.25, 1.0], "loss": [math.nan, 0.5]})
+    sink.episodes(2, "train", {"accuracy": [0.75], "index": [9]})
+    sink.episodes(2, "val", {"accuracy": [0.0, 0.5, 1.0], "loss": [1.0, math.nan, math.inf],
+                             "index": [0, 1, 2]})  # fmt: skip
+    sink.summary({"accuracy": 0.875})
+    sink.close("finished")
+
+    rows = [{k: v for k, v in row.items() if k[0] != "_"} for row in history(recorded(tmp_path))]
+    assert rows[0] == {"step": 1, "loss": 0.5, "tasks_per_second": 12.0, "peak_memory_bytes": 1e9}
+    assert rows[1]["episode"] == 0 and rows[1]["episodes/train/accuracy"] == 0.25
+    assert math.isnan(float(rows[1]["episodes/train/loss"]))
+    assert rows[2] == {"episode": 1, "episodes/train/accuracy": 1.0, "episodes/train/loss": 0.5}
+    assert rows[3] == {"episode": 9, "episodes/train/accuracy": 0.75}
+    evaluation = rows[4]
+    assert evaluation["step"] == 2 and evaluation["val/accuracy"] == 0.5
+    assert sum(evaluation["val/accuracy_histogram/values"]) == 3
+    assert sum(evaluation["val/loss_histogram/values"]) == 1
+    assert rows[5]["step"] == 2 and rows[5]["val/episodes/nrows"] == 3
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/val/*.json")
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["accuracy", "loss", "index"]
+    assert [row[0] for row in content["data"]] == [0.0, 0.5, 1.0]
+
+    (record,) = [r.run for r in wandb_records(recorded(tmp_path)) if r.HasField("run")]
+    config = {item.key: json.loads(item.value_json) for item in record.config.update}
+    assert (record.run_id, record.display_name) == (identity, "my run")
+    assert config["inner"] == {"rate": 0.1}
+    assert (config["commit"], config["seed"]) == ("c0ffee", 3)
+    axes = {r.metric.name: r.metric.step_metric for r in wandb_records(recorded(tmp_path))
+            if r.HasField("metric")}  # fmt: skip
+    assert axes["loss"] == axes["val/accuracy"] == "step"
+    assert axes["episodes/train/accuracy"] == "episode"
+    summary = [item for r in wandb_records(recorded(tmp_path)) if r.HasField("summary")
+               for item in r.summary.update if item.key == "accuracy"]  # fmt: skip
+    assert json.loads(summary[-1].value_json) == 0.875
+
+
+def test_without_a_key_online_goes_offline_in_one_line_and_a_resumed_run_keeps_its_id(
+    tmp_path, monkeypatch
+):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.invalid")
+    warnings = []
+    sink = WandB("online", warn=warnings.append)
+    run = RunInfo("n", tmp_path, {}, None, seed=0, steps=9, resume_step=4, wandb_id="abcd1234")
+    assert sink.start(run) == {"wandb_id": "abcd1234"}
+    sink.scalars(5, {"loss": 0.5})
+    sink.close("finished")
+    assert warnings == [
+        "W&B: recording offline (no API key for wandb.invalid: set WANDB_API_KEY or run `wandb "
+        "login`). The run goes on and metrics.jsonl has every record; `wandb sync "
+        f"{tmp_path}/wandb/offline-run-*` uploads it later."
+    ]
+    assert recorded(tmp_path).name == "run-abcd1234.wandb"
+    assert [row["loss"] for row in history(recorded(tmp_path))] == [0.5]
+
+
+def test_a_sweep_agent_names_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "sweep001")
+    sink = WandB("offline", warn=pytest.fail)
+    assert sink.start(RunInfo("n", tmp_path, {}, None, 0, 9)) == {"wandb_id": "sweep001"}
+    sink.close("interrupted")
+    assert recorded(tmp_path).name == "run-sweep001.wandb"
+
+
+def test_records_that_wandb_refuses_do_not_raise(tmp_path):
+    warnings = []
+    sink = WandB("offline", warn=warnings.append)
+    sink.start(RunInfo("n", tmp_path, {}, None, 0, 9))
+    sink.scalars("one", {3: object()})  # type: ignore[arg-type]
+    sink.scalars(2, {"loss": 0.5})
+    sink.close("finished")
+    assert len(warnings) == 1 and "a record failed" in warnings[0]
+    assert [row["loss"] for row in history(recorded(tmp_path)) if "loss" in row] == [0.5]
+
+
+def test_disabled_does_nothing_and_does_not_import_wandb(tmp_path):
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom metalearn.tracking import *\n"
+        "tracker = Tracker([WandB('disabled')])\n"
+        "assert tracker.start(RunInfo('n', Path(sys.argv[1]), {}, None, 0, 9)) == {}\n"
+        "tracker.scalars(1, {'loss': 1.0})\ntracker.close()\nassert 'wandb' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=60)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_call_does_not_wait_for_wandb(tmp_path):
+    tracker = Tracker([JsonLines(), WandB("offline", warn=pytest.fail)])
+    tracker.start(RunInfo("n", tmp_path, {}, None, 0, 200))
+    spent = []
+    for step in range(1, 201):
+        begin = time.perf_counter()
+        tracker.scalars(step, {"loss": 0.5})
+        tracker.episodes(step, "train", {"accuracy": [0.5] * 16, "loss": [0.5] * 16})
+        spent.append(time.perf_counter() - begin)
+    tracker.close()
+    assert sorted(spent)[100] < 2e-3
+    assert len(history(recorded(tmp_path))) == 200 * 17
+
+
+def test_rows_of_training_episodes_can_be_left_out(tmp_path):
+    sink = WandB("offline", train_episodes=False, warn=pytest.fail)
+    sink.start(RunInfo("n", tmp_path, {}, None, 0, 9))
+    sink.episodes(1, "train", {"accuracy": [0.5] * 16})
+    sink.scalars(1, {"loss": 0.5})
+    sink.close("finished")
+    assert [row["loss"] for row in history(recorded(tmp_path))] == [0.5]
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="online, offline or disabled, not 'onlien'"):
+        WandB("onlien")  # type: ignore[arg-type]
