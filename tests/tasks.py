@@ -23,7 +23,7 @@ def network(build: Callable[[], nn.Module], seed: int = 0, dtype=torch.float64) 
                 parameter.add_(0.1 * torch.randn_like(parameter))
             for name, buffer in module.named_buffers():
                 if buffer.is_floating_point():
-                    buffer.add_(0.5 * torch.rand_like(buffer))
+                    buffer.add_(0.5 * torch.rand_like(buffer) - 0.3)
     return module.to(dtype)
 
 

@@ -100,6 +100,8 @@ def plot_accuracy_by_step(
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.margins(x=0.06, y=0.18)
+    if percent:  # no room for accuracies that cannot be
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.03))
     axes.set_xlabel("inner steps")
     axes.set_ylabel(label)
     axes.set_title(title, loc="left", fontweight="bold")

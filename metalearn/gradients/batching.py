@@ -88,6 +88,8 @@ def over_tasks(
 ) -> tuple[MetaGradients, Metrics]:
     """The mean over tasks of one task's gradient, and its metrics stacked to `[T]`."""
     tasks = episodes.support.x.shape[0]
+    if not tasks:
+        raise UsageError("no episodes in the meta-batch; use training.meta_batch of 1 or more")
     total: MetaGradients | None = None
     metrics: list[Metrics] = []
 
@@ -101,8 +103,7 @@ def over_tasks(
                 part = _both(lambda a: tree.map(lambda t: t.sum(0), a), part)
             total = part if total is None else _both(tree.add, total, part)
             metrics.append(measured)
-        if total is None:
-            raise UsageError("no episodes in the meta-batch; use training.meta_batch of 1 or more")
+        assert total is not None
         mean = _both(lambda a: tree.scale(a, 1 / tasks), total)
         return mean, tree.map(lambda *parts: torch.cat(parts), *metrics)
 

@@ -8,11 +8,6 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 
-def base_url() -> str:
-    """The address of the W&B server that the environment asks for."""
-    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-
-
 def missing_key(base_url: str) -> str | None:
     """Say that wandb has no key for this server, or None; asked here as wandb would prompt."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .reach import base_url, missing_key, one_line, unreachable
+from .reach import missing_key, one_line, unreachable
 from .tracker import RunInfo, Status
 
 Mode = Literal["online", "offline", "disabled"]
@@ -151,8 +151,10 @@ class WandB:
             self._warn_once(f"did not finish ({one_line(error)})")
 
     def _open(self, info: RunInfo, identity: str) -> Any:
+        settings = _set_up()
         if self.mode == "online":
-            reason = missing_key(base_url()) or unreachable(base_url(), self.timeout)
+            address = os.environ.get("WANDB_BASE_URL") or settings.base_url
+            reason = missing_key(address) or unreachable(address, self.timeout)
             if reason is None:
                 try:
                     return self._init(info, identity, "online")
@@ -164,12 +166,8 @@ class WandB:
         return self._init(info, identity, "offline")
 
     def _init(self, info: RunInfo, identity: str, mode: Mode) -> Any:
-        # wandb's reports about itself wait up to ten seconds for a silent server as the process
-        # exits, and print when it refuses them.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
-        wandb.setup(settings=wandb.Settings(silent=True))  # else logging in prints a line
         settings = {
             "silent": True,  # its lines would break our own live line
             "console": "off",
@@ -239,6 +237,17 @@ class WandB:
         rows = [list(row) for row in zip(*values.values(), strict=True)]
         self._log(run, "step", step, {f"{split}/episodes": wandb.Table(columns=names, data=rows)})
         self._tables = True
+
+
+def _set_up() -> Any:
+    """Import and silence wandb; returns its settings, of the environment and of its files."""
+    # wandb's reports about itself wait up to ten seconds for a silent server as the process
+    # exits, and print when it refuses them.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    # Not left to `init`, whose log-in prints a line before it has its own settings.
+    return wandb.setup(settings=wandb.Settings(silent=True)).settings
 
 
 def _release_id() -> None:

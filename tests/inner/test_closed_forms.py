@@ -48,6 +48,14 @@ def quadratic():
     return start, constants, Episodes(support, Batch(eye, torch.tensor(d)))
 
 
+def product(rates, A):
+    """M_K ... M_1 for the vectors of rates of consecutive steps."""
+    result = np.eye(SIZE)
+    for rate in rates:
+        result = (np.eye(SIZE) - np.diag(rate) @ A) @ result
+    return result
+
+
 def walk_back(start, constants, rates):
     """Mean gradients of the start and of each step's vector of rates, by the product of M_k."""
     d_start, d_rates = np.zeros(SIZE), np.zeros_like(rates)
@@ -55,13 +63,10 @@ def walk_back(start, constants, rates):
         path = [start]
         for rate in rates:
             path.append(path[-1] - rate * (A @ (path[-1] - c)))
-        for k, rate in enumerate(rates):
-            later = [np.eye(SIZE) - np.diag(r) @ A for r in rates[k + 1 :]]
-            jacobian = np.linalg.multi_dot([*later[::-1], np.eye(SIZE), np.eye(SIZE)])
-            d_rates[k] -= (A @ (path[k] - c)) * (jacobian.T @ (path[-1] - d)) / TASKS
-        steps = [np.eye(SIZE) - np.diag(r) @ A for r in rates]
-        whole = np.linalg.multi_dot([*steps[::-1], np.eye(SIZE), np.eye(SIZE)])
-        d_start += whole.T @ (path[-1] - d) / TASKS
+        for k in range(len(rates)):
+            later = product(rates[k + 1 :], A)
+            d_rates[k] -= (A @ (path[k] - c)) * (later.T @ (path[-1] - d)) / TASKS
+        d_start += product(rates, A).T @ (path[-1] - d) / TASKS
     return d_start, d_rates
 
 

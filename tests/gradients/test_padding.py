@@ -1,0 +1,87 @@
+"""Tasks of unequal size in one batch: padding of weight 0 changes no gradient and no metric."""
+
+import pytest
+import torch
+
+from metalearn import Batch, Episodes
+from metalearn.algorithms import ANIL, MAML, ProtoNet
+from metalearn.backbones import Conv4
+from metalearn.gradients import Adjoint, Unroll
+from metalearn.inner import lslr
+from tests.tasks import apart, classification, generator, network, randomised
+
+SIZES = [(3, 2, 6), (2, 3, 4), (3, 1, 5)]
+"""Ways, shots and queries of each task."""
+
+
+def unequal() -> list[Episodes]:
+    """Batches of one task each."""
+    return [
+        classification(1, ways, shots, queries, seed=t)
+        for t, (ways, shots, queries) in enumerate(SIZES)
+    ]
+
+
+def padded(batches: list[Batch], shuffle: bool) -> Batch:
+    """One batch of all; the padding is loud noise, not zeros, and may stand anywhere."""
+    g = generator(99)
+    size = max(batch.x.shape[1] for batch in batches)
+    rows = []
+    for batch in batches:
+        count = batch.x.shape[1]
+        noise = 50 * torch.randn(size - count, 1, 16, 16, generator=g, dtype=torch.float64)
+        x = torch.cat([batch.x[0], noise])
+        y = torch.cat([batch.y[0], torch.randint(3, (size - count,), generator=g)])
+        weight = (torch.arange(size) < count).to(torch.float64)
+        order = torch.randperm(size, generator=g) if shuffle else torch.arange(size)
+        rows.append(Batch(x[order], y[order], weight[order]))
+    return Batch(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
+
+
+def together(tasks: list[Episodes], shuffle: bool) -> Episodes:
+    return Episodes(
+        padded([t.support for t in tasks], shuffle), padded([t.query for t in tasks], shuffle)
+    )
+
+
+def build(name: str, norm: str):
+    """The algorithm and its meta, with rates that differ by layer and step."""
+    ways = None if name == "protonet" else 3
+    net = network(lambda: Conv4(ways, filters=4, size=16, norm=norm))
+    algo = {
+        "maml": lambda: MAML(net, steps=2, rule=lslr(0.1)),
+        "anil": lambda: ANIL(net, steps=2, rule=lslr(0.1)),
+        "protonet": lambda: ProtoNet(net, learn_temperature=True),
+        "protonet-cosine": lambda: ProtoNet(net, "cosine", temperature=0.1),
+    }[name]()
+    meta = algo.init()
+    meta["hyper"] = randomised(meta["hyper"])
+    return algo, meta
+
+
+@pytest.mark.parametrize("norm", ["transductive", "support", "running", "group"])
+@pytest.mark.parametrize("name", ["maml", "anil", "protonet", "protonet-cosine"])
+@pytest.mark.parametrize("strategy", [Unroll, Adjoint])
+def test_padding_is_left_out(strategy, name, norm):
+    algo, meta = build(name, norm)
+    tasks = unequal()
+    alone = [strategy(batching="loop")(algo, meta, t) for t in tasks]
+    want = {
+        part: {n: sum(g[part][n] for g, _ in alone) / len(alone) for n in meta[part]}
+        for part in ("init", "hyper")
+    }
+    for shuffle in (False, True):
+        for batching in ("loop", "vmap", 2):
+            got, metrics = strategy(batching=batching)(algo, meta, together(tasks, shuffle))
+            assert apart(got, want) < 1e-12
+            for key in ("loss", "accuracy"):
+                each = torch.cat([m[key] for _, m in alone])
+                torch.testing.assert_close(metrics[key], each, rtol=1e-12, atol=0)
+
+
+def test_padding_would_matter_without_weights():
+    algo, meta = build("maml", "transductive")
+    episodes = together(unequal(), False)
+    blind = Episodes(*(batch._replace(weight=None) for batch in episodes))
+    got, _ = Unroll()(algo, meta, episodes)
+    assert apart(got, Unroll()(algo, meta, blind)[0]) > 1e-2
