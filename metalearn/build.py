@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 from hydra.utils import get_object, instantiate
 
+from metalearn import tree
 from metalearn.algorithms.base import MetaAlgorithm
 from metalearn.algorithms.losses import cross_entropy, mean_squared
 from metalearn.data import ImageDataset, Sinusoid
@@ -17,12 +18,16 @@ from metalearn.episodes import EpisodeSource, Manifest, make_episodes
 from metalearn.errors import UsageError
 from metalearn.gradients.base import MetaGradient, check_algorithm, check_precision
 from metalearn.gradients.batching import check_batching
+from metalearn.training.folder import torch_device
 from metalearn.training.loop import Problem
 from metalearn.training.outer import Outer
-from metalearn.training.folder import to_meta_device, torch_device
 from metalearn.types import Meta
 
-_INJECTED = {"algorithm": {"module", "rule", "loss"}, "optimizer": {"params"}, "schedule": {"optimizer"}}
+_INJECTED = {
+    "algorithm": {"module", "rule", "loss"},
+    "optimizer": {"params"},
+    "schedule": {"optimizer"},
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ def build(config: Mapping[str, Any]) -> Built:
     gradient: MetaGradient = _make(config["gradient"], "gradient")
     algo = _algorithm(config, dataset)
     check_algorithm(gradient, algo)
-    meta = to_meta_device(algo.init(torch.Generator().manual_seed(config["seed"])), device)
+    meta = algo.init(torch.Generator().manual_seed(config["seed"]))
+    meta = tree.map_meta(lambda t: t.to(device), meta)
     if algo.strategies == ("Reptile",) and meta["hyper"]:
         raise UsageError("Reptile learns no inner rates; use inner=sgd")
     training, evaluation = config["training"], config["evaluation"]
@@ -94,7 +100,11 @@ def _algorithm(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> M
     images = isinstance(dataset, ImageDataset)
     shape = dataset.image_shape if images else (1,)
     node = dict(config["backbone"])
-    for name, value in {"channels": shape[0], "size": shape[-1], "inputs": math.prod(shape)}.items():
+    for name, value in {
+        "channels": shape[0],
+        "size": shape[-1],
+        "inputs": math.prod(shape),
+    }.items():
         if name in node and node[name] is None:
             node[name] = value
     if not images and "channels" in node:
@@ -126,7 +136,9 @@ def _check_arguments(node: Mapping[str, Any], name: str) -> None:
     try:
         target = get_object(str(path))
     except Exception as error:
-        raise UsageError(f"{name}._target_={path} cannot be imported ({error})".splitlines()[0]) from None
+        raise UsageError(
+            f"{name}._target_={path} cannot be imported ({error})".splitlines()[0]
+        ) from None
     signature = inspect.signature(target)
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())

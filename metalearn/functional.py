@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +24,16 @@ from metalearn.types import Params
 Statistics = Literal["transductive", "support", "running"]
 
 
-class _Call:
+class _Call(NamedTuple):
     """What one forward pass tells the norm layers inside it, beside the weights."""
 
-    def __init__(self, weight: Tensor | None, record: dict[nn.Module, tuple[Tensor, Tensor]] | None):
-        self.weight = weight
-        self.record = record
+    weight: Tensor | None = None
+    record: dict[nn.Module, tuple[Tensor, Tensor]] | None = None
 
 
+_PLAIN = _Call()
 # A context variable and not an attribute: one module may run in several threads.
-_call: ContextVar[_Call] = ContextVar("metalearn_forward", default=_Call(None, None))
+_call: ContextVar[_Call] = ContextVar("metalearn_forward", default=_PLAIN)
 
 
 @contextmanager
@@ -130,7 +130,8 @@ class BatchNorm(nn.Module):
         dims = (0, *range(2, x.ndim))
         shape = (1, -1, *[1] * (x.ndim - 2))
         if self.statistics == "running":
-            mean, var = self.running_mean.detach().view(shape), self.running_var.detach().view(shape)
+            mean = self.running_mean.detach().view(shape)
+            var = self.running_var.detach().view(shape)
             if call.record is not None:
                 call.record[self] = self._running_moments(x.detach(), dims, call.weight)
         elif self.statistics == "support" and self.support_mean is not None:
@@ -140,7 +141,6 @@ class BatchNorm(nn.Module):
             if call.record is not None:
                 call.record[self] = mean, var
         return _affine(x, mean, var, self.eps, self.weight, self.bias, shape)
-
 
     @staticmethod
     def _running_moments(x: Tensor, dims: tuple[int, ...], weight: Tensor | None):
@@ -237,13 +237,15 @@ class PureModule:
     def _forward(self, weights: Params, x: Tensor) -> Tensor:
         # Not functional_call's own tie_weights: where one layer stands at two places of the
         # module, it leaves the layer with the weights of the call (pytorch 164759).
-        placed = {place: t for name, t in weights.items() for place in self.places.get(name, (name,))}
+        placed = {
+            place: t for name, t in weights.items() for place in self.places.get(name, (name,))
+        }
         return functional_call(self.module, placed, (x,), tie_weights=False)
 
     def apply(self, weights: Params, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """The module's output for `x` `[B, *X]` under `weights` (parameters, buffers, support
         statistics; a name left out keeps its starting value). `weight` `[B]` marks padding."""
-        with _calling(_Call(weight, None)):
+        with _calling(_Call(weight)):
             return self._forward(weights, x)
 
     def _record(self, weights: Params, x: Tensor, weight: Tensor | None):
@@ -252,7 +254,9 @@ class PureModule:
             self._forward(weights, x)
         return {n: (m, record[m]) for n, m in self.module.named_modules() if m in record}
 
-    def support_statistics(self, weights: Params, x: Tensor, weight: Tensor | None = None) -> Params:
+    def support_statistics(
+        self, weights: Params, x: Tensor, weight: Tensor | None = None
+    ) -> Params:
         """What `apply` needs to treat queries by the statistics of the support set `x`.
 
         Empty, and free, unless a norm layer has `statistics="support"`.

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from metalearn import tree
 from metalearn.backbones.norms import describe
 from metalearn.build import Built, build_dataset
 from metalearn.data import ImageDataset
@@ -18,9 +20,9 @@ from metalearn.evaluation.plots import plot_accuracy_by_step, plot_learning_curv
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.evaluation.report import result_table, write_episode_file, write_json
 from metalearn.tracking import JsonLines, Progress, RunInfo, Tracker, WandB, read_records
-from metalearn.training.loop import TrainState, copy_meta, fit, resume
-from metalearn.training.memory import peak_memory_bytes
 from metalearn.training.folder import commit, config_hash, load_weights, save_weights
+from metalearn.training.loop import TrainState, fit, resume
+from metalearn.training.memory import peak_memory_bytes
 from metalearn.training.settings import TrainingSettings
 from metalearn.types import Meta
 
@@ -32,9 +34,11 @@ def train(config: Mapping[str, Any], built: Built, folder: Path, console: Consol
     None where SIGTERM stopped the run; the same command goes on from there.
     """
     problem, settings = built.problem, TrainingSettings(**config["training"])
-    untrained = copy_meta(built.meta)
+    untrained = tree.map_meta(torch.clone, built.meta)
     state = TrainState(built.meta, built.outer, untrained)
-    resumed = resume(state, folder, problem.device, lambda line: console.print(line, soft_wrap=True))
+    resumed = resume(
+        state, folder, problem.device, lambda line: console.print(line, soft_wrap=True)
+    )
     if resumed:
         console.print(f"resuming {folder} at step {state.step}", soft_wrap=True, highlight=False)
     sinks = [JsonLines(), WandB(**config["tracker"]), Progress(console)]
@@ -142,7 +146,9 @@ def evaluate_run(
     (folder / ".weights").unlink()
     result = write_result(config, built, report, folder, extra)
     if (run / "metrics.jsonl").exists():
-        plot_learning_curve(list(read_records(run / "metrics.jsonl")), folder / "learning_curve.png")
+        plot_learning_curve(
+            list(read_records(run / "metrics.jsonl")), folder / "learning_curve.png"
+        )
     console.print(result_table(result))
     console.print(f"evaluation folder: {folder}", soft_wrap=True, highlight=False)
     return result

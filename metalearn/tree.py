@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from metalearn.types import Params
+from metalearn.types import Meta, Params
 
 
 def map(f: Callable[..., Tensor], *trees: Params) -> Params:
@@ -41,3 +41,10 @@ def detach(a: Params) -> Params:
 def clone(a: Params) -> Params:
     """A copy that shares no memory, without history."""
     return map(lambda t: t.detach().clone(), a)
+
+
+def map_meta(f: Callable[[Tensor], Tensor], meta: Meta) -> Meta:
+    """Apply `f` to every tensor of `meta`."""
+    return Meta(
+        init=map(f, meta["init"]), hyper=map(f, meta["hyper"]), buffers=map(f, meta["buffers"])
+    )

@@ -4,6 +4,7 @@ Letters, here and everywhere: T tasks in a meta-batch, N ways, K shots, S = N*K 
 examples, Q query examples, B either of S and Q, *X the shape of one example.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, TypedDict
 
 from torch import Tensor
@@ -28,12 +29,20 @@ class Batch(NamedTuple):
     y: Tensor
     weight: Tensor | None = None
 
+    def map(self, f: Callable[[Tensor], Tensor]) -> "Batch":
+        """`f` of every tensor."""
+        return Batch(f(self.x), f(self.y), None if self.weight is None else f(self.weight))
+
 
 class Episodes(NamedTuple):
     """T few-shot tasks: what each adapts on and what it is judged by."""
 
     support: Batch
     query: Batch
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> "Episodes":
+        """`f` of every tensor."""
+        return Episodes(self.support.map(f), self.query.map(f))
 
 
 class Meta(TypedDict):

@@ -1,6 +1,6 @@
 """Random few-shot tasks and networks, and how far two dicts of tensors are apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ def network(build: Callable[[], nn.Module], seed: int = 0, dtype=torch.float64) 
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-            for name, buffer in module.named_buffers():
+            for buffer in module.buffers():
                 if buffer.is_floating_point():
                     buffer.add_(0.5 * torch.rand_like(buffer) - 0.3)
     return module.to(dtype)
@@ -90,7 +90,7 @@ def distance(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
     return float(off / size)
 
 
-def apart(got: dict, want: dict) -> float:
+def apart(got: Mapping, want: Mapping) -> float:
     """The larger of the distances of `init` and of `hyper`."""
     assert set(got) == set(want) == {"init", "hyper"}
     return max(distance(got[part], want[part]) for part in want)

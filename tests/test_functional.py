@@ -66,8 +66,8 @@ def test_norms_equal_torch(name, training):
 
     def torchs(x, *weights):
         fresh = copy.deepcopy(norm)
-        for name, weight in zip(names, weights, strict=True):
-            fresh._parameters[name] = weight
+        for key, weight in zip(names, weights, strict=True):
+            fresh._parameters[key] = weight
         return fresh(x)
 
     weights = list(net.params.values())

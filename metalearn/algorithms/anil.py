@@ -43,7 +43,9 @@ class ANIL:
         if self.head is None:
             object.__setattr__(self, "head", list(self.net.params)[-1].rpartition(".")[0])
         if not self._adapting(self.net.params):
-            raise UsageError(f"no weights under head={self.head!r}; name a submodule of the network")
+            raise UsageError(
+                f"no weights under head={self.head!r}; name a submodule of the network"
+            )
 
     def _adapting(self, weights: Params) -> Params:
         return {n: w for n, w in weights.items() if not self.head or n.startswith(f"{self.head}.")}

@@ -13,9 +13,7 @@ class MLP(nn.Module):
     leaves the last layer out. hidden: widths of the hidden layers (MAML section 5.1: 40, 40).
     """
 
-    def __init__(
-        self, inputs: int = 1, outputs: int | None = 1, hidden: Sequence[int] = (40, 40)
-    ):
+    def __init__(self, inputs: int = 1, outputs: int | None = 1, hidden: Sequence[int] = (40, 40)):
         super().__init__()
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise((inputs, *hidden)):

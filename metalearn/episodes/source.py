@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metalearn.data import ImageDataset, Sinusoid
+from metalearn.data.dataset import SPLITS
 from metalearn.errors import UsageError
 from metalearn.types import Batch, Episodes
 
@@ -154,7 +155,9 @@ class SinusoidEpisodes:
         return None, self.shots, self.queries
 
     def check(self, split: str) -> None:
-        """Every split has every curve."""
+        """Raise UsageError for an unknown split; every known one has every curve."""
+        if split not in SPLITS:
+            raise UsageError(f"split={split!r} is not known; use {', '.join(SPLITS)}")
 
     def _points(self, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         rng = generator(repr(self.dataset), split, self.seed, index)
@@ -172,4 +175,6 @@ class SinusoidEpisodes:
 
     def fingerprint(self, split: str, index: int) -> bytes:
         """The curve's points, rounded to 1e-4 so that no rounding of a sine shows."""
-        return b"".join(np.round(p * 1e4).astype("<i8").tobytes() for p in self._points(split, index))
+        return b"".join(
+            np.round(p * 1e4).astype("<i8").tobytes() for p in self._points(split, index)
+        )

@@ -96,8 +96,10 @@ def evaluate(
     values: dict[str, list[np.ndarray]] = {}
     with torch.no_grad():
         for batch in cast(Iterable[Episodes], batches):
+            if not len(batch.support.x):
+                continue
             if device is not None:
-                batch = to_device(batch, device)
+                batch = batch.map(lambda t: t.to(device))
             for tasks, result in map_tasks(measured, batch, batching):
                 by_step = cast(list[Metrics], result)
                 stacked = tree.map(lambda *m: torch.stack(m, -1), *by_step)
@@ -109,11 +111,4 @@ def evaluate(
     return EvalReport(
         {name: np.concatenate(rows) for name, rows in values.items()},
         manifest.hash if manifest else None,
-    )
-
-
-def to_device(episodes: Episodes, device: torch.device | str) -> Episodes:
-    """The same episodes on `device`."""
-    return Episodes(
-        *(type(b)(*(None if t is None else t.to(device) for t in b)) for b in episodes)
     )

@@ -17,10 +17,11 @@ same way back, re-running the dynamics instead of keeping the weights.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, vjp
 
 from metalearn import tree
+from metalearn.errors import UsageError
 from metalearn.gradients.base import Batching, Precision, check_algorithm, check_precision
 from metalearn.gradients.batching import over_tasks
 from metalearn.inner.loop import apply_rule, inner_gradient, minibatch, trajectory
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
     from metalearn.algorithms.base import MetaAlgorithm
 
 
-def adjoint(
-    algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
-) -> tuple[MetaGradients, Metrics]:
+def adjoint(algo: "MetaAlgorithm", meta: Meta, episodes: Episodes) -> tuple[MetaGradients, Metrics]:
     """One task: the gradient of `outer_loss(adapt(meta))`."""
     support, query = episodes
     init, hyper = meta["init"], meta["hyper"]
@@ -60,27 +59,41 @@ def adjoint(
         def rule(grads: Params, state: Params, fast: Params, hyper: Params):
             return apply_rule(algo, grads, state, fast, hyper)
 
-        grads, hessian_product = vjp(gradient, init, hyper, fast)
-        _, through_rule = vjp(rule, grads, state, fast, hyper)
+        grads, hessian_product, *_ = vjp(gradient, init, hyper, fast)
+        _, through_rule, *_ = vjp(rule, grads, state, fast, hyper)
 
         vector, adjoint_state, direct, from_rule = through_rule((adjoint, adjoint_state))
         from_init, from_hyper, curved = hessian_product(vector)
 
         adjoint = tree.add(direct, curved)
         d_init = tree.add(d_init, from_init)
-        d_hyper = tree.map(lambda *parts: sum(parts), d_hyper, from_rule, from_hyper)
+        d_hyper = tree.add(d_hyper, tree.add(from_rule, from_hyper))
 
     def begin(init: Params, hyper: Params) -> tuple[Params, Params]:
         fast = algo.begin(with_meta(init, hyper), support)
         return fast, algo.rule.init(fast)
 
     from_init, from_hyper = vjp(begin, init, hyper)[1]((adjoint, adjoint_state))
-    return MetaGradients(init=tree.add(d_init, from_init), hyper=tree.add(d_hyper, from_hyper)), metrics
+    d_init, d_hyper = tree.add(d_init, from_init), tree.add(d_hyper, from_hyper)
+    return MetaGradients(init=d_init, hyper=d_hyper), metrics
+
+
+def check_repeatable(algo: "MetaAlgorithm") -> None:
+    """Raise UsageError for a network that drops units: its second pass would drop others."""
+    for module in algo.net.module.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p:
+            raise UsageError(
+                "gradient Adjoint runs every inner step twice, and dropout would differ; "
+                "use Unroll or call eval() on the dropout layers"
+            )
 
 
 @dataclass(frozen=True)
 class Adjoint:
-    """The exact second-order meta-gradient in the memory of a single inner step."""
+    """The exact second-order meta-gradient in the memory of a single inner step.
+
+    Raises UsageError where the network has dropout in train mode.
+    """
 
     batching: Batching = "auto"
     precision: Precision = "fp32"
@@ -91,4 +104,5 @@ class Adjoint:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
         check_precision(self.precision)
         check_algorithm(self, algo)
+        check_repeatable(algo)
         return over_tasks(adjoint, algo, meta, episodes, self.batching)

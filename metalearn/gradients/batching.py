@@ -13,7 +13,7 @@ from torch import Tensor
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.gradients.base import Batching, TaskGradient
-from metalearn.types import Batch, Episodes, Meta, MetaGradients, Metrics
+from metalearn.types import Episodes, Meta, MetaGradients, Metrics
 
 if TYPE_CHECKING:
     from metalearn.algorithms.base import MetaAlgorithm
@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 def select(episodes: Episodes, rows: int | slice) -> Episodes:
     """Task `rows` (without T) or tasks `rows` (with T)."""
-
-    def part(batch: Batch) -> Batch:
-        return Batch(*(None if t is None else t[rows] for t in batch))
-
-    return Episodes(part(episodes.support), part(episodes.query))
+    return episodes.map(lambda t: t[rows])
 
 
 def check_batching(batching: Batching) -> None:
@@ -54,12 +50,12 @@ def resolve(batching: Batching, episodes: Episodes) -> int | None:
 
 def _vmapped(f: Callable[[Episodes], object], episodes: Episodes) -> object:
     """`f` of one task over the leading T of every tensor in `episodes`."""
+    # vmap takes no None, which a batch without weights holds.
     tensors = [t for batch in episodes for t in batch if t is not None]
 
-    def from_tensors(*tensors: Tensor):
-        rest = iter(tensors)
-        rebuilt = (Batch(*(None if t is None else next(rest) for t in b)) for b in episodes)
-        return f(Episodes(*rebuilt))
+    def from_tensors(*parts: Tensor) -> object:
+        rest = iter(parts)
+        return f(episodes.map(lambda _: next(rest)))
 
     return torch.func.vmap(from_tensors, randomness="different")(*tensors)
 

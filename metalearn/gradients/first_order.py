@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from metalearn.algorithms.base import MetaAlgorithm
 
 
-def without_history(
-    algo: "MetaAlgorithm", meta: Meta, fast: Params, support: Batch
-) -> Params:
+def without_history(algo: "MetaAlgorithm", meta: Meta, fast: Params, support: Batch) -> Params:
     """The inner gradient as a constant. Its inputs are cut, so that no graph is recorded."""
     constant = Meta(
         init=tree.detach(meta["init"]), hyper=tree.detach(meta["hyper"]), buffers=meta["buffers"]

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from metalearn.algorithms.base import MetaAlgorithm
 
 
-def reptile(
-    algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
-) -> tuple[MetaGradients, Metrics]:
+def reptile(algo: "MetaAlgorithm", meta: Meta, episodes: Episodes) -> tuple[MetaGradients, Metrics]:
     """One task: theta - theta_K, and 0 for what does not adapt. Queries only measure."""
     fast = adapt(algo, meta, episodes.support)
     _, metrics = algo.outer_loss(meta, fast, episodes.query)

@@ -17,12 +17,21 @@ InnerGradient = Callable[["MetaAlgorithm", Meta, Params, Batch], Params]
 
 
 def minibatch(support: Batch, size: int | None, step: int) -> Batch:
-    """The `size` support examples of inner step `step`: in order, starting over at the end."""
-    count = support.x.shape[0]
-    if size is None or size >= count:
+    """The `size` support examples of inner step `step`: in order, starting over at the end.
+
+    Padding has no turn: a task takes the same examples in every batch that it is padded for.
+    """
+    x, y, weight = support
+    if size is None or size >= len(x):
         return support
-    rows = (torch.arange(size, device=support.x.device) + step * size) % count
-    return Batch(*(None if part is None else part[rows] for part in support))
+    places = torch.arange(size, device=x.device)
+    if weight is None:
+        rows = (places + step * size) % len(x)
+        return Batch(x[rows], y[rows])
+    padding = weight == 0
+    real = (~padding).sum().clamp(min=1)
+    rows = torch.argsort(padding.long(), stable=True)[(places + step * size) % real]
+    return Batch(x[rows], y[rows], weight[rows] * (places < real))
 
 
 def inner_gradient(algo: "MetaAlgorithm", meta: Meta, fast: Params, support: Batch) -> Params:
@@ -68,7 +77,6 @@ def adapt(
     gradient: how the inner gradient is taken; `FirstOrder` passes one without history.
     Returns the fast weights, ready for `algo.predict`; differentiable in `meta`.
     """
-    fast: Params = {}
-    for fast, _ in trajectory(algo, meta, support, algo.steps if steps is None else steps, gradient):
-        pass
+    count = algo.steps if steps is None else steps
+    *_, (fast, _) = trajectory(algo, meta, support, count, gradient)
     return algo.finish(meta, fast, support)

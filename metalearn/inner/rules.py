@@ -84,6 +84,8 @@ def lslr(rate: float, batch_size: int | None = None) -> InnerRule:
         return updates, {"step": state["step"] + 1}
 
     def hyper(fast: Params, steps: int) -> Params:
-        return {layer(name): weight.new_full((max(steps, 1),), rate) for name, weight in fast.items()}
+        return {
+            layer(name): weight.new_full((max(steps, 1),), rate) for name, weight in fast.items()
+        }
 
     return InnerRule(init, update, hyper, batch_size)

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent, and that run no code when they are read.
 
 A checkpoint is a folder `step-00000400` with `tensors.safetensors` and `state.json`, the
-latter holding everything else and the sha256 of the former. It is written beside its place
+latter holding everything else and the sha256 of both parts. It is written beside its place
 and renamed into it, so that a kill at any moment leaves the earlier checkpoints usable.
 """
 
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-_VERSION = 1
+_VERSION = 2
 
 
 class DamagedCheckpoint(Exception):
@@ -38,7 +39,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     plain = _split(state, "", tensors)
     data = save(tensors)
     _write(partial / "tensors.safetensors", data)
-    head = {"version": _VERSION, "step": step, "sha256": hashlib.sha256(data).hexdigest()}
+    head = {"version": _VERSION, "step": step, "sha256": _digest(data, step, plain)}
     _write(partial / "state.json", json.dumps({**head, "state": plain}).encode())
     if target.exists():
         shutil.rmtree(target)
@@ -52,25 +53,31 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         head = json.loads((path / "state.json").read_bytes())
         data = (path / "tensors.safetensors").read_bytes()
-        version, digest, plain = head["version"], head["sha256"], head["state"]
+        version, digest = head["version"], head["sha256"]
+        step, plain = head["step"], head["state"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{path} cannot be read ({type(error).__name__})") from error
     if version != _VERSION:
         raise DamagedCheckpoint(f"{path} has format {version}, this version reads {_VERSION}")
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise DamagedCheckpoint(f"{path} is damaged: its tensors do not match their sha256")
-    return _join(plain, load(data))
+    if _digest(data, step, plain) != digest:
+        raise DamagedCheckpoint(f"{path} is damaged: its content does not match its sha256")
+    try:
+        return _join(plain, load(data))
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"{path} is no checkpoint ({type(error).__name__})") from error
 
 
 def latest_checkpoint(
     folder: Path, warn: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any] | None:
     """The newest state that can be read, or None. Damaged ones are named to `warn` and skipped."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    paths = sorted(folder.glob("step-*"), reverse=True)
+    for path in paths:
         try:
             return load_checkpoint(path)
         except DamagedCheckpoint as error:
-            warn(f"{error}; going on from the one before")
+            instead = "the beginning" if path == paths[-1] else "the one before"
+            warn(f"{error}; going on from {instead}")
     return None
 
 
@@ -80,6 +87,11 @@ def prune_checkpoints(folder: Path, keep: int, also: int | None = None) -> None:
     for path in paths[: max(len(paths) - keep, 0)]:
         if also is None or path.name != f"step-{also:08d}":
             shutil.rmtree(path)
+
+
+def _digest(data: bytes, step: int, plain: Any) -> str:
+    # JSON keeps Python's floats and the order of keys, so what was read is written the same.
+    return hashlib.sha256(data + json.dumps([step, plain]).encode()).hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -101,14 +113,23 @@ def _children(value: Any) -> Iterator[tuple[Any, Any]]:
     return iter(value.items()) if isinstance(value, dict) else enumerate(value)
 
 
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str) and not key.startswith("$")
+
+
 def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON, its tensors moved to `tensors` under their path."""
     if isinstance(value, Tensor):
+        while path in tensors:  # {1: a, "1": b}, or a name with a slash
+            path += "'"
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"$tensor": path}
     if isinstance(value, Counter):
         return {"$counter": sorted(value.items())}
-    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+    if isinstance(value, dict) and not all(_is_name(key) for key in value):
+        for key in value:
+            if not (key is None or isinstance(key, bool | int | float | str)):
+                raise TypeError(f"{path} has {key!r} as a key, which a checkpoint cannot hold")
         return {"$items": [[k, _split(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
     if isinstance(value, dict | list | tuple):
         parts = {key: _split(v, f"{path}/{key}", tensors) for key, v in _children(value)}
@@ -147,7 +168,8 @@ def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
 def generator_states() -> dict[str, Tensor]:
     """The states of torch's global generators, which dropout draws from."""
     states = {"cpu": torch.get_rng_state()}
-    for index in range(torch.cuda.device_count()):
+    # Asking a device for its state would start CUDA on it, also in a run on the CPU.
+    for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
         states[f"cuda:{index}"] = torch.cuda.get_rng_state(index)
     return states
 

@@ -5,13 +5,14 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from metalearn.errors import UsageError
@@ -23,7 +24,11 @@ _NOT_IDENTITY = ("run_dir", "resume", "tracker")
 def config_hash(config: Mapping[str, Any]) -> str:
     """sha256 of what determines a run's result: all but where it lies and how it is tracked."""
     identity = {name: value for name, value in config.items() if name not in _NOT_IDENTITY}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_dumps(identity).encode()).hexdigest()
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def commit() -> str | None:
@@ -97,7 +102,9 @@ def _difference(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any]:
         for name in [*a, *(n for n in b if n not in a)]:
             if not path and name in _NOT_IDENTITY:
                 continue
-            if a.get(name) != b.get(name):
+            # As config_hash sees it: 1 and 1.0 differ, and so do a null and a missing value.
+            same = name in a and name in b and _dumps(a[name]) == _dumps(b[name])
+            if not same:
                 return _difference(a.get(name), b.get(name), f"{path}.{name}" if path else name)
     return path, a, b
 
@@ -119,9 +126,12 @@ def save_weights(path: Path, meta: Meta) -> str:
 def load_weights(path: Path, like: Meta) -> Meta:
     """Read what `save_weights` wrote, onto the devices of `like`.
 
-    Raises UsageError where names or shapes are not those of `like`.
+    Raises UsageError where names or shapes are not those of `like`, or the file is damaged.
     """
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise UsageError(f"{path} is damaged ({error}); train anew with resume=never") from None
     loaded = Meta(init={}, hyper={}, buffers={})
     for part in ("init", "hyper", "buffers"):
         for name, tensor in like[part].items():
@@ -146,13 +156,3 @@ def torch_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device={name}, but no CUDA device is visible; use device=cpu")
     return device
-
-
-def to_meta_device(meta: Meta, device: torch.device) -> Meta:
-    """`meta` on `device`."""
-    move: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda tensors: {
-        name: tensor.to(device) for name, tensor in tensors.items()
-    }
-    return Meta(
-        init=move(meta["init"]), hyper=move(meta["hyper"]), buffers=move(meta["buffers"])
-    )

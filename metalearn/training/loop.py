@@ -16,7 +16,7 @@ from metalearn import tree
 from metalearn.algorithms.base import MetaAlgorithm
 from metalearn.episodes import EpisodeSource, Manifest
 from metalearn.errors import UsageError
-from metalearn.evaluation.protocol import evaluate, to_device
+from metalearn.evaluation.protocol import evaluate
 from metalearn.gradients.base import Batching, MetaGradient
 from metalearn.tracking import Tracker
 from metalearn.training.checkpoint import (
@@ -85,20 +85,10 @@ class TrainState:
             for part in ("init", "hyper"):
                 for name, weight in self.meta[part].items():
                     weight.copy_(state["meta"][part][name])
-        self.meta["buffers"] = _to(state["meta"]["buffers"], device)
-        self.best = Meta(**{part: _to(state["best"][part], device) for part in state["best"]})
+        self.meta["buffers"] = tree.map(lambda t: t.to(device), state["meta"]["buffers"])
+        self.best = tree.map_meta(lambda t: t.to(device), state["best"])
         self.outer.load(state["outer"])
         restore_generators(state["generators"])
-
-
-def _to(tensors: tree.Params, device: torch.device) -> tree.Params:
-    return tree.map(lambda t: t.to(device), tensors)
-
-
-def copy_meta(meta: Meta) -> Meta:
-    """A copy that later steps leave alone."""
-    init, hyper, buffers = (tree.clone(meta[part]) for part in ("init", "hyper", "buffers"))
-    return Meta(init=init, hyper=hyper, buffers=buffers)
 
 
 @contextmanager
@@ -167,12 +157,12 @@ def _train_step(
     started = time.perf_counter()
     first = state.step * settings.meta_batch
     indices = range(first, first + settings.meta_batch)
-    episodes = to_device(problem.train.batch("train", indices), problem.device)
+    episodes = problem.train.batch("train", indices).map(lambda t: t.to(problem.device))
     rate = state.outer.learning_rate
     metrics = meta_step(problem.algo, problem.gradient, state.outer, state.meta, episodes)
     state.step += 1
-    values = {name: value.tolist() for name, value in metrics.items()}
-    norm = values.pop("grad_norm")
+    norm = float(metrics.pop("grad_norm"))
+    values: dict[str, list[float]] = {name: value.tolist() for name, value in metrics.items()}
     if not math.isfinite(norm):
         raise UsageError(
             f"the meta-gradient is not finite at step {state.step}; lower inner.rate or "
@@ -204,4 +194,4 @@ def _validate(problem: Problem, state: TrainState, tracker: Tracker) -> None:
     tracker.episodes(state.step, "val", {"index": list(range(len(report.losses))), **values})
     if state.best_score is None or math.isnan(state.best_score) or report.score > state.best_score:
         state.best_score, state.best_step = report.score, state.step
-        state.best = copy_meta(state.meta)
+        state.best = tree.map_meta(torch.clone, state.meta)

@@ -30,7 +30,8 @@ class Outer:
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
         clip_norm: float | None = None,
     ):
-        self.learned = [*meta["init"].values(), *meta["hyper"].values()]
+        self.names = [(part, name) for part in ("init", "hyper") for name in meta[part]]
+        self.learned = [meta[part][name] for part, name in self.names]
         self.optimizer = optimizer(self.learned)
         self.schedule = schedule(self.optimizer) if schedule else None
         self.clip_norm = clip_norm
@@ -42,9 +43,8 @@ class Outer:
 
     def step(self, gradient: MetaGradients) -> Tensor:
         """Apply one meta-gradient; returns its norm before clipping, a scalar."""
-        parts = [*gradient["init"].values(), *gradient["hyper"].values()]
-        for weight, part in zip(self.learned, parts, strict=True):
-            weight.grad = part
+        for (part, name), weight in zip(self.names, self.learned, strict=True):
+            weight.grad = gradient[part][name]
         norm = torch.nn.utils.clip_grad_norm_(
             self.learned, self.clip_norm if self.clip_norm is not None else float("inf")
         )

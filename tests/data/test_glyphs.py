@@ -7,7 +7,7 @@ import pytest
 
 from metalearn.data import DataError, ImageDataset, glyphs
 
-SMALL = "b4a94699a8541d502084233f5af4cf8cc8039d88cda0b0787f8b955d4f6215bf"
+SMALL = "e3a241742c3cb2fe3f0ea00027c4866a069612bc125427ad8c1326277288486e"
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from tests.tasks import classification, network
 class PeakBytes(TorchDispatchMode):
     """The most bytes that storages other than the `given` held at once."""
 
-    def __init__(self, *given: torch.Tensor):
+    def __init__(self, *given: torch.Tensor | None):
         super().__init__()
         self.live = self.peak = 0
-        self.known = {tensor.untyped_storage()._cdata for tensor in given}
+        self.known = {tensor.untyped_storage()._cdata for tensor in given if tensor is not None}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         outputs = func(*args, **(kwargs or {}))

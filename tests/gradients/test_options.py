@@ -10,7 +10,7 @@ from metalearn import gradients
 from metalearn.algorithms import MAML, ProtoNet, Reptile
 from metalearn.errors import UsageError
 from metalearn.gradients.batching import resolve
-from tests.tasks import classification, network
+from tests.tasks import apart, classification, network
 
 STRATEGIES = [gradients.Unroll, gradients.Adjoint, gradients.FirstOrder, gradients.Reptile]
 
@@ -77,6 +77,15 @@ def test_a_strategy_that_does_not_fit(strategy, build, fitting):
     line = refused(strategy, build(network(lambda: nn.Linear(4, 3))))
     assert line.startswith(f"gradient {type(strategy).__name__} does not fit")
     assert line.endswith(f"use {fitting}")
+
+
+def test_adjoint_refuses_dropout_that_it_would_draw_twice():
+    net = network(lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)))
+    assert "use Unroll or call eval()" in refused(gradients.Adjoint(), MAML(net, steps=1))
+    net[1].eval()
+    algo, episodes = MAML(net, steps=1), classification(shape=(4,))
+    got, _ = gradients.Adjoint()(algo, algo.init(), episodes)
+    assert apart(got, gradients.Unroll()(algo, algo.init(), episodes)[0]) < 1e-12
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

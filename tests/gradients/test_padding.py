@@ -5,9 +5,10 @@ import torch
 
 from metalearn import Batch, Episodes
 from metalearn.algorithms import ANIL, MAML, ProtoNet
+from metalearn.algorithms import Reptile as ReptileTask
 from metalearn.backbones import Conv4
-from metalearn.gradients import Adjoint, Unroll
-from metalearn.inner import lslr
+from metalearn.gradients import Adjoint, Reptile, Unroll
+from metalearn.inner import lslr, sgd
 from tests.tasks import apart, classification, generator, network, randomised
 
 SIZES = [(3, 2, 6), (2, 3, 4), (3, 1, 5)]
@@ -23,7 +24,7 @@ def unequal() -> list[Episodes]:
 
 
 def padded(batches: list[Batch], shuffle: bool) -> Batch:
-    """One batch of all; the padding is loud noise, not zeros, and may stand anywhere."""
+    """One batch of all; the padding is loud noise, not zeros, and may stand between."""
     g = generator(99)
     size = max(batch.x.shape[1] for batch in batches)
     rows = []
@@ -34,6 +35,7 @@ def padded(batches: list[Batch], shuffle: bool) -> Batch:
         y = torch.cat([batch.y[0], torch.randint(3, (size - count,), generator=g)])
         weight = (torch.arange(size) < count).to(torch.float64)
         order = torch.randperm(size, generator=g) if shuffle else torch.arange(size)
+        order[order < count] = torch.arange(count)
         rows.append(Batch(x[order], y[order], weight[order]))
     return Batch(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
 
@@ -77,6 +79,20 @@ def test_padding_is_left_out(strategy, name, norm):
             for key in ("loss", "accuracy"):
                 each = torch.cat([m[key] for _, m in alone])
                 torch.testing.assert_close(metrics[key], each, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 8])
+@pytest.mark.parametrize("strategy", [Unroll, Adjoint, Reptile])
+def test_padding_has_no_turn_in_inner_minibatches(strategy, batch_size):
+    net = network(lambda: Conv4(3, filters=4, size=16, norm="support"))
+    build = ReptileTask if strategy is Reptile else MAML
+    algo = build(net, steps=4, rule=sgd(0.1, batch_size=batch_size))
+    meta, tasks = algo.init(), unequal()
+    alone = [strategy(batching="loop")(algo, meta, t)[0]["init"] for t in tasks]
+    want = {"init": {n: sum(g[n] for g in alone) / 3 for n in meta["init"]}, "hyper": {}}
+    for batching in ("loop", "vmap"):
+        got, _ = strategy(batching=batching)(algo, meta, together(tasks, True))
+        assert apart(got, want) < 1e-12
 
 
 def test_padding_would_matter_without_weights():

@@ -89,12 +89,24 @@ def test_more_steps_than_learned_use_the_last_rate():
     ],
 )
 def test_minibatches_go_in_order_and_start_over(size, rows):
-    support = Batch(torch.arange(5.0), torch.arange(5), torch.arange(5.0) / 10)
+    support = Batch(torch.arange(5.0), torch.arange(5), torch.arange(1.0, 6.0) / 10)
     for step, want in enumerate(rows):
         part = minibatch(support, size, step)
         assert part.y.tolist() == want
         assert part.x.tolist() == [float(i) for i in want]
-        same(part.weight, torch.tensor(want) / 10)
+        same(part.weight, (torch.tensor(want) + 1) / 10)
+
+
+@pytest.mark.parametrize("real", [[0, 1, 2, 3, 4], [1, 2, 4], [3]])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_padding_has_no_turn(real, size):
+    weight = torch.tensor([1.0 if i in real else 0.0 for i in range(5)])
+    padded = Batch(torch.arange(5.0), torch.arange(5), weight)
+    alone = Batch(padded.x[real], padded.y[real])
+    for step in range(4):
+        part, want = minibatch(padded, size, step), minibatch(alone, size, step)
+        assert part.weight is not None
+        assert sorted(part.y[part.weight > 0].tolist()) == sorted(want.y.tolist())
 
 
 def test_a_batch_without_weights_stays_without():
