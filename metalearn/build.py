@@ -2,32 +2,32 @@
 
 import inspect
 import math
-import types
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any
 
 import torch
-from hydra.utils import get_object, instantiate
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import nn
 
 from metalearn import tree
 from metalearn.algorithms.base import MetaAlgorithm
 from metalearn.algorithms.losses import cross_entropy, mean_squared
-from metalearn.data import ImageDataset, Sinusoid
+from metalearn.arguments import check_choice, check_node, check_numbers, target
+from metalearn.data import DataError, ImageDataset, Sinusoid
 from metalearn.episodes import EpisodeSource, Manifest, make_episodes
 from metalearn.errors import UsageError
-from metalearn.gradients.base import MetaGradient, check_algorithm, check_precision
+from metalearn.gradients.base import MetaGradient, check_precision
 from metalearn.gradients.batching import check_batching
 from metalearn.training.folder import torch_device
 from metalearn.training.loop import Problem
 from metalearn.training.outer import Outer
 from metalearn.types import Meta
 
-_INJECTED = {
-    "algorithm": {"module", "rule", "loss"},
-    "optimizer": {"params"},
-    "schedule": {"optimizer"},
-}
+_FROM_DATA = ("channels", "size", "inputs")
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,16 @@ class Built:
 def build(config: Mapping[str, Any]) -> Built:
     """Build a run. Raises UsageError, or DataError where a data set is missing or damaged."""
     device = torch_device(config["device"])
-    check_precision(config["precision"])
-    check_batching(config["batching"])
+    gradient = _check(config)
     dataset = build_dataset(config)
-    gradient: MetaGradient = _make(config["gradient"], "gradient")
-    algo = _algorithm(config, dataset)
-    check_algorithm(gradient, algo)
-    meta = algo.init(torch.Generator().manual_seed(config["seed"]))
-    meta = tree.map_meta(lambda t: t.to(device), meta)
-    if algo.strategies == ("Reptile",) and meta["hyper"]:
-        raise UsageError("Reptile learns no inner rates; use inner=sgd")
     training, evaluation = config["training"], config["evaluation"]
-    for name in ("steps", "meta_batch", "validate_every", "checkpoint_every", "keep"):
-        _at_least_one(f"training.{name}", training[name])
-    for name in ("episodes", "validation_episodes"):
-        _at_least_one(f"evaluation.{name}", evaluation[name])
     train = _episodes(config, dataset, config["seed"], training, "train")
     test = _episodes(config, dataset, evaluation["seed"], {}, evaluation["split"])
     validation = _episodes(config, dataset, evaluation["seed"], {}, "val")
+    algo = _algorithm(config, _module(config, dataset), isinstance(dataset, ImageDataset))
+    _check_fit(config, gradient, algo)
+    meta = algo.init(torch.Generator().manual_seed(config["seed"]))
+    meta = tree.map_meta(lambda t: t.to(device), meta)
     problem = Problem(
         algo,
         gradient,
@@ -70,18 +62,70 @@ def build(config: Mapping[str, Any]) -> Built:
         config["batching"],
         evaluation["steps"],
     )
-    outer = Outer(
-        meta,
-        _make(config["outer"]["optimizer"], "optimizer"),
-        _make(config["outer"]["schedule"], "schedule") if config["outer"]["schedule"] else None,
-        training["clip_norm"],
-    )
+    outer = _outer(config, meta)
     return Built(problem, Manifest(test, evaluation["split"], evaluation["episodes"]), meta, outer)
 
 
 def build_dataset(config: Mapping[str, Any]) -> ImageDataset | Sinusoid:
     """The data set alone, prepared if it was not."""
     return _make(config["dataset"], "dataset")
+
+
+def _check(config: Mapping[str, Any]) -> MetaGradient:
+    """Every check that needs no data, so that no data is decoded before a mistake is told."""
+    check_precision(config["precision"])
+    check_batching(config["batching"])
+    check_choice("resume", config["resume"], ("auto", "never"))
+    check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
+    check_numbers(config)
+    for name in ("dataset", "inner", "algorithm"):
+        check_node(config[name], name)
+    given = config["backbone"]
+    check_node({k: v for k, v in given.items() if k not in _FROM_DATA or v is not None}, "backbone")
+    gradient: MetaGradient = _make(config["gradient"], "gradient")
+    check_node(config["outer"].get("optimizer"), "outer.optimizer")
+    if config["outer"]["schedule"]:
+        check_node(config["outer"]["schedule"], "outer.schedule")
+    try:
+        stand_in = _algorithm(config, nn.Linear(1, 1), images=True)
+    except UsageError:
+        return gradient  # it needs to see the network: told once that is built
+    _check_fit(config, gradient, stand_in)
+    return gradient
+
+
+def _check_fit(config: Mapping[str, Any], gradient: MetaGradient, algo: MetaAlgorithm) -> None:
+    """Raise UsageError where algorithm, strategy and inner rule do not go together."""
+    name = option(config["algorithm"])
+    strategies = [option({"_target_": strategy}) for strategy in algo.strategies]
+    strategy = option({"_target_": type(gradient).__name__})
+    if strategy not in strategies:
+        use = " or ".join(f"gradient={fitting}" for fitting in strategies)
+        raise UsageError(f"algorithm={name} cannot use gradient={strategy}; use {use}")
+    rule = option(config["inner"])
+    if strategies == ["reptile"] and algo.init(torch.Generator())["hyper"]:
+        raise UsageError(f"algorithm={name} learns no rates, as inner={rule} does; use inner=sgd")
+
+
+def option(node: Mapping[str, Any]) -> str:
+    """The name that the target of `node` has on the command line: FirstOrder -> first_order."""
+    name = str(node["_target_"]).rpartition(".")[2]
+    if name.isupper() or name == "ProtoNet":
+        return name.lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def _outer(config: Mapping[str, Any], meta: Meta) -> Outer:
+    schedule = config["outer"]["schedule"]
+    try:
+        return Outer(
+            meta,
+            _make(config["outer"]["optimizer"], "outer.optimizer"),
+            _make(schedule, "outer.schedule") if schedule else None,
+            config["training"]["clip_norm"],
+        )
+    except ValueError as error:  # torch's optimizers check their numbers
+        raise UsageError(f"outer: {error}; correct outer.optimizer or outer.schedule") from None
 
 
 def _episodes(
@@ -91,84 +135,58 @@ def _episodes(
         name: value if own.get(name) is None else own[name]
         for name, value in config["episodes"].items()
     }
+    images = isinstance(dataset, ImageDataset)
+    if images and config["outputs"] is not None and shape["ways"] != config["outputs"]:
+        name = "episodes" if own.get("ways") is None else "training"
+        raise UsageError(
+            f"{name}.ways={shape['ways']}, but the network has {config['outputs']} outputs; only "
+            "algorithms without a head, as algorithm=protonet, can take other ways"
+        )
     source = make_episodes(dataset, **shape, seed=seed)
     source.check(split)
     return source
 
 
-def _algorithm(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> MetaAlgorithm:
+def _module(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> nn.Module:
     images = isinstance(dataset, ImageDataset)
     shape = dataset.image_shape if images else (1,)
     node = dict(config["backbone"])
-    for name, value in {
-        "channels": shape[0],
-        "size": shape[-1],
-        "inputs": math.prod(shape),
-    }.items():
+    if not images and "channels" in node:
+        data = option(config["dataset"])
+        raise UsageError(f"backbone={option(node)} needs images, not {data}; use backbone=mlp")
+    known = (shape[0], shape[-1], math.prod(shape))
+    for name, value in zip(_FROM_DATA, known, strict=True):
         if name in node and node[name] is None:
             node[name] = value
-    if not images and "channels" in node:
-        raise UsageError(f"{node['_target_']} needs images; use backbone=mlp with this data set")
     # The backbone's constructor draws from torch's global generator: seeded here, put back after.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        module = _make(node, "backbone")
+        return _make(node, "backbone")
+
+
+def _algorithm(config: Mapping[str, Any], module: nn.Module, images: bool) -> MetaAlgorithm:
     made = {"module": module, "loss": cross_entropy if images else mean_squared}
-    parameters = inspect.signature(get_object(config["algorithm"]["_target_"])).parameters
+    parameters = inspect.signature(target(config["algorithm"]["_target_"])).parameters
     if "rule" in parameters:
         made["rule"] = _make(config["inner"], "inner")
-    if not images and "rule" not in parameters:
-        raise UsageError("this algorithm classifies; use algorithm=maml or anil for regression")
+    elif not images:
+        name = option(config["algorithm"])
+        raise UsageError(f"algorithm={name} classifies; use algorithm=maml or anil for regression")
     return _make(config["algorithm"], "algorithm", **made)
 
 
 def _make(node: Mapping[str, Any], name: str, **made: Any) -> Any:
     """Call what `node` names, after checking its arguments against the signature."""
-    _check_arguments(node, name)
-    if made:
-        # Hydra would copy a module into a config; a partial keeps it out of its hands.
-        return instantiate({**node, "_partial_": True}, _convert_="all")(**made)
-    return instantiate(dict(node), _convert_="all")
-
-
-def _check_arguments(node: Mapping[str, Any], name: str) -> None:
-    path = node.get("_target_")
+    check_node(node, name)
+    values: dict[str, Any] = dict(node)
+    if values.get("root") is not None:
+        values["root"] = Path(values["root"])
     try:
-        target = get_object(str(path))
-    except Exception as error:
-        raise UsageError(
-            f"{name}._target_={path} cannot be imported ({error})".splitlines()[0]
-        ) from None
-    signature = inspect.signature(target)
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    for key, value in node.items():
-        if key.startswith("_"):
-            continue
-        if key not in signature.parameters and not takes_any:
-            known = [n for n in signature.parameters if n not in _INJECTED.get(name, ())]
-            raise UsageError(f"{name}.{key} is not known to {path}; it takes {', '.join(known)}")
-        if key in hints and not _fits(value, hints[key]):
-            wanted = getattr(hints[key], "__name__", str(hints[key])).replace("typing.", "")
-            raise UsageError(f"{name}.{key}={value!r} must be {wanted}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a configured value is of a plain type; types that are not plain fit everything."""
-    origin = get_origin(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool, type(None)):
-        return isinstance(value, hint)
-    return True
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise UsageError(f"{name}={value} must be 1 or more")
+        if made:
+            # Hydra would copy a module into a config; a partial keeps it out of its hands.
+            return instantiate({**values, "_partial_": True}, _convert_="all")(**made)
+        return instantiate(values, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UsageError | DataError):
+            raise error.__cause__ from None
+        raise

@@ -13,18 +13,40 @@ from rich.table import Table
 
 from metalearn import tree
 from metalearn.backbones.norms import describe
-from metalearn.build import Built, build_dataset
+from metalearn.build import Built, build, build_dataset
 from metalearn.data import ImageDataset
 from metalearn.data.store import verify as verify_store
 from metalearn.evaluation.plots import plot_accuracy_by_step, plot_learning_curve
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.evaluation.report import result_table, write_episode_file, write_json
 from metalearn.tracking import JsonLines, Progress, RunInfo, Tracker, WandB, read_records
-from metalearn.training.folder import commit, config_hash, load_weights, save_weights
+from metalearn.training.folder import (
+    check_writable,
+    claim,
+    commit,
+    config_hash,
+    load_weights,
+    locked,
+    save_weights,
+)
 from metalearn.training.loop import TrainState, fit, resume
 from metalearn.training.memory import peak_memory_bytes
 from metalearn.training.settings import TrainingSettings
 from metalearn.types import Meta
+
+
+def run(config: dict[str, Any], console: Console) -> float | None:
+    """One training job from its configuration, in its folder; returns what `train` returns.
+
+    Raises UsageError, or DataError, before the folder is made.
+    """
+    check_writable(Path(config["run_dir"]))
+    built = build(config)
+    folder = claim(Path(config["run_dir"]), config, config["resume"])
+    with locked(folder):
+        if (result := finished(folder)) is not None:
+            return show_finished(folder, result, console)
+        return train(config, built, folder, console)
 
 
 def train(config: Mapping[str, Any], built: Built, folder: Path, console: Console) -> float | None:

@@ -1,5 +1,25 @@
 """What every test shares: one thread, because the machines that run them are small."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded data sets of the whole session."""
+    return tmp_path_factory.mktemp("data-cache")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, the session's data cache, and no W&B account."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METALEARN_CACHE", str(data_cache))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    return tmp_path

@@ -8,7 +8,8 @@ from torch import nn
 
 from metalearn.backbones import Conv4
 from metalearn.errors import UsageError
-from metalearn.functional import BatchNorm, LayerNorm, pure
+from metalearn.functional import pure
+from metalearn.norms import BatchNorm, LayerNorm
 from tests.tasks import generator, network
 
 
@@ -46,7 +47,7 @@ def test_norms_equal_torch(name, training):
     build, shape = NORMS[name]
     norm = network(build).train(training)
     net = pure(norm)
-    assert type(net.module).__module__ == "metalearn.functional"
+    assert type(net.module).__module__ == "metalearn.norms"
     assert list(net.params) == [n for n, _ in norm.named_parameters()]
     x, upstream, direction = data(*shape), data(*shape, seed=1), data(*shape, seed=2)
 
@@ -79,7 +80,9 @@ def test_norms_equal_torch(name, training):
 def test_running_averages_move_as_torchs(shape):
     kind = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
     norm = network(lambda: kind(4, momentum=0.3))
-    net = pure(nn.Sequential(copy.deepcopy(norm)).eval())
+    ours = BatchNorm(4, "running", momentum=0.3).double()
+    ours.load_state_dict(norm.state_dict(), strict=False)
+    net = pure(nn.Sequential(ours))
     x = data(*shape)
     moved = net.track(net.params, net.buffers, x)
     before = norm.running_var.clone()
@@ -88,6 +91,13 @@ def test_running_averages_move_as_torchs(shape):
     same(moved["0.running_var"], norm.running_var)
     assert (norm.running_var - before).abs().max() > 0.1
     same(net.buffers["0.running_var"], before)
+
+
+def test_an_eval_mode_norm_is_frozen():
+    net = pure(network(lambda: nn.Sequential(nn.BatchNorm1d(4))).eval())
+    moved = net.track(net.params, net.buffers, data(6, 4))
+    same(moved["0.running_mean"], net.buffers["0.running_mean"])
+    same(moved["0.running_var"], net.buffers["0.running_var"])
 
 
 def test_running_averages_of_a_deep_network_move_as_torchs():

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from metalearn.errors import UsageError
-from metalearn.functional import BatchNorm, InstanceNorm, LayerNorm
+from metalearn.norms import BatchNorm, InstanceNorm, LayerNorm
 
 NormPolicy = Literal["transductive", "support", "running", "group", "none"]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.gradients.base import Batching, TaskGradient
+from metalearn.norms import fused_norms
 from metalearn.types import Episodes, Meta, MetaGradients, Metrics
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ def map_tasks(
     size = resolve(batching, episodes)
     if size is None:
         for task in range(tasks):
-            yield None, f(select(episodes, task))
+            with fused_norms():
+                result = f(select(episodes, task))
+            yield None, result
         return
     for start in range(0, tasks, size):
         part = select(episodes, slice(start, start + size))

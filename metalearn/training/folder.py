@@ -64,6 +64,15 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def check_writable(folder: Path) -> None:
+    """Raise UsageError where `folder` could not be made or written."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"run_dir={folder} cannot be made: {there} is a file; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"run_dir={folder} cannot be made: {there} is read-only; choose another")
+
+
 def claim(folder: Path, config: dict[str, Any], resume: str) -> Path:
     """The folder for this run, holding its `config.yaml`.
 
@@ -89,9 +98,13 @@ def claim(folder: Path, config: dict[str, Any], resume: str) -> Path:
                 "choose another run_dir, or use resume=never"
             )
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
     partial = folder / ".config.yaml"
-    partial.write_text(yaml.safe_dump(config, sort_keys=False))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial.write_text(yaml.safe_dump(config, sort_keys=False))
+    except OSError as error:
+        reason = error.strerror
+        raise UsageError(f"run_dir={folder} cannot be made ({reason}); choose another") from None
     os.replace(partial, path)
     return folder
 
@@ -153,6 +166,10 @@ def torch_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"device={name!r} is not known; use auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device={name!r} is not known; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device={name}, but no CUDA device is visible; use device=cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device={name}, but the last is cuda:{torch.cuda.device_count() - 1}")
     return device

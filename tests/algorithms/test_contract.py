@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 from metalearn import adapt, algorithms, gradients
 from metalearn.algorithms.losses import mean_squared
 from metalearn.errors import UsageError
-from metalearn.functional import BatchNorm
 from metalearn.inner import lslr, sgd
+from metalearn.norms import BatchNorm
 from tests.tasks import apart, classification, network, regression, task
 
 WAYS, SHOTS, QUERIES = 3, 2, 7

@@ -53,9 +53,7 @@ def started(of: Problem, steps: int, outer: Callable[[int], Any] = adam_cosine) 
     """The state of a run before its first step."""
     meta = of.algo.init()
     optimizer, schedule = outer(steps)
-    return TrainState(
-        meta, Outer(meta, optimizer, schedule), best=tree.map_meta(torch.clone, meta)
-    )
+    return TrainState(meta, Outer(meta, optimizer, schedule), best=tree.map_meta(torch.clone, meta))
 
 
 class Recorder:

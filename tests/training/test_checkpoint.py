@@ -25,7 +25,11 @@ def equal(a: object, b: object) -> bool:
         return (
             isinstance(b, torch.Tensor)
             and (a.dtype, a.shape) == (b.dtype, b.shape)
-            and a.detach().contiguous().view(-1).view(torch.uint8).equal(b.view(-1).view(torch.uint8))
+            and a.detach()
+            .contiguous()
+            .view(-1)
+            .view(torch.uint8)
+            .equal(b.view(-1).view(torch.uint8))
         )
     if type(a) is not type(b):
         return False
@@ -43,7 +47,8 @@ STATES = {
     "not_finite": {"nan": math.nan, "inf": math.inf, "low": -math.inf},
     "lists_and_tuples": {"a": [], "b": (), "c": [1, (2, [3.0, ()])], "d": ([],)},
     "dicts": {"a": {}, "b": {"c": {"d": {}}}},
-    "keys": {0: "a", 1: {2: "b"}, "1": "c", 2.5: [], None: 3, False: "no"},
+    "keys": {0: "a", 1: {2: "b"}, "1": "c", 2.5: [], None: 3},
+    "falsy": {False: 0, "": 1},
     "counter": {"milestones": Counter({1: 1, 3: 2}), "empty": Counter()},
     "dollar": {"a": {"$list": 3}, "b": {"$tensor": "x"}, "c": {"$counter": [], "d": 1}},
 }

@@ -1,4 +1,4 @@
-"""One outer step: torch's own optimizers, schedules and clipping, applied to all that is learned."""
+"""One outer step: torch's own optimizers, schedules and clipping on all that is learned."""
 
 import pytest
 import torch
@@ -8,9 +8,9 @@ from torch.optim import lr_scheduler as schedules
 
 from metalearn import tree
 from metalearn.algorithms import ANIL, MAML
-from metalearn.functional import BatchNorm
 from metalearn.gradients import Adjoint, Unroll
 from metalearn.inner import lslr, meta_sgd, sgd
+from metalearn.norms import BatchNorm
 from metalearn.training import Outer, meta_step
 from metalearn.training.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.types import Meta

@@ -1,0 +1,163 @@
+"""What the targets of a configuration take: names, types and lowest values."""
+
+import inspect
+import logging
+import math
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.utils import get_object
+from torch import Tensor
+
+from metalearn.errors import UsageError
+from metalearn.mistakes import nearest
+
+# What the framework passes itself.
+_INJECTED = ("module", "rule", "loss", "strategies", "params", "optimizer", "last_epoch")
+_PLAIN = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+_SEQUENCES = (list, tuple, Sequence)
+
+LOWEST = {
+    "seed": 0,
+    "episodes.ways": 1,
+    "episodes.shots": 1,
+    "episodes.queries": 1,
+    "training.steps": 1,
+    "training.meta_batch": 1,
+    "training.ways": 1,
+    "training.shots": 1,
+    "training.queries": 1,
+    "training.validate_every": 1,
+    "training.patience": 1,
+    "training.checkpoint_every": 1,
+    "training.keep": 1,
+    "evaluation.episodes": 1,
+    "evaluation.validation_episodes": 1,
+    "evaluation.seed": 0,
+    "evaluation.steps": 0,
+    "algorithm.steps": 0,
+    "inner.rate": 0,
+    "inner.batch_size": 1,
+    "outer.optimizer.lr": 0,
+    "backbone.filters": 1,
+}
+ABOVE_ZERO = ("training.clip_norm",)
+
+
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """Raise UsageError for a number that is too low. Numbers that are absent or null pass."""
+    for name, low in LOWEST.items():
+        value = _at(config, name)
+        if isinstance(value, int | float) and not value >= low:
+            raise UsageError(f"{name}={value} must be {low} or more")
+    for name in ABOVE_ZERO:
+        value = _at(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"{name}={value} must be above 0, or null")
+
+
+def _at(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise UsageError where `value` is not one of `choices`."""
+    if value not in choices:
+        near = nearest(value, choices)
+        raise UsageError(f"{name}={value} is not known{near}; use {_either(choices)}")
+
+
+def arguments(path: str) -> list[str]:
+    """What the target at `path` takes by keyword, beside what the framework passes."""
+    parameters = inspect.signature(target(path)).parameters.values()
+    by_name = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    return [name for name in by_name if name not in _INJECTED]
+
+
+def check_node(node: Any, name: str) -> None:
+    """Raise UsageError where the target of `node` cannot be called with its values."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise UsageError(f"{name}={node} names no target; choose one (see metalearn list)")
+    path = str(node["_target_"])
+    called = target(path, f"{name}._target_")
+    try:
+        hints = get_type_hints(called.__init__ if inspect.isclass(called) else called)
+    except (NameError, TypeError):  # names that its author imports for type checkers alone
+        hints = {}
+    parameters = inspect.signature(called).parameters.values()
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    known = arguments(path)
+    for key, value in node.items():
+        if key.startswith("_"):
+            continue
+        if key not in known and not takes_any:
+            raise UsageError(
+                f"{name}.{key} is not known to {path}{nearest(key, known)}; "
+                f"it takes {', '.join(known) or 'nothing'}"
+            )
+        if key in hints and not _fits(value, hints[key]):
+            told = "null" if value is None else value
+            raise UsageError(f"{name}.{key}={told} must be {_told(hints[key])}")
+
+
+def target(path: str, name: str = "_target_") -> Any:
+    """What `path` names. Raises UsageError where there is nothing of that name."""
+    logger = logging.getLogger("hydra.utils")  # it would print the error too, over three lines
+    before, logger.disabled = logger.disabled, True
+    try:
+        return get_object(path)
+    except Exception as error:
+        reason = str(error).splitlines()[-1]
+        raise UsageError(f"{name}={path} cannot be imported: {reason}") from None
+    finally:
+        logger.disabled = before
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a configured value is of a plain type; types that are not plain fit everything."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin in _SEQUENCES:
+        if not isinstance(value, list | tuple):
+            return False
+        parts = [part for part in get_args(hint) if part is not Ellipsis]
+        if origin is tuple and Ellipsis not in get_args(hint):
+            return len(value) == len(parts) and all(map(_fits, value, parts))
+        return not parts or all(_fits(item, parts[0]) for item in value)
+    if hint is float:
+        return _number(value) and math.isfinite(value)
+    if hint is int:
+        return _number(value) and isinstance(value, int)
+    if hint in (str, bool, type(None)):
+        return isinstance(value, hint)
+    return hint is not Tensor
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _told(hint: Any) -> str:
+    """A type in a user's words."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        told = [_told(part) for part in get_args(hint) if part not in (Tensor, type(None))]
+        return _either([*told, "null"] if type(None) in get_args(hint) else told)
+    if origin is Literal:
+        return _either([str(choice) for choice in get_args(hint)])
+    if origin in _SEQUENCES:
+        parts = get_args(hint)
+        if origin is tuple and Ellipsis not in parts:
+            return f"[{', '.join(map(_told, parts))}]"
+        return f"a list [...] of which each is {_told(parts[0])}" if parts else "a list [...]"
+    return _PLAIN.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _either(choices: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))

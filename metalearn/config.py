@@ -1,0 +1,200 @@
+"""From overrides to the configuration of one run, as plain values."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metalearn.errors import UsageError
+from metalearn.mistakes import explain, nearest, unknown_choice
+from metalearn.training.settings import EpisodeSettings, EvaluationSettings, TrainingSettings
+
+MISTAKES = (HydraException, OmegaConfBaseException)
+# What Hydra raises, or warns of, where a config group is null or a config folder is missing.
+_COMPOSING = (*MISTAKES, ValueError, UserWarning)
+
+
+@dataclass
+class TrackerSettings:
+    """Weights & Biases; the run folder keeps every record whatever stands here."""
+
+    mode: str = "offline"
+    project: str = "metalearn"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RunSettings:
+    """A whole run. What is Any here is a config group, checked against its `_target_`."""
+
+    algorithm: Any = MISSING
+    gradient: Any = MISSING
+    inner: Any = MISSING
+    backbone: Any = MISSING
+    dataset: Any = MISSING
+    outer: Any = MISSING
+    tracker: TrackerSettings = field(default_factory=TrackerSettings)
+    episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    name: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "fp32"
+    batching: Any = "auto"
+    run_dir: str | None = None
+    resume: str = "auto"
+    outputs: int | None = None
+
+
+_SECTIONS = {
+    "tracker": TrackerSettings,
+    "episodes": EpisodeSettings,
+    "training": TrainingSettings,
+    "evaluation": EvaluationSettings,
+}
+
+
+def _check_keys(values: Mapping[str, Any], settings: type, prefix: str = "") -> None:
+    known = [prefix + part.name for part in fields(settings)]
+    for name in (prefix + key for key in values):
+        if name not in known:
+            raise UsageError(f"no key {name}{nearest(name, known)}; see metalearn train --cfg job")
+
+
+def conf_folder() -> Path:
+    """Where `conf/` lies: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def register() -> None:
+    """Give Hydra the types of the configuration, and an Optuna that maximises."""
+    from hydra_plugins.hydra_optuna_sweeper.config import Direction, OptunaSweeperConf
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RunSettings)
+    # `train` returns a score. Over its own name, so that hydra/sweeper=optuna cannot minimise it.
+    store.store(
+        group="hydra/sweeper",
+        name="optuna",
+        node=OptunaSweeperConf(direction=Direction.maximize, n_jobs=1, max_failure_rate=1.0),
+        provider="metalearn",
+    )
+
+
+def compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration of one run. Raises UsageError."""
+    with _hydra(overrides):
+        return plain(hydra.compose("train", list(overrides)))
+
+
+def check_sweep(overrides: Sequence[str]) -> None:
+    """Raise UsageError where a member of a sweep cannot be composed."""
+    with _hydra(overrides):
+        loader = GlobalHydra.instance().config_loader()
+        loader.load_configuration("train", list(overrides), RunMode.MULTIRUN)
+        for override in OverridesParser.create(loader).parse_overrides(list(overrides)):
+            options = loader.get_group_options(override.key_or_group)
+            if options and override.is_discrete_sweep():
+                for choice in override.sweep_string_iterator():
+                    if choice not in (*options, "null"):
+                        raise UsageError(unknown_choice(override.key_or_group, choice, options))
+
+
+@contextmanager
+def _hydra(overrides: Sequence[str]) -> Iterator[None]:
+    """Hydra on our `conf/`, with every mistake in `overrides` one line."""
+    register()
+    with (
+        hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("error", message="provider=.* is not available")
+        try:
+            yield
+        except UsageError:
+            raise
+        except _COMPOSING as error:
+            raise UsageError(explain(error, lambda: _known(overrides))) from None
+
+
+def _known(overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration that the choices of groups alone give."""
+    loader = GlobalHydra.instance().config_loader()
+    choices = []
+    for text in overrides:
+        name, _, value = text.partition("=")
+        if value in loader.get_group_options(name.partition("@")[0].lstrip("+")):
+            choices.append(text)
+    config = hydra.compose("train", choices)
+    return OmegaConf.to_container(config)  # type: ignore[return-value]
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """`config` resolved to dicts, lists and scalars, with its run folder filled in."""
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    values.pop("hydra", None)
+    # `+key=` gets past the types: what a config group takes is for its target to say.
+    _check_keys(values, RunSettings)
+    for name, section in _SECTIONS.items():
+        _check_keys(values[name], section, f"{name}.")
+    if values["run_dir"] is None:
+        values["run_dir"] = _default_folder(values)
+    return values
+
+
+def _default_folder(config: Mapping[str, Any]) -> str:
+    """`runs/<name>-seed<seed>-<hash>`, so that the same command finds its run again."""
+    from metalearn.training.folder import config_hash
+
+    def last(node: str) -> str:
+        return str(config[node]["_target_"]).rpartition(".")[2].lower()
+
+    episodes = config["episodes"]
+    shape = f"{episodes['ways']}w{episodes['shots']}s"
+    name = config["name"] or f"{last('algorithm')}-{last('dataset')}-{shape}"
+    return f"runs/{name}-seed{config['seed']}-{config_hash(config)[:8]}"
+
+
+def reopen(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration that the run in folder `run` was trained with, then `overrides`.
+
+    Raises UsageError where `run` is no run folder, or for an override of a whole group.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UsageError(f"{run} is not a run folder (no config.yaml); see `ls runs`")
+    try:
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = OmegaConf.merge(OmegaConf.structured(RunSettings), held)
+        OmegaConf.set_struct(config, True)
+    except (*MISTAKES, yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"{path} is damaged: {explain(error, dict)}") from None
+    try:
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            key, value = override.key_or_group, override.value()
+            if override.is_sweep_override() or override.is_delete():
+                raise UsageError(f"evaluate takes single values, not {override.input_line}")
+            if OmegaConf.is_dict(OmegaConf.select(config, key)) and not isinstance(value, dict):
+                raise UsageError(f"evaluate keeps the run's {key}; override values inside it")
+            OmegaConf.update(config, key, value, force_add=override.is_add())
+        return plain(config)  # type: ignore[arg-type]
+    except MISTAKES as error:
+        known: Any = OmegaConf.to_container(config)
+        raise UsageError(explain(error, lambda: known)) from None

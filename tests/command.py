@@ -1,0 +1,55 @@
+"""Run `metalearn` in this process, for speed, and see what a user would."""
+
+import contextlib
+import io
+import os
+import sys
+from typing import NamedTuple
+from unittest import mock
+
+from hydra.core.global_hydra import GlobalHydra
+
+from metalearn import cli
+from metalearn.sweep import Sweep
+
+FAST = (
+    "debug=fast",
+    "dataset.classes=60",
+    "backbone.filters=4",
+    "tracker=disabled",
+    "evaluation.untrained=false",
+)
+
+
+class Outcome(NamedTuple):
+    """Exit code and what was printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def mistake(self) -> str:
+        """The one line of a user's mistake."""
+        assert self.code == 2, self
+        assert self.err.startswith("metalearn: ") and self.err.count("\n") == 1, self.err
+        return self.err.removeprefix("metalearn: ").rstrip()
+
+
+def metalearn(*arguments: str) -> Outcome:
+    """`metalearn <arguments>`; a bug's exception comes through."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.object(sys, "argv", ["metalearn", *arguments]),
+        mock.patch.dict(os.environ),
+        mock.patch.object(Sweep, "folder", None),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+        finally:
+            GlobalHydra.instance().clear()
+    return Outcome(code, out.getvalue(), err.getvalue())

@@ -1,0 +1,183 @@
+"""Every mistake is one line that says what to change, and leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metalearn import jobs
+from tests.command import FAST, metalearn
+
+ALGORITHMS = "anil, maml, protonet, reptile"
+
+MISTAKES = {
+    "episodes.wyas=5": "no key episodes.wyas (did you mean episodes.ways?)",
+    "epsiodes.ways=5": "did you mean episodes.ways?",
+    "lr=1": "did you mean outer.optimizer.lr?",
+    "+foo=1": "no key foo; see metalearn train --cfg job",
+    "+episodes.wyas=1": "no key episodes.wyas (did you mean episodes.ways?)",
+    "algorithm=mamll": f"is not known (did you mean maml?); choose from {ALGORITHMS}",
+    "algorithm=": f"algorithm= needs a choice; choose from {ALGORITHMS}",
+    "experiment=omniglot_mam_5w1s": "did you mean omniglot_maml_5w1s?",
+    "debug=slow": "debug=slow is not known; choose from fast",
+    "inner=null": "a config group cannot be null; name a choice",
+    "~inner": "inner is missing; choose one",
+    "training.steps=abc": "training.steps=abc must be a whole number",
+    "episodes.ways=2.5": "episodes.ways=2.5 must be a whole number",
+    "seed=x": "seed=x must be a whole number",
+    "seed=null": "seed must not be null",
+    "seed=-1": "seed=-1 must be 0 or more",
+    "training=3": "training=3 replaces several values; override one of them",
+    "tracker.tags=x": "tracker.tags=x must be a list",
+    "inner.rate=fast": "inner.rate=fast must be a finite number",
+    "inner.rate=inf": "inner.rate=inf must be a finite number",
+    "algorithm.steps=two": "algorithm.steps=two must be a whole number",
+    "outer.optimizer.lr=x": "outer.optimizer.lr=x must be a finite number",
+    "backbone.norm=suport": "must be transductive, support, running, group or none",
+    "backbone=mlp backbone.hidden=[a]": "backbone.hidden=['a'] must be a list",
+    "algorithm.stepz=3": "no key algorithm.stepz (did you mean algorithm.steps?)",
+    "+algorithm.stepz=3": "algorithm.stepz is not known to metalearn.algorithms.MAML",
+    "+algorithm.foo=1": "it takes steps",
+    "outer.optimizer.betas=[0,0]": "add it with a plus: +outer.optimizer.betas=...",
+    "+outer.optimizer.betas=[2,2]": "outer: Invalid beta parameter at index 0: 2",
+    "algorithm._target_=foo.bar": "algorithm._target_=foo.bar cannot be imported",
+    "training.steps=-1": "training.steps=-1 must be 1 or more",
+    "training.meta_batch=0": "training.meta_batch=0 must be 1 or more",
+    "training.clip_norm=0": "training.clip_norm=0.0 must be above 0, or null",
+    "algorithm.steps=-1": "algorithm.steps=-1 must be 0 or more",
+    "inner.rate=-0.1": "inner.rate=-0.1 must be 0 or more",
+    "inner.batch_size=0": "inner.batch_size=0 must be 1 or more",
+    "episodes.ways=0": "episodes.ways=0 must be 1 or more",
+    "episodes.ways=41": "glyphs has 40 classes in its train split; use at most 40",
+    "episodes.ways=8": "glyphs has 7 classes in its val split; use at most 7",
+    "episodes.shots=6": "a class of glyphs (train) has 20 examples; use at most 20",
+    "training.ways=20": "training.ways=20, but the network has 5 outputs",
+    "evaluation.split=tset": "split='tset' is not known; use train, val, test",
+    "algorithm=protonet gradient=first_order": "use gradient=unroll or gradient=adjoint",
+    "algorithm=reptile gradient=adjoint": (
+        "algorithm=reptile cannot use gradient=adjoint; use gradient=reptile"
+    ),
+    "algorithm=reptile inner=lslr": "algorithm=reptile learns no rates, as inner=lslr does",
+    "algorithm=anil algorithm.head=x": "no weights under head='x'; name a submodule",
+    "algorithm=protonet algorithm.temperature=0": "temperature=0 must be above 0",
+    "backbone.size=8": "images of 8x8 are too small for Conv4; use 16x16 or more",
+    "dataset.classes=3": "glyphs: needs classes >= 24",
+    "precision=bf16": "precision='bf16' is not there yet; use precision='fp32'",
+    "batching=foo": "use auto, loop, vmap or a number of tasks",
+    "device=tpu": "device='tpu' is not known; use auto, cpu or cuda",
+    "device=cuda:99": "device=cuda:99",
+    "resume=foo": "resume=foo is not known; use auto or never",
+    "tracker.mode=ofline": "tracker.mode=ofline is not known (did you mean offline?)",
+    "[": "cannot read '['; write name=value",
+    "training.steps": "cannot read 'training.steps'; write name=value",
+    "seed=1,2": "seed=1,2 is several values; add -m to sweep, or make a list: seed=[1,2]",
+    "training.steps=${foo}": "training.steps: Interpolation key 'foo' not found",
+    "hydra.searchpath=[file:///nowhere]": "no config folder /nowhere; correct hydra.searchpath",
+    "run_dir=/dev/null": "run_dir=/dev/null cannot be made: /dev/null is a file",
+    "run_dir=/proc/nowhere": "run_dir=/proc/nowhere cannot be made",
+    "-m episodes.wyas=3": "no key episodes.wyas (did you mean episodes.ways?)",
+    "-m algorithm=maml,mamll": "algorithm=mamll is not known (did you mean maml?)",
+    "--multirn": "no option --multirn (did you mean --multirun?)",
+    "--cfg foo": "--cfg needs job, hydra or all",
+}
+
+
+@pytest.mark.parametrize("overrides", MISTAKES)
+def test_a_mistake_in_training_is_one_line(overrides: str, workplace: Path) -> None:
+    given = overrides.split()
+    named = {word.partition("=")[0] for word in given}
+    small = [word for word in FAST if word.partition("=")[0] not in named]
+    if "backbone=mlp" in given:
+        small.remove("backbone.filters=4")
+    outcome = metalearn("train", *(given if "--" in overrides else [*small, *given]))
+    assert MISTAKES[overrides] in outcome.mistake
+    assert not list(workplace.iterdir())
+
+
+SINUSOID = {
+    "backbone=conv4": "backbone=conv4 needs images, not sinusoid; use backbone=mlp",
+    "algorithm=protonet": "algorithm=protonet classifies; use algorithm=maml or anil",
+}
+
+
+@pytest.mark.parametrize("override", SINUSOID)
+def test_regression_refuses_what_is_for_images(override: str, workplace: Path) -> None:
+    outcome = metalearn("train", "debug=fast", "dataset=sinusoid", override)
+    assert SINUSOID[override] in outcome.mistake
+
+
+OTHERS = {
+    "trian": "no command trian (did you mean train?); use train, evaluate, data, list",
+    "evaluate": "evaluate needs one run: metalearn evaluate run=<folder> [overrides]",
+    "evaluate run=": "evaluate needs one run",
+    "evaluate run=nowhere": "nowhere is not a run folder (no config.yaml); see `ls runs`",
+    "data lst": "no data command lst (did you mean list?); use list, prepare, verify",
+    "data prepare dataset=gliphs": "dataset=gliphs is not known (did you mean glyphs?)",
+    "list algoritm": "no group algoritm (did you mean algorithm?)",
+}
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_a_mistake_in_another_command_is_one_line(command: str, workplace: Path) -> None:
+    assert OTHERS[command] in metalearn(*command.split()).mistake
+
+
+def test_a_missing_gpu_is_one_line(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    outcome = metalearn("train", *FAST, "device=cuda")
+    assert outcome.mistake == "device=cuda, but no CUDA device is visible; use device=cpu"
+
+
+def test_a_missing_data_set_is_one_line(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workplace / "empty").mkdir()
+    monkeypatch.setenv("METALEARN_DATA", str(workplace / "empty"))
+    monkeypatch.setenv("METALEARN_CACHE", str(workplace / "cache"))
+    refused = ("http://127.0.0.1:9/{}.zip",)  # the discard port, where nobody listens
+    monkeypatch.setattr(sys.modules["metalearn.data.omniglot"], "MIRRORS", refused)
+    line = metalearn("train", "debug=fast", "dataset=omniglot").mistake
+    assert "cannot download images_background.zip" in line and "METALEARN_DATA" in line
+
+
+def test_a_bug_keeps_its_traceback(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(jobs, "train", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        metalearn("train", *FAST)
+
+
+def test_the_configuration_and_help_are_printed(workplace: Path) -> None:
+    shown = metalearn("train", "algorithm=protonet", "--cfg", "job", "seed=7")
+    assert "_target_: metalearn.algorithms.ProtoNet" in shown.out and "seed: 7" in shown.out
+    assert "algorithm: anil, maml, protonet, reptile" in metalearn("train", "--help").out
+    assert metalearn().out == metalearn("--help").out == metalearn("evaluate", "--help").out
+    assert "usage: metalearn <command> [overrides]" in metalearn("help").out
+
+
+def test_list_describes_every_choice(workplace: Path) -> None:
+    lines = metalearn("list").out.splitlines()
+    rows = {line.split()[0]: line.partition(" ")[2].strip() for line in lines[1:]}
+    assert rows["algorithm=maml"].startswith("MAML: every weight adapts.")
+    assert rows["gradient=adjoint"].startswith("Exact;")
+    assert {"backbone=conv4", "dataset=glyphs", "inner=lslr", "outer/schedule=cosine"} <= set(rows)
+    assert [name for name, told in rows.items() if not told] == []
+    assert "dataset=omniglot" in metalearn("data", "list").out
+    assert metalearn("list", "inner").out.count("inner=") == 3
+
+
+def test_data_is_prepared_and_verified(workplace: Path) -> None:
+    prepared = metalearn("data", "prepare", "dataset.classes=60")
+    assert "1200 of 1x28x28" in prepared.out and prepared.code == 0
+    verified = metalearn("data", "verify", "dataset.classes=60")
+    assert "(verified)" in verified.out and "40" in verified.out
+
+
+def test_the_installed_command_exits_with_two(workplace: Path) -> None:
+    command = [str(Path(sys.executable).with_name("metalearn")), "train", "seeed=1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    told = "metalearn: no key seeed (did you mean seed?); see metalearn train --cfg job\n"
+    assert done.stderr == told

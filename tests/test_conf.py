@@ -1,0 +1,127 @@
+"""Every file under conf/, found recursively, composes, takes one step and is tested."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from metalearn.config import compose, conf_folder
+from metalearn.data import data_folder
+from tests.command import metalearn
+
+FILES = sorted(
+    path.relative_to(conf_folder())
+    for path in conf_folder().rglob("*.yaml")
+    if path.relative_to(conf_folder()).parts[0] != "sweep"
+)
+ONE_STEP = (
+    "training.steps=1",
+    "training.meta_batch=1",
+    "evaluation.episodes=2",
+    "evaluation.validation_episodes=2",
+    "evaluation.untrained=false",
+)
+
+
+def small(overrides: list[str]) -> list[str]:
+    """What makes the run of `overrides` a matter of a second."""
+    config = compose(overrides)
+    extra = [*ONE_STEP, "run_dir=run"]
+    if not any(override.startswith("tracker=") for override in overrides):
+        extra.append("tracker=disabled")
+    if "filters" in config["backbone"]:
+        extra.append("backbone.filters=4")
+    if "classes" in config["dataset"]:
+        extra.append("dataset.classes=60")
+    if (config["training"]["ways"] or 0) > 20:
+        extra.append("training.ways=20")
+    return extra
+
+
+def numbers(value: object) -> Iterator[float]:
+    """Every number in a JSON value."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from numbers(part)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def test_the_files_are_found() -> None:
+    groups = {path.parent.as_posix() for path in FILES}
+    assert len(FILES) >= 26
+    assert {".", "algorithm", "backbone", "outer/schedule", "experiment", "debug"} <= groups
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.with_suffix("")) for path in FILES])
+def test_a_config_composes_and_takes_one_step(path: Path, workplace: Path) -> None:
+    group = path.parent.as_posix()
+    chosen = [] if group == "." else [f"{group}={path.stem}"]
+    if path.stem == "reptile" and group == "gradient":
+        chosen.append("algorithm=reptile")
+    config = compose(chosen)
+    if config["dataset"]["_target_"].endswith("omniglot"):
+        data = data_folder()
+        if data is None or not (data / "omniglot" / "images_background.zip").is_file():
+            pytest.skip("no Omniglot in METALEARN_DATA or ../shared/data")
+    outcome = metalearn("train", *chosen, *small(chosen))
+    assert outcome.code == 0, outcome.err
+    result = json.loads(Path("run/result.json").read_text())
+    measure = "loss" if "loss" in result else "accuracy"
+    assert {measure, f"{measure}_half_width", "weights_sha256"} <= set(result)
+    assert all(math.isfinite(number) for number in numbers(result))
+    assert (result["steps"], result["episodes"]) == (1, 2)
+    if group == "algorithm":
+        assert result["algorithm"].lower() in (path.stem, "maml")
+    if group == "tracker":
+        assert bool(list(Path("run").glob("wandb/offline-run-*"))) == (path.stem != "disabled")
+
+
+def test_debug_fast_is_what_it_says() -> None:
+    config = compose(["debug=fast"])
+    assert (config["training"]["steps"], config["evaluation"]["episodes"]) == (2, 4)
+
+
+def test_a_choice_of_algorithm_brings_what_it_needs() -> None:
+    assert compose(["algorithm=protonet"])["outputs"] is None
+    assert compose(["algorithm=reptile"])["gradient"]["_target_"].endswith("Reptile")
+    assert compose(["algorithm=reptile"])["inner"]["batch_size"] == 10
+    assert compose(["dataset=sinusoid"])["backbone"]["outputs"] == 1
+    assert compose(["episodes.ways=7"])["backbone"]["ways"] == 7
+    assert compose(["algorithm=reptile", "outer=adam"])["outer"]["optimizer"]["lr"] == 0.001
+
+
+def test_an_experiment_sets_what_train_yaml_has_a_default_for() -> None:
+    protonet = compose(["experiment=omniglot_protonet_5w1s"])
+    assert (protonet["name"], protonet["outputs"]) == ("omniglot_protonet_5w1s", None)
+    assert protonet["backbone"]["ways"] is None
+    assert compose(["experiment=omniglot_maml_5w1s"])["batching"] == "vmap"
+
+
+def test_the_default_folder_is_the_same_for_the_same_command_alone() -> None:
+    one = compose(["seed=3", "tracker=online"])["run_dir"]
+    assert one.startswith("runs/maml-glyphs-5w1s-seed3-")
+    assert compose(["seed=3", "resume=never"])["run_dir"] == one
+    assert compose(["seed=3", "training.steps=7"])["run_dir"] != one
+
+
+def test_a_users_own_folder_of_configs_adds_an_algorithm(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "mine" / "algorithm").mkdir(parents=True)
+    (workplace / "mine" / "algorithm" / "half.yaml").write_text(
+        "_target_: half_steps.HalfSteps\nsteps: 4\n"
+    )
+    (workplace / "half_steps.py").write_text(
+        "from metalearn.algorithms import MAML\n\n"
+        "def HalfSteps(module, steps: int, rule, loss):\n"
+        "    return MAML(module, steps // 2, rule, loss)\n"
+    )
+    monkeypatch.syspath_prepend(str(workplace))
+    chosen = [f"hydra.searchpath=[file://{workplace}/mine]", "algorithm=half"]
+    outcome = metalearn("train", *chosen, *small(chosen))
+    assert outcome.code == 0, outcome.err
+    by_step = json.loads(Path("run/result.json").read_text())["accuracy_by_step"]
+    assert len(by_step) == 1 + 2

@@ -1,0 +1,84 @@
+"""`metalearn evaluate` on a finished run."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command import FAST, metalearn
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data_cache: Path) -> Path:
+    """A run of two steps."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METALEARN_CACHE", str(data_cache))
+        assert metalearn("train", *FAST, f"run_dir={folder}").code == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, workplace: Path) -> Path:
+    """A copy of it in the current folder."""
+    return Path(shutil.copytree(finished, workplace / "run")).relative_to(workplace)
+
+
+def evaluated(run: Path, *overrides: str) -> tuple[dict[str, Any], Path]:
+    """The result of one evaluation and its folder."""
+    before = set(run.glob("evaluations/*"))
+    outcome = metalearn("evaluate", f"run={run}", *overrides)
+    assert outcome.code == 0, outcome.err
+    (folder,) = set(run.glob("evaluations/*")) - before
+    return json.loads((folder / "result.json").read_text()), folder
+
+
+def test_without_overrides_it_is_the_test_of_training(run: Path) -> None:
+    trained = json.loads((run / "result.json").read_text())
+    again, folder = evaluated(run)
+    same = ("accuracy", "accuracy_half_width", "manifest_hash", "weights_sha256", "config_hash")
+    assert {name: again[name] for name in same} == {name: trained[name] for name in same}
+    assert (folder / "episodes.csv").read_text() == (run / "episodes.csv").read_text()
+
+
+def test_overrides_of_the_evaluation(run: Path) -> None:
+    result, folder = evaluated(
+        run, "evaluation.episodes=6", "evaluation.split=val", "evaluation.steps=2"
+    )
+    assert (result["episodes"], result["split"]) == (6, "val")
+    assert len(result["accuracy_by_step"]) == 1 + 2
+    assert folder.name.startswith("val-") and folder.name.endswith("-2steps")
+    assert len((folder / "episodes.csv").read_text().splitlines()) == 1 + 6
+    other, _ = evaluated(run, "episodes.queries=5", "batching=vmap")
+    assert (other["queries"], other["episodes"]) == (5, 4)
+
+
+MISTAKES = {
+    "episodes.wyas=3": "no key episodes.wyas (did you mean episodes.ways?)",
+    "+episodes.wyas=3": "no key episodes.wyas (did you mean episodes.ways?)",
+    "evaluation.episodes=many": "evaluation.episodes must be a whole number",
+    "evaluation.episodes=0": "evaluation.episodes=0 must be 1 or more",
+    "evaluation.split=tset": "split='tset' is not known; use train, val, test",
+    "evaluation.episodes=1,2": "evaluate takes single values, not evaluation.episodes=1,2",
+    "algorithm=protonet": "evaluate keeps the run's algorithm; override values inside it",
+    "episodes.ways=3": "episodes.ways=3, but the network has 5 outputs",
+    "[": "cannot read '['; write name=value",
+    "run=other": "evaluate needs one run",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_is_one_line(override: str, run: Path) -> None:
+    assert MISTAKES[override] in metalearn("evaluate", f"run={run}", override).mistake
+    assert not (run / "evaluations").exists()
+
+
+def test_an_unfinished_or_damaged_run_is_one_line(run: Path) -> None:
+    (run / "weights.safetensors").write_bytes(b"no weights at all")
+    assert "weights.safetensors is damaged" in metalearn("evaluate", f"run={run}").mistake
+    (run / "weights.safetensors").unlink()
+    assert "run has not finished" in metalearn("evaluate", f"run={run}").mistake
+    (run / "config.yaml").write_text("seed: [")
+    assert "config.yaml is damaged" in metalearn("evaluate", f"run={run}").mistake

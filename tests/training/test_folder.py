@@ -1,0 +1,215 @@
+"""One run in one folder: whose it is, who holds it, and the weights at its end."""
+
+import hashlib
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from metalearn.errors import UsageError
+from metalearn.training.folder import (
+    claim,
+    config_hash,
+    load_weights,
+    locked,
+    save_weights,
+    torch_device,
+)
+from metalearn.types import Meta
+
+
+def config(**changes) -> dict:
+    return {
+        "seed": 0,
+        "name": None,
+        "inner": {"_target_": "metalearn.inner.sgd", "rate": 0.1, "batch_size": None},
+        "training": {"steps": 100, "clip_norm": None},
+        "hidden": [40, 40],
+        "run_dir": "runs/a",
+        "resume": "auto",
+        "tracker": {"mode": "offline", "tags": []},
+        **changes,
+    }
+
+
+def test_the_hash_is_of_what_decides_the_result() -> None:
+    same = config(run_dir="runs/b", resume="never", tracker={"mode": "online", "tags": ["x"]})
+    assert config_hash(same) == config_hash(config())
+    assert config_hash(dict(reversed(config().items()))) == config_hash(config())
+    assert config_hash(yaml.safe_load(yaml.safe_dump(config()))) == config_hash(config())
+    others = [
+        config(seed=1),
+        config(name="x"),
+        config(hidden=[40]),
+        config(training={"steps": 101, "clip_norm": None}),
+        config(inner={"_target_": "metalearn.inner.sgd", "rate": 0.2, "batch_size": None}),
+    ]
+    assert len({config_hash(c) for c in [config(), *others]}) == 6
+
+
+def test_the_same_run_claims_its_folder_again(tmp_path) -> None:
+    folder = tmp_path / "runs" / "a"
+    assert claim(folder, config(), "auto") == folder
+    held = yaml.safe_load((folder / "config.yaml").read_text())
+    assert held == config() and list(held) == list(config())
+    written = (folder / "config.yaml").read_bytes()
+    other_place = config(run_dir="elsewhere", tracker={"mode": "disabled", "tags": []})
+    assert claim(folder, other_place, "auto") == folder
+    assert (folder / "config.yaml").read_bytes() == written
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"seed": 1}, "seed=0, not 1"),
+        ({"training": {"steps": 7, "clip_norm": None}}, "training.steps=100, not 7"),
+        ({"training": {"steps": 100, "clip_norm": 1.0}}, "training.clip_norm=None, not 1.0"),
+        ({"hidden": [40, 41]}, "hidden=[40, 40], not [40, 41]"),
+        ({"seed": 0.0}, "seed=0, not 0.0"),
+        ({"training": {"steps": 100}}, "training.clip_norm=None, not None"),
+        ({"new": 3}, "new=None, not 3"),
+    ],
+)
+def test_another_run_is_refused_by_the_first_difference(tmp_path, changes, what) -> None:
+    folder = claim(tmp_path / "a", config(), "auto")
+    before = (folder / "config.yaml").read_bytes()
+    with pytest.raises(UsageError) as caught:
+        claim(folder, config(run_dir="x", **changes), "auto")
+    assert str(caught.value) == (
+        f"{folder} holds a run with {what}; choose another run_dir, or use resume=never"
+    )
+    assert (folder / "config.yaml").read_bytes() == before
+
+
+def test_never_takes_a_fresh_folder(tmp_path) -> None:
+    folder = tmp_path / "a"
+    assert claim(folder, config(), "never") == folder
+    assert claim(folder, config(), "never") == tmp_path / "a-2"
+    assert claim(folder, config(seed=1), "never") == tmp_path / "a-3"
+    assert claim(folder, config(), "auto") == folder
+    seeds = [
+        yaml.safe_load((tmp_path / n / "config.yaml").read_text())["seed"]
+        for n in ("a", "a-2", "a-3")
+    ]
+    assert seeds == [0, 0, 1]
+
+
+def test_an_unknown_resume(tmp_path) -> None:
+    with pytest.raises(UsageError) as caught:
+        claim(tmp_path / "a", config(), "yes")
+    assert str(caught.value) == "resume='yes' is not known; use auto or never"
+    assert not (tmp_path / "a").exists()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from metalearn.training.folder import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused(tmp_path) -> None:
+    folder = tmp_path / "a"
+    line = f"another process is running in {folder}; wait for it or choose another run_dir"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        with pytest.raises(UsageError) as caught, locked(folder):
+            pytest.fail("both hold the folder")
+        assert str(caught.value) == line
+        other.kill()  # a killed process lets go
+        other.wait()
+    with locked(folder):
+        with pytest.raises(UsageError), locked(folder):
+            pytest.fail("held twice")
+        with locked(tmp_path / "b"):
+            pass
+    with locked(folder):
+        pass
+
+
+def weights() -> Meta:
+    g = torch.Generator().manual_seed(0)
+    return Meta(
+        init={"0.weight": torch.randn(3, 2, generator=g).T, "0.bias": torch.randn(3, generator=g)},
+        hyper={"rate.0": torch.rand(5, generator=g)},
+        buffers={"1.running_mean": torch.rand(3, generator=g).double()},
+    )
+
+
+def zeros(meta: Meta) -> Meta:
+    return Meta(**{p: {n: torch.zeros_like(t) for n, t in meta[p].items()} for p in meta})  # type: ignore[typeddict-item]
+
+
+def test_weights_come_back(tmp_path) -> None:
+    path = tmp_path / "weights.safetensors"
+    digest = save_weights(path, weights())
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sorted(load_file(path)) == [
+        "buffers/1.running_mean", "hyper/rate.0", "init/0.bias", "init/0.weight"
+    ]  # fmt: skip
+    loaded = load_weights(path, zeros(weights()))
+    for part, tensors in weights().items():
+        assert list(loaded[part]) == list(tensors)  # type: ignore[call-overload]
+        for name, tensor in tensors.items():  # type: ignore[attr-defined]
+            assert torch.equal(loaded[part][name], tensor)
+            assert loaded[part][name].dtype == tensor.dtype
+    assert [file.name for file in tmp_path.iterdir()] == ["weights.safetensors"]
+    assert save_weights(tmp_path / "again", weights()) == digest
+
+
+def test_weights_of_another_network(tmp_path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, weights())
+    like = weights()
+    like["init"]["2.weight"] = torch.zeros(4)
+    with pytest.raises(UsageError) as caught:
+        load_weights(path, like)
+    assert str(caught.value) == f"{path} has no init/2.weight [4]"
+    like = weights()
+    like["init"]["0.bias"] = torch.zeros(4)
+    with pytest.raises(UsageError) as caught:
+        load_weights(path, like)
+    assert str(caught.value) == f"{path} has [3] for init/0.bias [4]"
+    like = weights()
+    like["hyper"] = {}
+    with pytest.raises(UsageError) as caught:
+        load_weights(path, like)
+    assert str(caught.value) == f"{path} has weights that the network lacks: hyper/rate.0"
+
+
+@pytest.mark.parametrize("how", ["truncated", "pickled", "empty"])
+def test_weights_that_are_damaged(tmp_path, how) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, weights())
+    content = {
+        "truncated": path.read_bytes()[:-5],
+        "pickled": pickle.dumps({"init/0.bias": 3}),
+        "empty": b"",
+    }
+    path.write_bytes(content[how])
+    with pytest.raises(UsageError) as caught:
+        load_weights(path, weights())
+    line = str(caught.value)
+    assert line.startswith(f"{path} is damaged (") and "\n" not in line
+    assert line.endswith("; train anew with resume=never")
+
+
+def test_devices() -> None:
+    assert torch_device("cpu") == torch.device("cpu")
+    assert torch_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UsageError) as caught:
+        torch_device("gpu")
+    assert str(caught.value) == "device='gpu' is not known; use auto, cpu or cuda"
