@@ -10,10 +10,10 @@ from hydra.errors import InstantiationException
 from rich.console import Console
 from rich.table import Table
 
-from metalearn.config import MISTAKES, check_sweep, compose, conf_folder, register, reopen
+from metalearn.commands.config import MISTAKES, check_sweep, compose, conf_folder, register, reopen
+from metalearn.commands.mistakes import explain, nearest
 from metalearn.data import DataError
 from metalearn.errors import UsageError
-from metalearn.mistakes import explain, nearest
 
 USAGE = """usage: metalearn <command> [overrides]
 
@@ -48,11 +48,11 @@ OPTIONS = {
 def train(arguments: list[str], console: Console) -> None:
     """`metalearn train`. Options of Hydra (-m, --cfg, ...) go through Hydra's own main."""
     if not any(argument.startswith("-") for argument in arguments):
-        from metalearn import jobs
+        from metalearn.commands import jobs
 
         jobs.run(compose(arguments), console)
         return
-    from metalearn import sweep
+    from metalearn.commands import sweep
 
     overrides, options = _split(arguments)
     if {"-m", "--multirun"} & set(options):
@@ -105,8 +105,8 @@ def evaluate(arguments: list[str], console: Console) -> None:
     config = reopen(run, [a for a in arguments if not a.startswith("run=")])
     if not (run / "weights.safetensors").exists():
         raise UsageError(f"{run} has not finished; the command that started it goes on with it")
-    from metalearn import jobs
-    from metalearn.build import build
+    from metalearn.commands import jobs
+    from metalearn.commands.build import build
 
     jobs.evaluate_run(config, build(config), run, console)
 
@@ -121,7 +121,7 @@ def data(arguments: list[str], console: Console) -> None:
     if action == "list":
         console.print(_options(["dataset"]))
         return
-    from metalearn import jobs
+    from metalearn.commands import jobs
 
     jobs.prepare_data(compose(overrides), console, verify=action == "verify")
 

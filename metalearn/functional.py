@@ -1,11 +1,14 @@
 """Any `nn.Module` as a pure function of its weights that can be differentiated twice."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.dropout import _DropoutNd
 
 from metalearn.norms import BatchNorm, Call, calling, replace_norms
 from metalearn.types import Params
@@ -70,19 +73,33 @@ class PureModule:
         }
 
     @torch.no_grad()
-    def track(self, weights: Params, buffers: Params, x: Tensor) -> Params:
+    def track(
+        self, weights: Params, buffers: Params, x: Tensor, weight: Tensor | None = None
+    ) -> Params:
         """`buffers` after the running averages took one step of their momentum towards the
         statistics of `x` `[B, *X]` under `weights`. Unchanged without such norm layers."""
         norms = self._norms("running")
         if not norms:
             return buffers
-        record = self._record({**buffers, **weights}, x, None)
+        record = self._record({**buffers, **weights}, x, weight)
         moved = dict(buffers)
         for prefix, norm in norms.items():
             for kind, value in zip(("mean", "var"), record[norm], strict=True):
                 key = f"{prefix}running_{kind}"
                 moved[key] = torch.lerp(buffers[key], value.flatten(), norm.momentum)
         return moved
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Dropout layers in train mode let everything through inside, as evaluation wants."""
+        active = [m for m in self.module.modules() if isinstance(m, _DropoutNd) and m.training]
+        for part in active:
+            part.training = False
+        try:
+            yield
+        finally:
+            for part in active:
+                part.training = True
 
     def _norms(self, statistics: str) -> dict[str, BatchNorm]:
         """The norm layers that normalise by `statistics`, under the prefix of their tensors."""

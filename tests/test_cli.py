@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metalearn import jobs
+from metalearn.commands import jobs
 from tests.command import FAST, metalearn
 
 ALGORITHMS = "anil, maml, protonet, reptile"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metalearn.config import compose, conf_folder
+from metalearn.commands.config import compose, conf_folder
 from metalearn.data import data_folder
 from tests.command import metalearn
 

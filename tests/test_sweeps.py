@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from metalearn import jobs
-from metalearn.config import compose, conf_folder
+from metalearn.commands import jobs
+from metalearn.commands.config import compose, conf_folder
 from tests.command import FAST, metalearn
 
 METALEARN = str(Path(sys.executable).with_name("metalearn"))

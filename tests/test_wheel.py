@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from metalearn.config import conf_folder
+from metalearn.commands.config import conf_folder
 from tests.command import FAST
 
 REPOSITORY = Path(__file__).resolve().parents[1]

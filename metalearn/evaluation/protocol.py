@@ -78,7 +78,7 @@ def evaluate(
 
     episodes: a `Manifest`, one `Episodes` `[T, ...]`, or batches of them.
     steps: inner steps, by default the algorithm's own. device: where to move the episodes.
-    Raises UsageError for no episodes.
+    Dropout is off. Raises UsageError for no episodes.
     """
     count = algo.steps if steps is None else steps
     manifest = episodes if isinstance(episodes, Manifest) else None
@@ -94,7 +94,7 @@ def evaluate(
         ]
 
     values: dict[str, list[np.ndarray]] = {}
-    with torch.no_grad():
+    with torch.no_grad(), algo.net.without_dropout():
         for batch in cast(Iterable[Episodes], batches):
             if not len(batch.support.x):
                 continue

@@ -45,6 +45,5 @@ def check_algorithm(strategy: object, algo: "MetaAlgorithm") -> None:
     """Raise UsageError where `algo` is not defined for the strategy."""
     name = type(strategy).__name__
     if name not in algo.strategies:
-        raise UsageError(
-            f"gradient {name} does not fit {type(algo).__name__}; use {' or '.join(algo.strategies)}"
-        )
+        fitting = " or ".join(algo.strategies)
+        raise UsageError(f"gradient {name} does not fit {type(algo).__name__}; use {fitting}")

@@ -78,9 +78,8 @@ class Progress:
         if split == "train":
             return
         parts = [f"{split} at step {step}:"]
-        for name in ("accuracy", "loss"):
-            if values.get(name):
-                parts.append(_quantity(name, math.fsum(values[name]) / len(values[name])))
+        shown = [name for name in ("accuracy", "loss") if values.get(name)]
+        parts += [_quantity(name, math.fsum(values[name]) / len(values[name])) for name in shown]
         count = max((len(items) for items in values.values()), default=0)
         self._print(" ".join(parts) + f" over {count} episodes")
 

@@ -70,14 +70,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def latest_checkpoint(
     folder: Path, warn: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any] | None:
-    """The newest state that can be read, or None. Damaged ones are named to `warn` and skipped."""
+    """The newest state that can be read, or None.
+
+    Damaged ones are named to `warn`, and moved to `damaged-step-...`, where no pruning counts
+    them as one of the newest.
+    """
     paths = sorted(folder.glob("step-*"), reverse=True)
     for path in paths:
         try:
             return load_checkpoint(path)
         except DamagedCheckpoint as error:
             instead = "the beginning" if path == paths[-1] else "the one before"
-            warn(f"{error}; going on from {instead}")
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+            warn(f"{error}; kept as {aside.name}, going on from {instead}")
     return None
 
 

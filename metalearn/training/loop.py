@@ -92,15 +92,14 @@ class TrainState:
 
 
 @contextmanager
-def stop_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, so that the loop can end between two steps."""
-    stop = threading.Event()
+def at_sigterm(act: Callable[[], None]) -> Iterator[None]:
+    """Do `act` at SIGTERM instead of dying; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: act())
     try:
-        yield stop
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -130,7 +129,8 @@ def fit(
         save_checkpoint(checkpoints, state.step, state.dump())
         prune_checkpoints(checkpoints, settings.keep, also=state.best_step)
 
-    with stop_signal() as stop:
+    stop = threading.Event()
+    with at_sigterm(stop.set):
         while state.step < settings.steps and not _out_of_patience(state, settings):
             _train_step(problem, settings, state, tracker)
             last = state.step == settings.steps

@@ -76,6 +76,6 @@ def meta_step(
     """
     direction, metrics = gradient(algo, meta, episodes)
     norm = outer.step(direction)
-    x = episodes.support.x.flatten(0, 1)
-    meta["buffers"] = algo.net.track(tree.detach(meta["init"]), meta["buffers"], x)
+    x, _, weight = episodes.support.map(lambda t: t.flatten(0, 1))
+    meta["buffers"] = algo.net.track(tree.detach(meta["init"]), meta["buffers"], x, weight)
     return {**metrics, "grad_norm": norm}

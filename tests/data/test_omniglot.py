@@ -98,7 +98,7 @@ def test_another_archive_in_its_place(
     monkeypatch.setenv("METALEARN_DATA", str(data.parent))
     for name in CHARACTERS:
         (data / f"{name}.zip").write_bytes(tiny_archive().read_bytes())
-    with pytest.raises(DataError, match="holds 2 characters .*, not 964") as caught:
+    with pytest.raises(DataError, match=r"holds 2 characters .*, not 964") as caught:
         omniglot(tmp_path / "cache")
     one_line(caught)
     assert not (tmp_path / "cache").exists()

@@ -29,7 +29,7 @@ def test_a_task_depends_on_its_generator_alone() -> None:
 
 
 def test_ranges_must_rise() -> None:
-    with pytest.raises(DataError, match="amplitude must rise"):
+    with pytest.raises(DataError, match=r"amplitude must rise"):
         Sinusoid(amplitude=(2.0, 1.0))
 
 
@@ -46,7 +46,7 @@ def test_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METALEARN_DATA", str(tmp_path / "project"))
     assert data_folder() == tmp_path / "project"
     monkeypatch.setenv("METALEARN_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="METALEARN_DATA names .*nowhere"):
+    with pytest.raises(DataError, match=r"METALEARN_DATA names .*nowhere"):
         data_folder()
 
 

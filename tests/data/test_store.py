@@ -59,7 +59,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
         yield blocks()[0]
         raise DataError("the source is damaged")
 
-    with pytest.raises(DataError, match="the source is damaged"):
+    with pytest.raises(DataError, match=r"the source is damaged"):
         build_store(tmp_path / "store", "tiny", CLASSES, broken())
     assert list(tmp_path.iterdir()) == []
 
@@ -74,7 +74,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
     ids=["shape", "type", "empty"],
 )
 def test_blocks_that_do_not_fit_are_refused(tmp_path: Path, bad: np.ndarray, one_line) -> None:
-    with pytest.raises(DataError, match="class b of store tiny") as caught:
+    with pytest.raises(DataError, match=r"class b of store tiny") as caught:
         build_store(tmp_path / "store", "tiny", ["a", "b"], [blocks()[0], bad])
     one_line(caught)
     assert list(tmp_path.iterdir()) == []
@@ -96,7 +96,7 @@ def test_a_killed_build_is_never_taken_for_whole(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
     left = list(tmp_path.iterdir())
     assert len(left) == 1 and left[0].name.startswith(".store.building-")
-    with pytest.raises(DataError, match="no image store"):
+    with pytest.raises(DataError, match=r"no image store"):
         open_store(tmp_path / "store")
     build(tmp_path / "store")
     verify(tmp_path / "store")
@@ -156,7 +156,7 @@ def test_a_damaged_store_is_one_clear_error(tmp_path: Path, damage, one_line) ->
     build(tmp_path / "store")
     damage(tmp_path / "store")
     for call in (open_store, build):
-        with pytest.raises(DataError, match="damaged .*; delete that folder") as caught:
+        with pytest.raises(DataError, match=r"damaged .*; delete that folder") as caught:
             call(tmp_path / "store")
         assert str(tmp_path / "store") in one_line(caught)
 
@@ -168,12 +168,12 @@ def test_verify_sees_one_flipped_bit(tmp_path: Path) -> None:
     data[-7] ^= 1
     path.write_bytes(data)
     open_store(tmp_path / "store")
-    with pytest.raises(DataError, match="its digest does not match"):
+    with pytest.raises(DataError, match=r"its digest does not match"):
         verify(tmp_path / "store")
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, one_line) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="METALEARN_CACHE") as caught:
+    with pytest.raises(DataError, match=r"METALEARN_CACHE") as caught:
         build(tmp_path / "file" / "store")
     one_line(caught)

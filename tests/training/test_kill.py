@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from metalearn import jobs
-from metalearn.config import compose
+from metalearn.commands import jobs
+from metalearn.commands.config import compose
 from metalearn.tracking import read_records
 
 LIMIT = 900  # seconds; a machine that is busy with other runs is slow, not broken

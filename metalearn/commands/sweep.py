@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from metalearn.config import plain
+from metalearn.commands.config import plain
 from metalearn.data import DataError
 from metalearn.errors import UsageError
 
@@ -36,7 +36,7 @@ def job(config: DictConfig) -> float | None:
 
     A member of a sweep that fails returns None and writes its error down: the others go on.
     """
-    from metalearn import jobs
+    from metalearn.commands import jobs
 
     settings = HydraConfig.get()
     if settings.mode != RunMode.MULTIRUN:

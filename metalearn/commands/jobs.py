@@ -1,6 +1,7 @@
 """What `metalearn train` and `metalearn evaluate` do once everything is built."""
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from metalearn import tree
 from metalearn.backbones.norms import describe
-from metalearn.build import Built, build, build_dataset
+from metalearn.commands.build import Built, build, build_dataset
 from metalearn.data import ImageDataset
 from metalearn.data.store import verify as verify_store
 from metalearn.evaluation.plots import plot_accuracy_by_step, plot_learning_curve
@@ -29,7 +30,7 @@ from metalearn.training.folder import (
     locked,
     save_weights,
 )
-from metalearn.training.loop import TrainState, fit, resume
+from metalearn.training.loop import TrainState, at_sigterm, fit, resume
 from metalearn.training.memory import peak_memory_bytes
 from metalearn.training.settings import TrainingSettings
 from metalearn.types import Meta
@@ -84,29 +85,47 @@ def train(config: Mapping[str, Any], built: Built, folder: Path, console: Consol
                 soft_wrap=True,
             )
             return None
-        digest = save_weights(folder / "weights.safetensors", state.best)
-        test = _evaluate(built, state.best)
-        values = {name: rows[:, -1].tolist() for name, rows in test.by_step.items()}
-        tracker.episodes(state.step, "test", {"index": list(range(len(test.losses))), **values})
-        extra: dict[str, Any] = {
-            "steps": state.step,
-            "selected_step": state.best_step,
-            "validation_score": state.best_score,
-            "seconds": state.seconds,
-            "tasks_per_second": state.step * settings.meta_batch / state.seconds,
-            "weights_sha256": digest,
-        }
-        if config["evaluation"]["untrained"]:
-            before = _evaluate(built, untrained).interval(test.measure)
-            extra[f"untrained_{test.measure}"] = before.mean
-            extra["untrained_half_width"] = before.half_width
-        result = write_result(config, built, test, folder, extra)
-        tracker.summary(result)
-    records = list(read_records(folder / "metrics.jsonl"))
-    plot_learning_curve(records, folder / "learning_curve.png")
+        try:
+            with at_sigterm(lambda: sys.exit(0)):
+                result = _test(config, built, state, untrained, folder, tracker)
+        except SystemExit:
+            console.print("stopped during the test; the same command goes on from there")
+            raise
     console.print(result_table(result))
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
     return state.best_score
+
+
+def _test(
+    config: Mapping[str, Any],
+    built: Built,
+    state: TrainState,
+    untrained: Meta,
+    folder: Path,
+    tracker: Tracker,
+) -> dict[str, Any]:
+    """Test the selected weights, and write everything that the end of a run leaves behind."""
+    digest = save_weights(folder / "weights.safetensors", state.best)
+    test = _evaluate(built, state.best)
+    values = {name: rows[:, -1].tolist() for name, rows in test.by_step.items()}
+    tracker.episodes(state.step, "test", {"index": list(range(len(test.losses))), **values})
+    extra: dict[str, Any] = {
+        "steps": state.step,
+        "selected_step": state.best_step,
+        "validation_score": state.best_score,
+        "seconds": state.seconds,
+        "tasks_per_second": state.step * config["training"]["meta_batch"] / state.seconds,
+        "weights_sha256": digest,
+    }
+    if config["evaluation"]["untrained"]:
+        before = _evaluate(built, untrained).interval(test.measure)
+        extra[f"untrained_{test.measure}"] = before.mean
+        extra["untrained_half_width"] = before.half_width
+    records = list(read_records(folder / "metrics.jsonl"))
+    plot_learning_curve(records, folder / "learning_curve.png")
+    result = write_result(config, built, test, folder, extra)
+    tracker.summary(result)
+    return result
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

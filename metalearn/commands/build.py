@@ -12,11 +12,12 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from metalearn import tree
 from metalearn.algorithms.base import MetaAlgorithm
 from metalearn.algorithms.losses import cross_entropy, mean_squared
-from metalearn.arguments import check_choice, check_node, check_numbers, target
+from metalearn.commands.arguments import check_choice, check_node, check_numbers, target
 from metalearn.data import DataError, ImageDataset, Sinusoid
 from metalearn.episodes import EpisodeSource, Manifest, make_episodes
 from metalearn.errors import UsageError
@@ -118,7 +119,7 @@ def option(node: Mapping[str, Any]) -> str:
 def _outer(config: Mapping[str, Any], meta: Meta) -> Outer:
     schedule = config["outer"]["schedule"]
     try:
-        return Outer(
+        outer = Outer(
             meta,
             _make(config["outer"]["optimizer"], "outer.optimizer"),
             _make(schedule, "outer.schedule") if schedule else None,
@@ -126,6 +127,9 @@ def _outer(config: Mapping[str, Any], meta: Meta) -> Outer:
         )
     except ValueError as error:  # torch's optimizers check their numbers
         raise UsageError(f"outer: {error}; correct outer.optimizer or outer.schedule") from None
+    if isinstance(outer.schedule, ReduceLROnPlateau):
+        raise UsageError("outer.schedule follows steps, not a metric; see metalearn list")
+    return outer
 
 
 def _episodes(

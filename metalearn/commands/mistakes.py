@@ -90,7 +90,7 @@ def _nearest_key(key: str, config: Mapping[str, Any]) -> str:
 
 def _takes(node: Mapping[str, Any]) -> list[str]:
     """What the target of `node` takes by keyword, beside what the framework passes."""
-    from metalearn.arguments import arguments
+    from metalearn.commands.arguments import arguments
 
     return arguments(str(node["_target_"])) if "_target_" in node else []
 

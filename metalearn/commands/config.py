@@ -17,8 +17,8 @@ from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metalearn.commands.mistakes import explain, nearest, unknown_choice
 from metalearn.errors import UsageError
-from metalearn.mistakes import explain, nearest, unknown_choice
 from metalearn.training.settings import EpisodeSettings, EvaluationSettings, TrainingSettings
 
 MISTAKES = (HydraException, OmegaConfBaseException)
@@ -78,7 +78,7 @@ def _check_keys(values: Mapping[str, Any], settings: type, prefix: str = "") -> 
 
 def conf_folder() -> Path:
     """Where `conf/` lies: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
