@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from metalearn.commands.config import MISTAKES, check_sweep, compose, conf_folder, register, reopen
-from metalearn.commands.mistakes import explain, nearest
+from metalearn.commands.mistakes import explain
 from metalearn.data import DataError
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, nearest
 
 USAGE = """usage: metalearn <command> [overrides]
 

@@ -1,5 +1,18 @@
 """Errors that are the user's to mend: one line each, saying what to change."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UsageError(ValueError):
     """A combination, name or value that cannot work. The command line prints its one line."""
+
+
+class DataError(Exception):
+    """Data that is missing, damaged or asked for wrongly. The command line prints its one line."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to add to a message: " (did you mean ...?)", or "" where no name is near."""
+    found = get_close_matches(name, list(known), 1, 0.6)
+    return f" (did you mean {found[0]}?)" if found else ""

@@ -10,8 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from hydra.utils import get_object
 from torch import Tensor
 
-from metalearn.commands.mistakes import nearest
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, nearest
 
 # What the framework passes itself.
 _INJECTED = ("module", "rule", "loss", "strategies", "params", "optimizer", "last_epoch")

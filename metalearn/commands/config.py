@@ -17,8 +17,8 @@ from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metalearn.commands.mistakes import explain, nearest, unknown_choice
-from metalearn.errors import UsageError
+from metalearn.commands.mistakes import explain, unknown_choice
+from metalearn.errors import UsageError, nearest
 from metalearn.training.settings import EpisodeSettings, EvaluationSettings, TrainingSettings
 
 MISTAKES = (HydraException, OmegaConfBaseException)

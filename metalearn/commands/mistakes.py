@@ -1,12 +1,14 @@
 """One line for every mistake in the overrides, saying what to change."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
+
+from metalearn.errors import nearest
 
 _TYPES = {
     "Integer": "a whole number",
@@ -14,12 +16,6 @@ _TYPES = {
     "Boolean": "true or false",
     "String": "text",
 }
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """What to add to a message: " (did you mean ...?)", or "" where no name is near."""
-    found = get_close_matches(name, list(known), 1, 0.6)
-    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def explain(error: Exception, known: Callable[[], Mapping[str, Any]]) -> str:

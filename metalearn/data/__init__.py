@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from .dataset import Classes, ImageDataset
-from .errors import DataError
-from .glyphs import glyphs
-from .omniglot import omniglot
-from .paths import cache_folder, data_folder
-from .sinusoid import Sinusoid
-from .store import ImageStore
+from metalearn.data.dataset import Classes, ImageDataset
+from metalearn.data.glyphs import glyphs
+from metalearn.data.omniglot import omniglot
+from metalearn.data.paths import cache_folder, data_folder
+from metalearn.data.sinusoid import Sinusoid
+from metalearn.data.store import ImageStore
+from metalearn.errors import DataError
 
 DATASETS: dict[str, Callable[..., ImageDataset | Sinusoid]] = {
     "glyphs": glyphs,

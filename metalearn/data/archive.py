@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import DataError
+from metalearn.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .errors import DataError
-from .store import ImageStore
+from metalearn.data.store import ImageStore
+from metalearn.errors import DataError
 
 SPLITS = ("train", "val", "test")
 

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from .errors import DataError
+from metalearn.errors import DataError
 
 CHUNK = 1 << 16
 # One broken connection is bad luck; several that gain less than a chunk are a bad server.

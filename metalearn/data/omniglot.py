@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .archive import Archive, open_archive
-from .dataset import Classes, ImageDataset, turned, unturned
-from .download import download
-from .errors import DataError
-from .paths import cache_folder, data_folder
-from .store import ImageStore, build_store, open_store
+from metalearn.data.archive import Archive, open_archive
+from metalearn.data.dataset import Classes, ImageDataset, turned, unturned
+from metalearn.data.download import download
+from metalearn.data.paths import cache_folder, data_folder
+from metalearn.data.store import ImageStore, build_store, open_store
+from metalearn.errors import DataError
 
 VERSION = 1  # raise it whenever a change below changes a pixel
 SIDE, DRAWINGS = 105, 20

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import platformdirs
 
-from .errors import DataError
+from metalearn.errors import DataError
 
 
 def data_folder() -> Path | None:

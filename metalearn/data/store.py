@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import DataError
+from metalearn.errors import DataError
 
 FORMAT = 1
 STALE_SECONDS = 3600.0

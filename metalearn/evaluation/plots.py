@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from .statistics import Interval, mean_interval
+from metalearn.evaluation.statistics import Interval, mean_interval
 
 _TRAIN, _VALIDATION, _BEST = "#3b6fb6", "#d1602f", "#1d7a46"
 _LABELS = {"accuracy": "accuracy", "loss": "outer loss"}

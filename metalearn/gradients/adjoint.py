@@ -22,7 +22,7 @@ from torch.func import grad, vjp
 
 from metalearn import tree
 from metalearn.errors import UsageError
-from metalearn.gradients.base import Batching, Precision, check_algorithm, check_precision
+from metalearn.gradients.base import Batching, Precision
 from metalearn.gradients.batching import over_tasks
 from metalearn.inner.loop import apply_rule, inner_gradient, minibatch, trajectory
 from metalearn.types import Episodes, Meta, MetaGradients, Metrics, Params
@@ -102,7 +102,5 @@ class Adjoint:
         self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
-        check_precision(self.precision)
-        check_algorithm(self, algo)
         check_repeatable(algo)
-        return over_tasks(adjoint, algo, meta, episodes, self.batching)
+        return over_tasks(self, adjoint, algo, meta, episodes)

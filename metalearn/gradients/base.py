@@ -25,6 +25,15 @@ class MetaGradient(Protocol):
         ...
 
 
+class Strategy(Protocol):
+    """What every strategy says of how it runs."""
+
+    @property
+    def batching(self) -> Batching: ...
+    @property
+    def precision(self) -> Precision: ...
+
+
 class TaskGradient(Protocol):
     """The same for one task, without T and with scalar metrics."""
 
@@ -41,7 +50,7 @@ def check_precision(precision: str) -> None:
         raise UsageError(f"precision={precision!r} {fault}; use precision='fp32'")
 
 
-def check_algorithm(strategy: object, algo: "MetaAlgorithm") -> None:
+def check_algorithm(strategy: Strategy, algo: "MetaAlgorithm") -> None:
     """Raise UsageError where `algo` is not defined for the strategy."""
     name = type(strategy).__name__
     if name not in algo.strategies:

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from metalearn import tree
 from metalearn.errors import UsageError
-from metalearn.gradients.base import Batching, TaskGradient
+from metalearn.gradients.base import (
+    Batching,
+    Strategy,
+    TaskGradient,
+    check_algorithm,
+    check_precision,
+)
 from metalearn.norms import fused_norms
 from metalearn.types import Episodes, Meta, MetaGradients, Metrics
 
@@ -79,13 +85,19 @@ def map_tasks(
 
 
 def over_tasks(
+    strategy: Strategy,
     gradient: TaskGradient,
     algo: "MetaAlgorithm",
     meta: Meta,
     episodes: Episodes,
-    batching: Batching,
 ) -> tuple[MetaGradients, Metrics]:
-    """The mean over tasks of one task's gradient, and its metrics stacked to `[T]`."""
+    """The mean over tasks of one task's gradient, and its metrics stacked to `[T]`.
+
+    Batched and in the precision that `strategy` says. Raises UsageError where it cannot be, or
+    where `algo` is not defined for the strategy.
+    """
+    check_precision(strategy.precision)
+    check_algorithm(strategy, algo)
     tasks = episodes.support.x.shape[0]
     if not tasks:
         raise UsageError("no episodes in the meta-batch; use training.meta_batch of 1 or more")
@@ -94,7 +106,9 @@ def over_tasks(
 
     # Outside no_grad a caller's own graph would keep every inner step alive.
     with torch.no_grad():
-        for count, result in map_tasks(lambda e: gradient(algo, meta, e), episodes, batching):
+        for count, result in map_tasks(
+            lambda e: gradient(algo, meta, e), episodes, strategy.batching
+        ):
             part, measured = cast(tuple[MetaGradients, Metrics], result)
             if count is None:
                 measured = tree.map(lambda t: t.unsqueeze(0), measured)

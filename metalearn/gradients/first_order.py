@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from metalearn import tree
-from metalearn.gradients.base import Batching, Precision, check_algorithm, check_precision
+from metalearn.gradients.base import Batching, Precision
 from metalearn.gradients.batching import over_tasks
 from metalearn.gradients.unroll import unrolled
 from metalearn.inner.loop import inner_gradient
@@ -43,6 +43,4 @@ class FirstOrder:
         self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
-        check_precision(self.precision)
-        check_algorithm(self, algo)
-        return over_tasks(first_order, algo, meta, episodes, self.batching)
+        return over_tasks(self, first_order, algo, meta, episodes)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from metalearn import tree
 from metalearn.errors import UsageError
-from metalearn.gradients.base import Batching, Precision, check_algorithm, check_precision
+from metalearn.gradients.base import Batching, Precision
 from metalearn.gradients.batching import over_tasks
 from metalearn.inner.loop import adapt
 from metalearn.types import Episodes, Meta, MetaGradients, Metrics
@@ -39,8 +39,6 @@ class Reptile:
         self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean direction over T tasks, shaped like `meta`, and metrics `[T]`."""
-        check_precision(self.precision)
-        check_algorithm(self, algo)
         if meta["hyper"]:
             raise UsageError("Reptile learns no inner rates; use inner=sgd")
-        return over_tasks(reptile, algo, meta, episodes, self.batching)
+        return over_tasks(self, reptile, algo, meta, episodes)

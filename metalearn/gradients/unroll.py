@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from torch.func import grad
 
-from metalearn.gradients.base import Batching, Precision, check_algorithm, check_precision
+from metalearn.gradients.base import Batching, Precision
 from metalearn.gradients.batching import over_tasks
 from metalearn.inner.loop import InnerGradient, adapt, inner_gradient
 from metalearn.types import Episodes, Meta, MetaGradients, Metrics
@@ -43,6 +43,4 @@ class Unroll:
         self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
-        check_precision(self.precision)
-        check_algorithm(self, algo)
-        return over_tasks(unrolled, algo, meta, episodes, self.batching)
+        return over_tasks(self, unrolled, algo, meta, episodes)

@@ -1,9 +1,9 @@
 """What happens in a run, recorded: local files, Weights & Biases, the terminal."""
 
-from .local import JsonLines, read_records
-from .progress import Progress
-from .tracker import RunInfo, Sink, Status, Tracker
-from .wandb import WandB
+from metalearn.tracking.local import JsonLines, read_records
+from metalearn.tracking.progress import Progress
+from metalearn.tracking.tracker import RunInfo, Sink, Status, Tracker
+from metalearn.tracking.wandb import WandB
 
 __all__ = [
     "JsonLines",

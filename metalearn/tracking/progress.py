@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from .tracker import RunInfo, Status
+from metalearn.tracking.tracker import RunInfo, Status
 
 _UPDATE_SECONDS = 0.1
 _REFRESHES_PER_SECOND = 5

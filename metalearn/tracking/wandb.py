@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .reach import missing_key, one_line, unreachable
-from .tracker import RunInfo, Status
+from metalearn.tracking.reach import missing_key, one_line, unreachable
+from metalearn.tracking.tracker import RunInfo, Status
 
 Mode = Literal["online", "offline", "disabled"]
 
