@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 def reptile(algo: "MetaAlgorithm", meta: Meta, episodes: Episodes) -> tuple[MetaGradients, Metrics]:
     """One task: theta - theta_K, and 0 for what does not adapt. Queries only measure."""
+    if meta["hyper"]:
+        raise UsageError("Reptile learns no inner rates; use inner=sgd")
     fast = adapt(algo, meta, episodes.support)
     _, metrics = algo.outer_loss(meta, fast, episodes.query)
     moved = {
@@ -39,6 +41,4 @@ class Reptile:
         self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean direction over T tasks, shaped like `meta`, and metrics `[T]`."""
-        if meta["hyper"]:
-            raise UsageError("Reptile learns no inner rates; use inner=sgd")
         return over_tasks(self, reptile, algo, meta, episodes)

@@ -84,7 +84,7 @@ def latest_checkpoint(
             aside = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
-            warn(f"{error}; kept as {aside.name}, going on from {instead}")
+            warn(f"{error}; going on from {instead}")
     return None
 
 

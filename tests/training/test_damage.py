@@ -135,6 +135,7 @@ def test_nothing_is_unpickled(two, tmp_path, how, honest_hash) -> None:
         assert refused(two) == "is no checkpoint (SafetensorError)"
     else:
         assert refused(two) == "is damaged: its content does not match its sha256"
+    two.mkdir(exist_ok=True)  # what was refused has been moved aside
     (two / "state.json").write_bytes(pickle.dumps(hostile))
     assert refused(two).startswith("cannot be read (")
     assert not target.exists()
@@ -205,3 +206,13 @@ def test_a_full_disk_leaves_the_earlier_ones(two, monkeypatch) -> None:
             save_checkpoint(two.parent, 3, state(3))
     found = latest_checkpoint(two.parent)
     assert found is not None and found["step"] == 2
+
+
+def test_a_damaged_checkpoint_is_moved_aside(two) -> None:
+    """Were it still counted among the newest, pruning would delete the good one before it."""
+    (two / "state.json").write_text("")
+    assert latest_checkpoint(two.parent) is not None
+    save_checkpoint(two.parent, 3, state(3))
+    prune_checkpoints(two.parent, keep=2)
+    kept = sorted(path.name for path in two.parent.iterdir())
+    assert kept == ["damaged-step-00000002", "step-00000001", "step-00000003"]
