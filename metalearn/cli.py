@@ -114,6 +114,8 @@ def evaluate(arguments: list[str], console: Console) -> None:
 def data(arguments: list[str], console: Console) -> None:
     """`metalearn data list|prepare|verify`."""
     action, *overrides = arguments or ["list"]
+    if "=" in action:
+        action, overrides = "prepare", arguments
     actions = ("list", "prepare", "verify")
     if action not in actions:
         near = nearest(action, actions)

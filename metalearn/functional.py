@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.dropout import _DropoutNd
 
 from metalearn.norms import BatchNorm, Call, calling, replace_norms
 from metalearn.types import Params
@@ -78,7 +77,7 @@ class PureModule:
     ) -> Params:
         """`buffers` after the running averages took one step of their momentum towards the
         statistics of `x` `[B, *X]` under `weights`. Unchanged without such norm layers."""
-        norms = self._norms("running")
+        norms = {prefix: n for prefix, n in self._norms("running").items() if n.momentum}
         if not norms:
             return buffers
         record = self._record({**buffers, **weights}, x, weight)
@@ -90,15 +89,17 @@ class PureModule:
         return moved
 
     @contextmanager
-    def without_dropout(self) -> Iterator[None]:
-        """Dropout layers in train mode let everything through inside, as evaluation wants."""
-        active = [m for m in self.module.modules() if isinstance(m, _DropoutNd) and m.training]
-        for part in active:
-            part.training = False
+    def evaluating(self) -> Iterator[None]:
+        """Inside, what depends on the mode of a module (dropout) behaves as in evaluation.
+
+        The norm layers do not: their statistics were settled when the module was made pure.
+        """
+        training = [part for part in self.module.modules() if part.training]
+        self.module.eval()
         try:
             yield
         finally:
-            for part in active:
+            for part in training:
                 part.training = True
 
     def _norms(self, statistics: str) -> dict[str, BatchNorm]:

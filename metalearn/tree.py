@@ -18,11 +18,6 @@ def add(a: Params, b: Params) -> Params:
     return map(torch.add, a, b)
 
 
-def sub(a: Params, b: Params) -> Params:
-    """a - b."""
-    return map(torch.sub, a, b)
-
-
 def scale(a: Params, factor: float) -> Params:
     """factor * a."""
     return map(lambda t: t * factor, a)

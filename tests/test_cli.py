@@ -62,7 +62,7 @@ MISTAKES = {
     "algorithm=reptile inner=lslr": "algorithm=reptile learns no rates, as inner=lslr does",
     "algorithm=anil algorithm.head=x": "no weights under head='x'; name a submodule",
     "algorithm=protonet algorithm.temperature=0": "temperature=0 must be above 0",
-    "backbone.size=8": "images of 8x8 are too small for Conv4; use 16x16 or more",
+    "backbone=conv4 backbone.size=8": "images of 8x8 are too small for Conv4; use 16x16 or more",
     "dataset.classes=3": "glyphs: needs classes >= 24",
     "precision=bf16": "precision='bf16' is not there yet; use precision='fp32'",
     "batching=foo": "use auto, loop, vmap or a number of tasks",

@@ -49,7 +49,7 @@ def test_overrides_of_the_evaluation(run: Path) -> None:
     )
     assert (result["episodes"], result["split"]) == (6, "val")
     assert len(result["accuracy_by_step"]) == 1 + 2
-    assert folder.name.startswith("val-") and folder.name.endswith("-2steps")
+    assert folder.name.startswith("val-") and folder.name.endswith(result["config_hash"][:8])
     assert len((folder / "episodes.csv").read_text().splitlines()) == 1 + 6
     other, _ = evaluated(run, "episodes.queries=5", "batching=vmap")
     assert (other["queries"], other["episodes"]) == (5, 4)

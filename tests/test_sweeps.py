@@ -146,7 +146,7 @@ def test_optuna_without_one_good_trial_is_no_traceback(workplace: Path) -> None:
 def test_the_wandb_sweep_file_makes_commands_that_run(workplace: Path) -> None:
     sweep = yaml.safe_load((conf_folder() / "sweep" / "wandb.yaml").read_text())
     assert sweep["program"] == "metalearn" and sweep["method"] in ("bayes", "random", "grid")
-    assert sweep["metric"] == {"name": "val/accuracy", "goal": "maximize"}
+    assert sweep["metric"] == {"name": "validation_score", "goal": "maximize"}
     values = []
     for name, space in sweep["parameters"].items():
         value = space["values"][0] if "values" in space else space["min"]

@@ -21,9 +21,10 @@ from metalearn.commands.arguments import check_choice, check_node, check_numbers
 from metalearn.data import DataError, ImageDataset, Sinusoid
 from metalearn.episodes import EpisodeSource, Manifest, make_episodes
 from metalearn.errors import UsageError
-from metalearn.gradients.base import MetaGradient, check_precision
+from metalearn.gradients.base import MetaGradient
 from metalearn.gradients.batching import check_batching
-from metalearn.training.folder import torch_device
+from metalearn.gradients.precision import check_precision
+from metalearn.training.device import torch_device
 from metalearn.training.loop import Problem
 from metalearn.training.outer import Outer
 from metalearn.types import Meta
@@ -153,6 +154,9 @@ def _episodes(
 
 def _module(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> nn.Module:
     images = isinstance(dataset, ImageDataset)
+    if not images and "rule" not in _parameters(config):
+        name = option(config["algorithm"])
+        raise UsageError(f"algorithm={name} classifies; use algorithm=maml or anil for regression")
     shape = dataset.image_shape if images else (1,)
     node = dict(config["backbone"])
     if not images and "channels" in node:
@@ -163,20 +167,22 @@ def _module(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> nn.M
         if name in node and node[name] is None:
             node[name] = value
     # The backbone's constructor draws from torch's global generator: seeded here, put back after.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(config["seed"])
         return _make(node, "backbone")
 
 
 def _algorithm(config: Mapping[str, Any], module: nn.Module, images: bool) -> MetaAlgorithm:
-    made = {"module": module, "loss": cross_entropy if images else mean_squared}
-    parameters = inspect.signature(target(config["algorithm"]["_target_"])).parameters
-    if "rule" in parameters:
+    made: dict[str, Any] = {"module": module, "loss": cross_entropy if images else mean_squared}
+    if "rule" in _parameters(config):
         made["rule"] = _make(config["inner"], "inner")
-    elif not images:
-        name = option(config["algorithm"])
-        raise UsageError(f"algorithm={name} classifies; use algorithm=maml or anil for regression")
+    made = {name: value for name, value in made.items() if name in _parameters(config)}
     return _make(config["algorithm"], "algorithm", **made)
+
+
+def _parameters(config: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
+    """What the algorithm's target takes."""
+    return inspect.signature(target(config["algorithm"]["_target_"])).parameters
 
 
 def _make(node: Mapping[str, Any], name: str, **made: Any) -> Any:

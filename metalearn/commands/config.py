@@ -189,6 +189,8 @@ def reopen(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         for override in OverridesParser.create().parse_overrides(list(overrides)):
             key, value = override.key_or_group, override.value()
+            if key.partition(".")[0] == "dataset":
+                raise UsageError("evaluate keeps the run's data set, whose test classes are unseen")
             if override.is_sweep_override() or override.is_delete():
                 raise UsageError(f"evaluate takes single values, not {override.input_line}")
             if OmegaConf.is_dict(OmegaConf.select(config, key)) and not isinstance(value, dict):

@@ -7,20 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from metalearn import tree
-from metalearn.backbones.norms import describe
 from metalearn.commands.build import Built, build, build_dataset
+from metalearn.commands.result import write_result
 from metalearn.data import ImageDataset
 from metalearn.data.store import verify as verify_store
-from metalearn.evaluation.plots import plot_accuracy_by_step, plot_learning_curve
+from metalearn.evaluation.plots import plot_learning_curve
 from metalearn.evaluation.protocol import EvalReport, evaluate
-from metalearn.evaluation.report import result_table, write_episode_file, write_json
+from metalearn.evaluation.report import result_table
+from metalearn.files import decode_floats
 from metalearn.tracking import JsonLines, Progress, RunInfo, Tracker, WandB, read_records
+from metalearn.training.device import reset_peak_memory
 from metalearn.training.folder import (
     check_writable,
     claim,
@@ -29,9 +30,9 @@ from metalearn.training.folder import (
     load_weights,
     locked,
     save_weights,
+    weights_sha256,
 )
 from metalearn.training.loop import TrainState, at_sigterm, fit, resume
-from metalearn.training.memory import peak_memory_bytes
 from metalearn.training.settings import TrainingSettings
 from metalearn.types import Meta
 
@@ -41,13 +42,19 @@ def run(config: dict[str, Any], console: Console) -> float | None:
 
     Raises UsageError, or DataError, before the folder is made.
     """
-    check_writable(Path(config["run_dir"]))
+    folder = Path(config["run_dir"])
+    check_writable(folder)
     built = build(config)
-    folder = claim(Path(config["run_dir"]), config, config["resume"])
+    if config["resume"] == "never":
+        folder = claim(folder, config, "never")
     with locked(folder):
+        claim(folder, config, "auto")
         if (result := finished(folder)) is not None:
             return show_finished(folder, result, console)
-        return train(config, built, folder, console)
+        # Dropout draws from torch's global generators: seeded for this run, put back after it.
+        with torch.random.fork_rng():
+            torch.manual_seed(config["seed"])
+            return train(config, built, folder, console)
 
 
 def train(config: Mapping[str, Any], built: Built, folder: Path, console: Console) -> float | None:
@@ -57,12 +64,16 @@ def train(config: Mapping[str, Any], built: Built, folder: Path, console: Consol
     None where SIGTERM stopped the run; the same command goes on from there.
     """
     problem, settings = built.problem, TrainingSettings(**config["training"])
+    source = commit()
+    reset_peak_memory(problem.device)
     untrained = tree.map_meta(torch.clone, built.meta)
     state = TrainState(built.meta, built.outer, untrained)
     resumed = resume(
         state, folder, problem.device, lambda line: console.print(line, soft_wrap=True)
     )
     if resumed:
+        if state.commit != source:
+            console.print(f"this run began at commit {state.commit}, now {source}", soft_wrap=True)
         console.print(f"resuming {folder} at step {state.step}", soft_wrap=True, highlight=False)
     sinks = [JsonLines(), WandB(**config["tracker"]), Progress(console)]
     with Tracker(sinks) as tracker:
@@ -70,13 +81,14 @@ def train(config: Mapping[str, Any], built: Built, folder: Path, console: Consol
             name=folder.name,
             folder=folder,
             config=dict(config),
-            commit=commit(),
+            commit=source,
             seed=config["seed"],
             steps=settings.steps,
             resume_step=state.step if resumed else None,
             wandb_id=state.wandb_id,
         )
-        state.wandb_id = tracker.start(info).get("wandb_id")
+        state.commit = source
+        state.wandb_id = tracker.start(info).get("wandb_id", state.wandb_id)
         if not fit(problem, settings, state, folder, tracker):
             tracker.close("interrupted")
             console.print(
@@ -107,20 +119,21 @@ def _test(
     """Test the selected weights, and write everything that the end of a run leaves behind."""
     digest = save_weights(folder / "weights.safetensors", state.best)
     test = _evaluate(built, state.best)
-    values = {name: rows[:, -1].tolist() for name, rows in test.by_step.items()}
-    tracker.episodes(state.step, "test", {"index": list(range(len(test.losses))), **values})
+    tracker.episodes(state.step, "test", _last_step(test))
     extra: dict[str, Any] = {
         "steps": state.step,
         "selected_step": state.best_step,
         "validation_score": state.best_score,
         "seconds": state.seconds,
         "tasks_per_second": state.step * config["training"]["meta_batch"] / state.seconds,
+        "commit": state.commit,
         "weights_sha256": digest,
+        "last_weights_sha256": weights_sha256(state.meta),
     }
     if config["evaluation"]["untrained"]:
         before = _evaluate(built, untrained).interval(test.measure)
         extra[f"untrained_{test.measure}"] = before.mean
-        extra["untrained_half_width"] = before.half_width
+        extra[f"untrained_{test.measure}_half_width"] = before.half_width
     records = list(read_records(folder / "metrics.jsonl"))
     plot_learning_curve(records, folder / "learning_curve.png")
     result = write_result(config, built, test, folder, extra)
@@ -131,7 +144,7 @@ def _test(
 def finished(folder: Path) -> dict[str, Any] | None:
     """The result of a run that reached its end, or None."""
     path = folder / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return decode_floats(json.loads(path.read_text())) if path.exists() else None
 
 
 def show_finished(folder: Path, result: Mapping[str, Any], console: Console) -> float | None:
@@ -170,81 +183,39 @@ def evaluate_run(
 ) -> Mapping[str, Any]:
     """Measure the selected weights of a finished run again, with the settings of `config`.
 
-    Writes `<run>/evaluations/<split>-<manifest>-<steps>/`; returns the result.
+    Writes `<run>/evaluations/<split>-<manifest>-<config>/`; returns the result.
     """
-    started = time.monotonic()
     meta = load_weights(run / "weights.safetensors", built.meta)
-    report = _evaluate(built, meta)
-    seconds = time.monotonic() - started
-    count = report.by_step["loss"].shape[1] - 1
-    folder = run / "evaluations" / f"{built.test.split}-{built.test.hash[:8]}-{count}steps"
+    name = f"{built.test.split}-{built.test.hash[:8]}-{config_hash(config)[:8]}"
+    folder = run / "evaluations" / name
     folder.mkdir(parents=True, exist_ok=True)
-    extra = {
-        "seconds": seconds,
-        "tasks_per_second": built.test.episodes / seconds,
-        "weights_sha256": save_weights(folder / ".weights", meta),
-    }
-    (folder / ".weights").unlink()
-    result = write_result(config, built, report, folder, extra)
-    if (run / "metrics.jsonl").exists():
-        plot_learning_curve(
-            list(read_records(run / "metrics.jsonl")), folder / "learning_curve.png"
-        )
+    source = commit()
+    info = RunInfo(f"{run.name}-{name}", folder, dict(config), source, config["seed"], steps=0)
+    with Tracker([JsonLines(), WandB(**config["tracker"])]) as tracker:
+        tracker.start(info)
+        started = time.monotonic()
+        report = _evaluate(built, meta)
+        seconds = time.monotonic() - started
+        tracker.episodes(0, built.test.split, _last_step(report))
+        extra = {
+            "seconds": seconds,
+            "tasks_per_second": built.test.episodes / seconds,
+            "commit": source,
+            "weights_sha256": weights_sha256(meta),
+        }
+        result = write_result(config, built, report, folder, extra)
+        tracker.summary(result)
+    records = list(read_records(run / "metrics.jsonl"))
+    plot_learning_curve(records, folder / "learning_curve.png")
     console.print(result_table(result))
     console.print(f"evaluation folder: {folder}", soft_wrap=True, highlight=False)
     return result
 
 
-def write_result(
-    config: Mapping[str, Any],
-    built: Built,
-    report: EvalReport,
-    folder: Path,
-    extra: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Write `result.json`, `episodes.csv` and the picture by inner step; returns the result."""
-    measure = report.measure
-    ways, shots, queries = built.test.source.shape
-    count = report.by_step[measure].shape[1]
-    by_step = [report.interval(measure, step) for step in range(count)]
-
-    def name(node: str) -> str:
-        return config[node]["_target_"].rpartition(".")[2]
-
-    final = report.interval(measure)
-    result: dict[str, Any] = {
-        measure: final.mean,
-        f"{measure}_half_width": final.half_width,
-        f"{measure}_by_step": [[step.mean, step.half_width] for step in by_step],
-        "episodes": final.count,
-        "ways": ways,
-        "shots": shots,
-        "queries": queries,
-        "norm_policy": describe(built.problem.algo.net.module),
-        "manifest_hash": report.manifest_hash,
-        "split": built.test.split,
-        "algorithm": name("algorithm"),
-        "gradient": name("gradient"),
-        "backbone": name("backbone"),
-        "dataset": name("dataset"),
-        "seed": config["seed"],
-        "config_hash": config_hash(config),
-        "commit": commit(),
-        "peak_memory_bytes": peak_memory_bytes(built.problem.device),
-        **extra,
-    }
-    write_episode_file(folder / "episodes.csv", _rows(report))
-    task = f"{ways}-way {shots}-shot" if ways else f"{shots} points"
-    plot_accuracy_by_step(
-        by_step,
-        folder / f"{measure}_by_step.png",
-        title=f"{name('algorithm')} on {name('dataset')}, {task}",
-        label="query accuracy" if ways else "mean squared error",
-        chance=1 / ways if ways else None,
-        percent=ways is not None,
-    )
-    write_json(folder / "result.json", result)
-    return result
+def _last_step(report: EvalReport) -> dict[str, list[float]]:
+    """Every episode's index and its metrics after the last inner step."""
+    values = {name: rows[:, -1].tolist() for name, rows in report.by_step.items()}
+    return {"index": list(range(len(report.losses))), **values}
 
 
 def _evaluate(built: Built, meta: Meta) -> EvalReport:
@@ -252,15 +223,3 @@ def _evaluate(built: Built, meta: Meta) -> EvalReport:
     return evaluate(
         problem.algo, meta, built.test, problem.evaluation_steps, problem.batching, problem.device
     )
-
-
-def _rows(report: EvalReport) -> list[dict[str, Any]]:
-    measures: dict[str, np.ndarray] = report.by_step
-    return [
-        {
-            "index": index,
-            **{name: float(values[index, -1]) for name, values in measures.items()},
-            f"{report.measure}_by_step": [float(v) for v in measures[report.measure][index]],
-        }
-        for index in range(len(report.losses))
-    ]

@@ -95,4 +95,4 @@ def report(console: Console) -> int:
     if bugs and Sweep.folder:
         told = f"traceback of job {', '.join(bugs)}: {Sweep.folder / RECORDS}"
         print(f"metalearn: {told}", file=sys.stderr)
-    return int(any("error" in row for row in rows))
+    return int(any(row.get("score") is None for row in rows))

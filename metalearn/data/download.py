@@ -1,5 +1,6 @@
 """Downloads that resume, are checked, and appear under their name only when whole."""
 
+import fcntl
 import hashlib
 import http.client
 import os
@@ -206,11 +207,6 @@ def _wrong(part: Path, wanted: dict[str, str]) -> str | None:
 @contextmanager
 def _turn(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which vanishes with the process and leaves no file behind."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: without locks, two at once repeat work and are checked still
-        yield
-        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks: the checksum is still there

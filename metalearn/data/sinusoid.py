@@ -24,7 +24,9 @@ class Sinusoid:
     def __post_init__(self) -> None:
         """Raises DataError for a range that does not rise."""
         for name in ("amplitude", "phase", "x"):
-            low, high = getattr(self, name)
+            # One form for [0, 1] and (0.0, 1.0): the episodes' seeds come from it.
+            low, high = map(float, getattr(self, name))
+            object.__setattr__(self, name, (low, high))
             if not low < high:
                 raise DataError(f"sinusoid: {name} must rise, but is [{low}, {high}]")
 

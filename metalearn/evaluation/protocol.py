@@ -14,6 +14,7 @@ from metalearn.errors import UsageError
 from metalearn.evaluation.statistics import Interval, mean_interval
 from metalearn.gradients.base import Batching
 from metalearn.gradients.batching import map_tasks
+from metalearn.gradients.precision import full_precision
 from metalearn.inner.loop import trajectory
 from metalearn.types import Episodes, Meta, Metrics
 
@@ -78,9 +79,11 @@ def evaluate(
 
     episodes: a `Manifest`, one `Episodes` `[T, ...]`, or batches of them.
     steps: inner steps, by default the algorithm's own. device: where to move the episodes.
-    Dropout is off. Raises UsageError for no episodes.
+    Dropout is off. Raises UsageError for no episodes, or for steps of a method without any.
     """
     count = algo.steps if steps is None else steps
+    if count and not algo.steps:
+        raise UsageError("this algorithm has no inner steps; leave out evaluation.steps")
     manifest = episodes if isinstance(episodes, Manifest) else None
     batches = manifest.batches(32) if manifest else episodes
     if isinstance(batches, Episodes):
@@ -94,13 +97,16 @@ def evaluate(
         ]
 
     values: dict[str, list[np.ndarray]] = {}
-    with torch.no_grad(), algo.net.without_dropout():
+    with torch.no_grad(), algo.net.evaluating():
         for batch in cast(Iterable[Episodes], batches):
             if not len(batch.support.x):
                 continue
             if device is not None:
                 batch = batch.map(lambda t: t.to(device))
-            for tasks, result in map_tasks(measured, batch, batching):
+            # A list, so that every task of the batch is computed in full precision.
+            with full_precision(batch.support.x.device):
+                results = list(map_tasks(measured, batch, batching))
+            for tasks, result in results:
                 by_step = cast(list[Metrics], result)
                 stacked = tree.map(lambda *m: torch.stack(m, -1), *by_step)
                 for name, value in stacked.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from metalearn.tracking.local import encode_floats, write_atomic
+from metalearn.files import encode_floats, write_atomic
 
 _SETTINGS = (
     ("dataset", "data set"),
@@ -47,7 +47,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     _row(table, f"[bold]{label}", _interval(result, measure, measure), style="bold green")
     _row(table, "untrained", _interval(result, f"untrained_{measure}", measure))
     by_step = result.get(f"{measure}_by_step")
-    if by_step:
+    if by_step and len(by_step) > 1:
         lines = (
             f"{step}: {_format(mean, half, measure)}" for step, (mean, half) in enumerate(by_step)
         )
@@ -114,9 +114,7 @@ def _row(table: Table, name: str, value: Any, style: str | None = None) -> None:
 def _interval(result: Mapping[str, Any], name: str, measure: str) -> str | None:
     if result.get(name) is None:
         return None
-    # `untrained_accuracy` goes with `untrained_half_width`, `accuracy` with its own.
-    half_name = "untrained_half_width" if name.startswith("untrained") else f"{name}_half_width"
-    return _format(result[name], result.get(half_name), measure)
+    return _format(result[name], result.get(f"{name}_half_width"), measure)
 
 
 def _format(mean: Any, half: Any, measure: str) -> str:

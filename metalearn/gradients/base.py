@@ -34,22 +34,6 @@ class Strategy(Protocol):
     def precision(self) -> Precision: ...
 
 
-class TaskGradient(Protocol):
-    """The same for one task, without T and with scalar metrics."""
-
-    def __call__(
-        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
-    ) -> tuple[MetaGradients, Metrics]: ...
-
-
-def check_precision(precision: str) -> None:
-    """Raise UsageError for a precision that is unknown or not there yet."""
-    if precision != "fp32":
-        known = precision in ("tf32", "bf16", "fp16")
-        fault = "is not there yet" if known else "is not known"
-        raise UsageError(f"precision={precision!r} {fault}; use precision='fp32'")
-
-
 def check_algorithm(strategy: Strategy, algo: "MetaAlgorithm") -> None:
     """Raise UsageError where `algo` is not defined for the strategy."""
     name = type(strategy).__name__

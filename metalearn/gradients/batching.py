@@ -14,11 +14,11 @@ from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.gradients.base import (
     Batching,
+    MetaGradient,
     Strategy,
-    TaskGradient,
     check_algorithm,
-    check_precision,
 )
+from metalearn.gradients.precision import check_precision, full_precision
 from metalearn.norms import fused_norms
 from metalearn.types import Episodes, Meta, MetaGradients, Metrics
 
@@ -86,13 +86,14 @@ def map_tasks(
 
 def over_tasks(
     strategy: Strategy,
-    gradient: TaskGradient,
+    gradient: MetaGradient,
     algo: "MetaAlgorithm",
     meta: Meta,
     episodes: Episodes,
 ) -> tuple[MetaGradients, Metrics]:
-    """The mean over tasks of one task's gradient, and its metrics stacked to `[T]`.
+    """The mean over tasks of `gradient`, and its metrics stacked to `[T]`.
 
+    gradient: of one task, without T and with scalar metrics.
     Batched and in the precision that `strategy` says. Raises UsageError where it cannot be, or
     where `algo` is not defined for the strategy.
     """
@@ -105,7 +106,7 @@ def over_tasks(
     metrics: list[Metrics] = []
 
     # Outside no_grad a caller's own graph would keep every inner step alive.
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(episodes.support.x.device):
         for count, result in map_tasks(
             lambda e: gradient(algo, meta, e), episodes, strategy.batching
         ):

@@ -1,16 +1,13 @@
 """Records as JSON lines in the run folder: the copy that is always there and always whole."""
 
 import json
-import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from metalearn.files import decode_floats, encode_floats, write_atomic
 from metalearn.tracking.tracker import RunInfo, Status
-
-_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class JsonLines:
@@ -79,43 +76,6 @@ def read_records(path: Path | str) -> Iterator[dict[str, Any]]:
                 damaged = number
             else:
                 yield record
-
-
-def write_atomic(path: Path | str, text: str) -> None:
-    """Put `text` (UTF-8) at `path`: a reader, or a crash, sees the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def encode_floats(value: Any) -> Any:
-    """Copy nested dicts and lists with NaN and the infinities as "nan", "inf" and "-inf"."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(float(value))
-    if isinstance(value, Mapping):
-        return {key: encode_floats(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [encode_floats(item) for item in value]
-    return value
-
-
-def decode_floats(value: Any) -> Any:
-    """Undo `encode_floats`."""
-    if isinstance(value, str):
-        return _NOT_FINITE.get(value, value)
-    if isinstance(value, dict):
-        return {key: decode_floats(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [decode_floats(item) for item in value]
-    return value
 
 
 def _keep_until(path: Path, step: int | None) -> None:

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from metalearn.errors import UsageError
+from metalearn.files import write_atomic
 from metalearn.types import Meta
 
 _NOT_IDENTITY = ("run_dir", "resume", "tracker")
@@ -44,7 +44,7 @@ def commit() -> str | None:
     try:
         if not git("ls-files", __file__):
             return None
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        changed = git("status", "--porcelain", "--", ".", "../../conf")
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -53,7 +53,7 @@ def commit() -> str | None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process. Raises UsageError where another one does."""
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,7 +84,7 @@ def claim(folder: Path, config: dict[str, Any], resume: str) -> Path:
         raise UsageError(f"resume={resume!r} is not known; use auto or never")
     if resume == "never":
         number, fresh = 1, folder
-        while (fresh / "config.yaml").exists():
+        while not _take(fresh):
             number += 1
             fresh = folder.with_name(f"{folder.name}-{number}")
         folder = fresh
@@ -98,15 +98,26 @@ def claim(folder: Path, config: dict[str, Any], resume: str) -> Path:
                 "choose another run_dir, or use resume=never"
             )
         return folder
-    partial = folder / ".config.yaml"
+    _make(folder)
+    write_atomic(path, yaml.safe_dump(config, sort_keys=False))
+    return folder
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(yaml.safe_dump(config, sort_keys=False))
     except OSError as error:
         reason = error.strerror
         raise UsageError(f"run_dir={folder} cannot be made ({reason}); choose another") from None
-    os.replace(partial, path)
-    return folder
+
+
+def _take(folder: Path) -> bool:
+    """Make `folder`; False where it was there and holds something, such as another's run."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return not any(folder.iterdir())
+    return True
 
 
 def _difference(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any]:
@@ -124,16 +135,26 @@ def _difference(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any]:
 
 def save_weights(path: Path, meta: Meta) -> str:
     """Write `meta` as safetensors, keys `init/<name>` and so on; returns the file's sha256."""
-    tensors = {
-        f"{part}/{name}": tensor.detach().cpu().contiguous()
-        for part in ("init", "hyper", "buffers")
-        for name, tensor in meta[part].items()
-    }
-    data = save(tensors)
+    data = _serialised(meta)
     partial = path.with_name(f".{path.name}")
     partial.write_bytes(data)
     os.replace(partial, path)
     return hashlib.sha256(data).hexdigest()
+
+
+def weights_sha256(meta: Meta) -> str:
+    """The sha256 of the file that `save_weights` would write."""
+    return hashlib.sha256(_serialised(meta)).hexdigest()
+
+
+def _serialised(meta: Meta) -> bytes:
+    return save(
+        {
+            f"{part}/{name}": tensor.detach().cpu().contiguous()
+            for part in ("init", "hyper", "buffers")
+            for name, tensor in meta[part].items()
+        }
+    )
 
 
 def load_weights(path: Path, like: Meta) -> Meta:
@@ -156,20 +177,3 @@ def load_weights(path: Path, like: Meta) -> Meta:
     if tensors:
         raise UsageError(f"{path} has weights that the network lacks: {', '.join(sorted(tensors))}")
     return loaded
-
-
-def torch_device(name: str) -> torch.device:
-    """The device for `device=`: "auto" is the GPU where there is one. Raises UsageError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"device={name!r} is not known; use auto, cpu or cuda") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device={name!r} is not known; use auto, cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device={name}, but no CUDA device is visible; use device=cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device={name}, but the last is cuda:{torch.cuda.device_count() - 1}")
-    return device

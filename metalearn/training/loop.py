@@ -26,7 +26,7 @@ from metalearn.training.checkpoint import (
     restore_generators,
     save_checkpoint,
 )
-from metalearn.training.memory import peak_memory_bytes
+from metalearn.training.device import peak_memory_bytes
 from metalearn.training.outer import Outer, meta_step
 from metalearn.training.settings import TrainingSettings
 from metalearn.types import Meta
@@ -65,10 +65,11 @@ class TrainState:
     best_score: float | None = None
     seconds: float = 0.0
     wandb_id: str | None = None
+    commit: str | None = None
 
     def dump(self) -> dict[str, Any]:
         """Everything that changes during training."""
-        numbers = ("step", "best_step", "best_score", "seconds", "wandb_id")
+        numbers = ("step", "best_step", "best_score", "seconds", "wandb_id", "commit")
         return {
             **{name: getattr(self, name) for name in numbers},
             "meta": self.meta,
@@ -79,7 +80,7 @@ class TrainState:
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on from what `dump` returned."""
-        for name in ("step", "best_step", "best_score", "seconds", "wandb_id"):
+        for name in ("step", "best_step", "best_score", "seconds", "wandb_id", "commit"):
             setattr(self, name, state[name])
         with torch.no_grad():
             for part in ("init", "hyper"):

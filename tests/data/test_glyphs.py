@@ -42,12 +42,13 @@ def test_a_class_does_not_depend_on_how_many_there_are(small: ImageDataset, root
 
 def test_ink_is_bright_antialiased_and_mostly_inside(small: ImageDataset) -> None:
     images = np.asarray(small.store.images)[..., 0]
-    assert (images.reshape(len(images), -1).max(1) == 255).all()
+    # The thinnest pen is a little under one pixel wide.
+    assert (images.reshape(len(images), -1).max(1) > 200).all()
     ink = images.mean() / 255
     assert 0.08 < ink < 0.25
     grey = ((images > 0) & (images < 255)).mean()
     assert 0.03 < grey < 0.25
-    assert (images[:, [0, -1], :] > 0).mean() < 0.05
+    assert (images[:, [0, -1], :] > 0).mean() < 0.1
 
 
 def test_no_two_drawings_are_alike(small: ImageDataset) -> None:
@@ -56,7 +57,8 @@ def test_no_two_drawings_are_alike(small: ImageDataset) -> None:
 
 
 def test_neither_trivial_nor_hopeless(root: Path) -> None:
-    """The nearest pixel image names 60 to 80 percent of 5-way 1-shot queries rightly."""
+    """The nearest pixel image names 30 to 50 percent of 5-way 1-shot queries rightly, as on
+    Omniglot (44 percent there)."""
     data = glyphs(root, classes=120, drawings=6)
     rng = np.random.default_rng(0)
     right = []
@@ -67,7 +69,7 @@ def test_neither_trivial_nor_hopeless(root: Path) -> None:
         support, query = images.reshape(5, 2, -1).transpose(1, 0, 2)
         distance = ((query[:, None] - support) ** 2).sum(-1)
         right.append((distance.argmin(1) == np.arange(5)).mean())
-    assert 0.6 < np.mean(right) < 0.8
+    assert 0.3 < np.mean(right) < 0.5
 
 
 def test_made_once(small: ImageDataset, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +80,7 @@ def test_made_once(small: ImageDataset, root: Path, monkeypatch: pytest.MonkeyPa
 def test_the_cache_folder_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "cache"))
     glyphs(classes=24, drawings=1, size=8)
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["glyphs-v1-8px-24x1-seed0"]
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["glyphs-v2-8px-24x1-seed0"]
 
 
 def test_too_few_classes(tmp_path: Path) -> None:

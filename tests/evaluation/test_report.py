@@ -11,7 +11,7 @@ from metalearn.evaluation.statistics import Interval
 
 RESULT = {
     "accuracy": 0.93124, "accuracy_half_width": 0.0041, "untrained_accuracy": 0.45,
-    "untrained_half_width": 0.012, "episodes": 600, "ways": 5, "shots": 1, "queries": 15,
+    "untrained_accuracy_half_width": 0.012, "episodes": 600, "ways": 5, "shots": 1, "queries": 15,
     "norm_policy": "transductive", "manifest_hash": "ab" * 32, "seed": 0,
     "config_hash": "cd" * 32, "commit": None, "seconds": 412.34, "tasks_per_second": 55.06,
     "peak_memory_bytes": 512 * 2**20, "weights_sha256": "12" * 32, "algorithm": "maml",

@@ -11,13 +11,13 @@ import yaml
 from safetensors.torch import load_file
 
 from metalearn.errors import UsageError
+from metalearn.training.device import torch_device
 from metalearn.training.folder import (
     claim,
     config_hash,
     load_weights,
     locked,
     save_weights,
-    torch_device,
 )
 from metalearn.types import Meta
 

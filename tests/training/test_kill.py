@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from metalearn.commands import jobs
+from metalearn.commands import jobs, result
 from metalearn.commands.config import compose
 from metalearn.tracking import read_records
 
@@ -174,16 +174,20 @@ def test_a_kill_while_the_result_is_written(tmp_path, monkeypatch) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     small = [*command("sinusoid", whole)[:-1], "training.steps=10"]
     here([*small, f"run_dir={whole}"])
-    for name in ("save_weights", "write_episode_file", "plot_accuracy_by_step", "write_json"):
+    for module, name in (
+        (jobs, "save_weights"),
+        (result, "write_episode_file"),
+        (result, "plot_accuracy_by_step"),
+        (result, "write_json"),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(jobs, name, kill)
+            patch.setattr(module, name, kill)
             with pytest.raises(Killed):
                 here([*small, f"run_dir={broken}"])
         assert jobs.finished(broken) is None
     here([*small, f"run_dir={broken}"])
     assert outcome(broken) == outcome(whole)
-    kept = [r for r in records(broken) if r.get("split") != "test"]
-    assert kept == [r for r in records(whole) if r.get("split") != "test"]
+    assert records(broken) == records(whole)  # one test among them, whatever was begun
 
 
 def test_damage_is_said_on_the_terminal(tmp_path) -> None:

@@ -1,0 +1,84 @@
+"""What the end of a run or an evaluation leaves behind."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from metalearn.backbones.norms import describe
+from metalearn.commands.build import Built
+from metalearn.evaluation.plots import plot_accuracy_by_step
+from metalearn.evaluation.protocol import EvalReport
+from metalearn.evaluation.report import write_episode_file, write_json
+from metalearn.training.device import peak_memory_bytes
+from metalearn.training.folder import config_hash
+
+
+def write_result(
+    config: Mapping[str, Any],
+    built: Built,
+    report: EvalReport,
+    folder: Path,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write `result.json`, `episodes.csv` and the picture by inner step; returns the result."""
+    measure = report.measure
+    ways, shots, queries = built.test.source.shape
+    count = report.by_step[measure].shape[1]
+    by_step = [report.interval(measure, step) for step in range(count)]
+
+    def name(node: str) -> str:
+        return config[node]["_target_"].rpartition(".")[2]
+
+    where = built.problem.device
+    device = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
+    final = report.interval(measure)
+    result: dict[str, Any] = {
+        measure: final.mean,
+        f"{measure}_half_width": final.half_width,
+        f"{measure}_by_step": [[step.mean, step.half_width] for step in by_step],
+        "episodes": final.count,
+        "ways": ways,
+        "shots": shots,
+        "queries": queries,
+        "norm_policy": describe(built.problem.algo.net.module),
+        "manifest_hash": report.manifest_hash,
+        "split": built.test.split,
+        "algorithm": name("algorithm"),
+        "gradient": name("gradient"),
+        "backbone": name("backbone"),
+        "dataset": name("dataset"),
+        "seed": config["seed"],
+        "config_hash": config_hash(config),
+        "device": device,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "peak_memory_bytes": peak_memory_bytes(built.problem.device),
+        **extra,
+    }
+    write_episode_file(folder / "episodes.csv", _rows(report))
+    task = f"{ways}-way {shots}-shot" if ways else f"{shots} points"
+    plot_accuracy_by_step(
+        by_step,
+        folder / f"{measure}_by_step.png",
+        title=f"{name('algorithm')} on {name('dataset')}, {task}",
+        label="query accuracy" if ways else "mean squared error",
+        chance=1 / ways if ways else None,
+        percent=ways is not None,
+    )
+    write_json(folder / "result.json", result)
+    return result
+
+
+def _rows(report: EvalReport) -> list[dict[str, Any]]:
+    measures: dict[str, np.ndarray] = report.by_step
+    return [
+        {
+            "index": index,
+            **{name: float(values[index, -1]) for name, values in measures.items()},
+            f"{report.measure}_by_step": [float(v) for v in measures[report.measure][index]],
+        }
+        for index in range(len(report.losses))
+    ]

@@ -1,0 +1,67 @@
+"""The packages import as CONTRIBUTING.md says, and nothing points back."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def layers() -> dict[str, int]:
+    """Each name of the list in CONTRIBUTING.md, and the number of its line."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("nothing points back")[2]
+    block = text.partition("\n\n")[2].partition("\n\n")[0]
+    found = {}
+    for number, line in enumerate(block.splitlines()):
+        for name in re.split(r",\s*", re.split(r"\s{2,}", line.strip())[0]):
+            found[name] = number
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """The parts of metalearn that a file imports, those for type checkers alone left out."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("metalearn.")}
+
+
+def test_nothing_points_back() -> None:
+    order = layers()
+    package = ROOT / "metalearn"
+    parts = {p.stem for p in package.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert parts - {"__init__"} == set(order)
+    back = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in package.rglob("*.py")
+        if path != package / "__init__.py"
+        for part in [path.relative_to(package).parts[0].removesuffix(".py")]
+        for name in imports(path)
+        if name in order and name != part and order[name] > order[part]
+    ]
+    assert back == []
+
+
+def test_only_commands_and_the_command_line_know_hydra() -> None:
+    users = [
+        path.relative_to(ROOT / "metalearn").parts[0]
+        for path in (ROOT / "metalearn").rglob("*.py")
+        if re.search(r"^\s*(from|import) (hydra|omegaconf)", path.read_text(), re.M)
+    ]
+    assert set(users) == {"cli.py", "commands"}
+
+
+def test_only_one_file_knows_wandb() -> None:
+    users = [
+        path.name
+        for path in (ROOT / "metalearn").rglob("*.py")
+        if re.search(r"^\s*(from|import) wandb", path.read_text(), re.M)
+    ]
+    assert users == ["wandb.py"]
