@@ -16,7 +16,8 @@ class Conv4(nn.Module):
     channels, size: of the square input images `[B, channels, size, size]`.
     filters: of every block. D = filters * (size halved four times) ** 2.
     downsample: "pool" (2x2 max-pooling; Vinyals et al. 2016) or "stride" (stride-2
-        convolutions, four times less work; MAML's Omniglot network).
+        convolutions, four times less work; as in MAML's Omniglot network, which also averages
+        the last map).
     norm: the norm policy, see `metalearn.backbones.norms`.
 
     Raises UsageError where nothing would be left of the image.
