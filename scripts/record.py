@@ -52,12 +52,18 @@ def main() -> None:
     """Record one run, or with the table's folder alone renew the README."""
     *runs, table = map(Path, sys.argv[1:])
     for run in runs:
+        commit = json.loads((run / "result.json").read_text())["commit"] or ""
+        if not commit or commit.endswith("-dirty"):
+            sys.exit(f"{run} was not made by a committed version ({commit or 'no commit'})")
         name = yaml.safe_load((run / "config.yaml").read_text())["name"]
         (table / name).mkdir(parents=True, exist_ok=True)
         for kept in KEPT:
             if (run / kept).exists():
                 shutil.copy(run / kept, table / name / kept)
     published = yaml.safe_load((table / "published.yaml").read_text())
+    results = [json.loads(path.read_text()) for path in table.glob("*/result.json")]
+    if len({result["manifest_hash"] for result in results}) > 1:
+        sys.exit(f"the runs in {table} were not tested on the same episodes")
     rows = [row(result.parent, published) for result in sorted(table.glob("*/result.json"))]
     readme = table / "README.md"
     before, _, rest = readme.read_text().partition(BEGIN)
