@@ -15,7 +15,7 @@ from metalearn.data.paths import cache_folder
 from metalearn.data.store import build_store, open_store
 from metalearn.errors import DataError
 
-VERSION = 2  # raise it whenever a change below changes a pixel
+VERSION = 3  # raise it whenever a change below changes a pixel
 POINTS = 64  # drawn points a stroke; under a pixel apart at 28x28
 MARGIN = 0.14  # of the width, kept free around the skeleton on each side
 
@@ -106,18 +106,18 @@ def _drawing(
     rng: np.random.Generator, skeleton: list[np.ndarray]
 ) -> tuple[list[np.ndarray], float]:
     """One hand's version: drawn points [POINTS, 2] a stroke in the unit box, and pen width."""
-    turn, shear = rng.normal(0, 0.20), rng.normal(0, 0.22)
-    scale = np.exp(rng.normal(-0.10, 0.12) + rng.normal(0, 0.10, 2))
-    shift = rng.normal(0, 0.055, 2)
+    turn, shear = rng.normal(0, 0.14), rng.normal(0, 0.16)
+    scale = np.exp(rng.normal(-0.07, 0.10) + rng.normal(0, 0.08, 2))
+    shift = rng.normal(0, 0.04, 2)
     cos, sin = np.cos(turn), np.sin(turn)
     curves = []
     for control in skeleton:
-        moved = control + rng.normal(0, 0.035, 2) + rng.normal(0, 0.035, control.shape)
+        moved = control + rng.normal(0, 0.03, 2) + rng.normal(0, 0.028, control.shape)
         x, y = (_curve(moved) - 0.5).T * scale[:, None]
         x = x + shear * y
         # Written out: a matrix product's last bits depend on the BLAS.
         curves.append(np.stack([cos * x - sin * y, sin * x + cos * y], 1) + shift + 0.5)
-    return curves, float(rng.uniform(0.035, 0.065))
+    return curves, float(rng.uniform(0.04, 0.07))
 
 
 def _curve(control: np.ndarray) -> np.ndarray:
