@@ -1,6 +1,20 @@
 """The inner loop: pure optimizer rules and the loop that applies them to one task."""
 
+from metalearn.inner.adaptive import adam, adamw, rmsprop
+from metalearn.inner.learned import lslr, meta_curvature, meta_sgd
 from metalearn.inner.loop import adapt, trajectory
-from metalearn.inner.rules import InnerRule, lslr, meta_sgd, sgd
+from metalearn.inner.rules import InnerRule, momentum, sgd
 
-__all__ = ["InnerRule", "adapt", "lslr", "meta_sgd", "sgd", "trajectory"]
+__all__ = [
+    "InnerRule",
+    "adam",
+    "adamw",
+    "adapt",
+    "lslr",
+    "meta_curvature",
+    "meta_sgd",
+    "momentum",
+    "rmsprop",
+    "sgd",
+    "trajectory",
+]
