@@ -21,6 +21,7 @@ USAGE = """usage: metalearn <command> [overrides]
   evaluate   measure a run again: run=<folder> [evaluation.episodes=1000 ...]
   data       list | prepare [dataset=...] | verify [dataset=...]
   list       algorithms, backbones, data sets, strategies, experiments
+  bench      engine [cells=quick|full|conv4-28/K=1,5/T=4] [part=speed|errors|memory|fit|all]
 
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration."""
@@ -153,11 +154,19 @@ def _description(path: Path) -> str:
     return ""
 
 
+def bench(arguments: list[str], console: Console) -> None:
+    """`metalearn bench engine`."""
+    from metalearn.commands.bench import bench as run
+
+    run(arguments, console)
+
+
 COMMANDS: dict[str, Callable[[list[str], Console], None]] = {
     "train": train,
     "evaluate": evaluate,
     "data": data,
     "list": listing,
+    "bench": bench,
 }
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and floats that JSON has no number for."""
+"""Files that are whole or absent, where they are kept, and floats that JSON has no number for."""
 
 import math
 import os
@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def cache_folder() -> Path:
+    """Where stores, downloads and plans are kept: `METALEARN_CACHE`, else the user's cache."""
+    named = os.environ.get("METALEARN_CACHE")
+    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("metalearn"))
 
 
 def write_atomic(path: Path | str, text: str) -> None:

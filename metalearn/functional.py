@@ -2,14 +2,17 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metalearn import tree
+from metalearn.exact import Exact, needs_exact
 from metalearn.norms import BatchNorm, Call, calling, replace_norms
+from metalearn.precision import narrowed, widened
 from metalearn.types import Params
 
 
@@ -22,12 +25,15 @@ class PureModule:
         are frozen and counted with the buffers.
     buffers: everything else that a forward pass reads. No gradient reaches them.
     places: for each name, all the places in the module that hold the tensor (tied weights).
+    exact: whether `exact.Exact` stands around each forward pass, because layers with a forward
+        of their own may call what is inexact in second order, or drop at random.
     """
 
     module: nn.Module
     params: Params
     buffers: Params
     places: dict[str, tuple[str, ...]]
+    exact: bool = False
 
     def _forward(self, weights: Params, x: Tensor) -> Tensor:
         # Not functional_call's own tie_weights: where one layer stands at two places of the
@@ -35,13 +41,15 @@ class PureModule:
         placed = {
             place: t for name, t in weights.items() for place in self.places.get(name, (name,))
         }
-        return functional_call(self.module, placed, (x,), tie_weights=False)
+        with Exact() if self.exact else nullcontext():
+            return functional_call(self.module, placed, (x,), tie_weights=False)
 
     def apply(self, weights: Params, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """The module's output for `x` `[B, *X]` under `weights` (parameters, buffers, support
         statistics; a name left out keeps its starting value). `weight` `[B]` marks padding."""
+        like = next((t for t in weights.values() if t.is_floating_point()), x)
         with calling(Call(weight)):
-            return self._forward(weights, x)
+            return widened(self._forward(tree.map(narrowed, weights), narrowed(x)), like)
 
     def _record(
         self, weights: Params, x: Tensor, weight: Tensor | None
@@ -125,10 +133,13 @@ def pure(module: nn.Module) -> PureModule:
     """Make `module` pure; the module itself is neither changed nor referred to afterwards.
 
     Tied weights stay tied. Modules in eval mode normalise by their running averages, those in
-    train mode by the statistics of the batch.
+    train mode by the statistics of the batch. First and second derivatives are exact under
+    every transform of `torch.func`, in any order. Dropout takes its masks from the
+    `dropout_stream` around a call, and is torch's own outside of one.
     """
     module = replace_norms(copy.deepcopy(module))
     params = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
     frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
     buffers = {n: b.detach() for n, b in module.named_buffers() if b is not None}
-    return PureModule(module, params, {**frozen, **buffers}, _places(module))
+    everything = {**frozen, **buffers}
+    return PureModule(module, params, everything, _places(module), needs_exact(module))

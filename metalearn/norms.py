@@ -1,4 +1,4 @@
-"""Batch, layer and instance norm whose second order is exact under every transform.
+"""Batch, layer, instance and RMS norm whose second order is exact under every transform.
 
 The fused kernels behind `F.batch_norm` and `F.layer_norm` save their statistics without
 history, so that a gradient of a gradient under `torch.func.vmap` is silently wrong through
@@ -6,7 +6,7 @@ them (functorch issue 534; in float64 the meta-gradient of a Conv-4 is off by 1e
 versions here are written with mean and rsqrt, and have the same parameters, buffers and outputs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, NamedTuple, cast
@@ -14,8 +14,6 @@ from typing import Literal, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from metalearn.errors import UsageError
 
 Statistics = Literal["transductive", "support", "running"]
 
@@ -50,8 +48,8 @@ _fused: ContextVar[bool] = ContextVar("metalearn_fused", default=False)
 
 @contextmanager
 def fused_norms() -> Iterator[None]:
-    """Let batch norm use torch's fused kernel, which is faster, and exact in every order as
-    long as no `vmap` stands around the forward pass."""
+    """Let batch and layer norm use torch's fused kernels, which are faster, and exact in every
+    order as long as no `vmap` stands around the forward pass."""
     token = _fused.set(True)
     try:
         yield
@@ -85,6 +83,87 @@ def _affine(x: Tensor, mean: Tensor, var: Tensor, eps: float, weight, bias, shap
     if bias is not None:
         shift = shift + bias.view(shape)
     return x * scale + shift
+
+
+def batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """`torch.batch_norm` of `[B, C, *]`, which leaves running averages as they are."""
+    shape = (1, -1, *[1] * (input.ndim - 2))
+    if training or running_mean is None or running_var is None:
+        padding = _call.get().weight
+        # One row is not a batch of examples: weight standardisation passes a kernel this way.
+        weighted = padding is not None and len(input) > 1
+        return _batch_norm(input, weight, bias, eps, padding if weighted else None)
+    mean, var = running_mean.detach().view(shape), running_var.detach().view(shape)
+    return _affine(input, mean, var, eps, weight, bias, shape)
+
+
+def _batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, padding: Tensor | None
+) -> Tensor:
+    """`x` normalised by its own statistics, example b counting `padding[b]` times."""
+    # The kernel refuses one value a channel, whose variance is 0.
+    if _fused.get() and padding is None and x.numel() > x.shape[1]:
+        return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+    mean, var = _moments(x, (0, *range(2, x.ndim)), padding)
+    return _affine(x, mean, var, eps, weight, bias, (1, -1, *[1] * (x.ndim - 2)))
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    """`torch.layer_norm`, over the last `len(normalized_shape)` dimensions."""
+    if _fused.get():
+        return F.layer_norm(input, normalized_shape, weight, bias, eps)
+    mean, var = _moments(input, tuple(range(-len(normalized_shape), 0)), None)
+    return _affine(input, mean, var, eps, weight, bias, normalized_shape)
+
+
+def instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """`torch.instance_norm` over the positions of `[B, C, *]`."""
+    if not use_input_stats:
+        return batch_norm(
+            input, weight, bias, running_mean, running_var, False, momentum, eps, cudnn_enabled
+        )
+    mean, var = _moments(input, tuple(range(2, input.ndim)), None)
+    return _affine(input, mean, var, eps, weight, bias, (1, -1, *[1] * (input.ndim - 2)))
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """`torch.rms_norm`, over the last `len(normalized_shape)` dimensions."""
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    square = input.square().mean(tuple(range(-len(normalized_shape), 0)), keepdim=True)
+    normal = input * torch.rsqrt(square + eps)
+    return normal if weight is None else normal * weight
 
 
 class BatchNorm(nn.Module):
@@ -145,12 +224,8 @@ class BatchNorm(nn.Module):
                 call.record[self] = self._running_moments(x.detach(), dims, call.weight)
         else:
             mean, var = self._buffers.get("support_mean"), self._buffers.get("support_var")
-            plain = mean is None and call.weight is None and call.record is None
-            # The kernel refuses one value a channel, whose variance is 0.
-            if plain and _fused.get() and x.numel() > x.shape[1]:
-                return F.batch_norm(
-                    x, None, None, self.weight, self.bias, training=True, eps=self.eps
-                )
+            if mean is None and call.record is None:
+                return _batch_norm(x, self.weight, self.bias, self.eps, call.weight)
             if mean is None or var is None:
                 mean, var = _moments(x, dims, call.weight)
             if call.record is not None:
@@ -176,8 +251,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., *shape]` to the same shape."""
-        mean, var = _moments(x, tuple(range(-len(self.shape), 0)), None)
-        return _affine(x, mean, var, self.eps, self.weight, self.bias, self.shape)
+        return layer_norm(x, self.shape, self.weight, self.bias, self.eps)
 
 
 class InstanceNorm(nn.Module):
@@ -189,9 +263,7 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, *]` to the same shape."""
-        mean, var = _moments(x, tuple(range(2, x.ndim)), None)
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        return _affine(x, mean, var, self.eps, self.weight, self.bias, shape)
+        return instance_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
 
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -208,12 +280,11 @@ def _replacement(module: nn.Module) -> nn.Module | None:
         return BatchNorm.like(norm) if running else InstanceNorm(norm)
     if forward is nn.LayerNorm.forward:
         return LayerNorm(cast(nn.LayerNorm, module))
-    # A subclass with a forward of its own may do more than normalise: it stays as it is.
+    # A subclass with a forward of its own may do more than normalise: it stays as it is, and
+    # `exact.Exact` takes the call of `F.batch_norm` inside.
     if isinstance(module, _BatchNorm) and module.training and module.track_running_stats:
-        raise UsageError(
-            f"{type(module).__name__} changes its running averages in forward; "
-            "call eval() on it or use metalearn.norms.BatchNorm"
-        )
+        module.track_running_stats = False
+        module.running_mean = module.running_var = module.num_batches_tracked = None
     return None
 
 

@@ -1,6 +1,7 @@
 """Arithmetic on dicts of tensors: the weights of one task as one vector."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,3 +44,33 @@ def map_meta(f: Callable[[Tensor], Tensor], meta: Meta) -> Meta:
     return Meta(
         init=map(f, meta["init"]), hyper=map(f, meta["hyper"]), buffers=map(f, meta["buffers"])
     )
+
+
+def leaves(nested: Any) -> list[Any]:
+    """What stands in nested dicts, tuples and lists, in order: tensors, None, numbers."""
+    found: list[Any] = []
+    _collect(nested, found)
+    return found
+
+
+def _collect(nested: Any, found: list[Any]) -> None:
+    if isinstance(nested, dict):
+        for part in nested.values():
+            _collect(part, found)
+    elif isinstance(nested, tuple | list):
+        for part in nested:
+            _collect(part, found)
+    else:
+        found.append(nested)
+
+
+def rebuild(like: Any, leaves: Iterator[Any]) -> Any:
+    """`like` with its leaves replaced by `leaves` in order."""
+    if isinstance(like, dict):
+        return {name: rebuild(part, leaves) for name, part in like.items()}
+    if isinstance(like, tuple | list):
+        parts = [rebuild(part, leaves) for part in like]
+        if hasattr(like, "_fields"):
+            return type(like)(*parts)
+        return parts if isinstance(like, list) else tuple(parts)
+    return next(leaves)

@@ -5,7 +5,7 @@ examples, Q query examples, B either of S and Q, *X the shape of one example.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from torch import Tensor
 
@@ -64,3 +64,12 @@ class MetaGradients(TypedDict):
 
     init: Params
     hyper: Params
+
+
+Kind = Literal["exact", "truncated", "implicit", "displacement"]
+"""What a strategy computes, and so what an algorithm has to be made for.
+
+exact: the gradient of the outer loss after K inner steps. truncated: the same without some or
+all of the curvature. implicit: that of the inner loss's minimum, which has to be proximal.
+displacement: start minus end of the inner loop.
+"""

@@ -10,7 +10,7 @@ import pytest
 from metalearn.commands import jobs
 from tests.command import FAST, metalearn
 
-ALGORITHMS = "anil, maml, protonet, reptile"
+ALGORITHMS = "anil, imaml, maml, protonet, reptile"
 
 MISTAKES = {
     "episodes.wyas=5": "no key episodes.wyas (did you mean episodes.ways?)",
@@ -55,7 +55,7 @@ MISTAKES = {
     "episodes.shots=6": "a class of glyphs (test) has 20 examples; use at most 20",
     "training.ways=20": "training.ways=20, but the network has 5 outputs",
     "evaluation.split=tset": "split='tset' is not known; use train, val, test",
-    "algorithm=protonet gradient=first_order": "use gradient=unroll or gradient=adjoint",
+    "algorithm=protonet gradient=first_order": "use gradient=adjoint or gradient=unroll",
     "algorithm=reptile gradient=adjoint": (
         "algorithm=reptile cannot use gradient=adjoint; use gradient=reptile"
     ),
@@ -64,8 +64,11 @@ MISTAKES = {
     "algorithm=protonet algorithm.temperature=0": "temperature=0 must be above 0",
     "backbone=conv4 backbone.size=8": "images of 8x8 are too small for Conv4; use 16x16 or more",
     "dataset.classes=3": "glyphs: needs classes >= 24",
-    "precision=bf16": "precision='bf16' is not there yet; use precision='fp32'",
-    "batching=foo": "use auto, loop, vmap or a number of tasks",
+    "precision=bf61": "precision='bf61' is not known (did you mean bf16?); use fp32, tf32, bf16",
+    "batching=foo": "use auto, or loop, threads, vmap or a number of tasks",
+    "batching=loop+fast": "with any of +compile, +forward, +unfold",
+    "capture=graph": "capture=graph needs a CUDA device; use capture=none on a CPU",
+    "gradient=implicit": "algorithm=maml cannot use gradient=implicit",
     "device=tpu": "device='tpu' is not known; use auto, cpu or cuda",
     "device=cuda:99": "device=cuda:99",
     "resume=foo": "resume=foo is not known; use auto or never",
@@ -152,7 +155,7 @@ def test_a_bug_keeps_its_traceback(workplace: Path, monkeypatch: pytest.MonkeyPa
 def test_the_configuration_and_help_are_printed(workplace: Path) -> None:
     shown = metalearn("train", "algorithm=protonet", "--cfg", "job", "seed=7")
     assert "_target_: metalearn.algorithms.ProtoNet" in shown.out and "seed: 7" in shown.out
-    assert "algorithm: anil, maml, protonet, reptile" in metalearn("train", "--help").out
+    assert f"algorithm: {ALGORITHMS}" in metalearn("train", "--help").out
     assert metalearn().out == metalearn("--help").out == metalearn("evaluate", "--help").out
     assert "usage: metalearn <command> [overrides]" in metalearn("help").out
 
@@ -165,7 +168,7 @@ def test_list_describes_every_choice(workplace: Path) -> None:
     assert {"backbone=conv4", "dataset=glyphs", "inner=lslr", "outer/schedule=cosine"} <= set(rows)
     assert [name for name, told in rows.items() if not told] == []
     assert "dataset=omniglot" in metalearn("data", "list").out
-    assert metalearn("list", "inner").out.count("inner=") == 3
+    assert metalearn("list", "inner").out.count("inner=") == 9
 
 
 def test_data_is_prepared_and_verified(workplace: Path) -> None:

@@ -55,12 +55,15 @@ def test_the_files_are_found() -> None:
     assert {".", "algorithm", "backbone", "outer/schedule", "experiment", "debug"} <= groups
 
 
+MADE_FOR = {"reptile": "reptile", "implicit": "imaml"}  # gradient: the algorithm it is for
+
+
 @pytest.mark.parametrize("path", FILES, ids=[str(path.with_suffix("")) for path in FILES])
 def test_a_config_composes_and_takes_one_step(path: Path, workplace: Path) -> None:
     group = path.parent.as_posix()
     chosen = [] if group == "." else [f"{group}={path.stem}"]
-    if path.stem == "reptile" and group == "gradient":
-        chosen.append("algorithm=reptile")
+    if path.stem in MADE_FOR and group == "gradient":
+        chosen.append(f"algorithm={MADE_FOR[path.stem]}")
     config = compose(chosen)
     if config["dataset"]["_target_"].endswith("omniglot"):
         data = data_folder()

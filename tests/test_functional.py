@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from metalearn.backbones import Conv4
-from metalearn.errors import UsageError
 from metalearn.functional import pure
 from metalearn.norms import BatchNorm, LayerNorm
 from tests.tasks import generator, network
@@ -213,8 +212,15 @@ def test_a_norm_with_a_forward_of_its_own_keeps_it():
     for module in (network(lambda: ChannelsLast(4)), network(lambda: Activated(4)).eval()):
         net = pure(module)
         same(net.apply({**net.buffers, **net.params}, x), module(x))
-    with pytest.raises(UsageError, match="call eval"):
-        pure(Activated(4))
+    # In train mode it normalises by the batch, and its running averages are left out.
+    module = network(lambda: Activated(4))
+    net = pure(module)
+    assert net.buffers == {}
+    assert module.running_mean is not None
+    for _ in range(2):
+        same(net.apply(net.params, x), copy.deepcopy(module)(x))
+    with net.evaluating():
+        same(net.apply(net.params, x), copy.deepcopy(module)(x))
 
 
 def test_the_module_itself_is_left_alone():

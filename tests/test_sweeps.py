@@ -62,7 +62,7 @@ def test_a_failing_member_is_named_and_the_others_run(workplace: Path) -> None:
     assert (outcome.code, chosen()) == (1, [("MAML", 0)])
     (line,) = outcome.err.splitlines()
     assert line.startswith("metalearn: job 0 (algorithm=protonet gradient=first_order ")
-    assert "algorithm=protonet cannot use gradient=first_order; use gradient=unroll" in line
+    assert "algorithm=protonet cannot use gradient=first_order; use gradient=adjoint" in line
 
 
 def test_a_bug_in_a_member_keeps_its_traceback_in_the_records(

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from metalearn import tree
 from metalearn.algorithms.base import EXACT
 from metalearn.algorithms.losses import Loss, cross_entropy
+from metalearn.algorithms.maml import drift, kinds_with
 from metalearn.errors import UsageError
 from metalearn.functional import PureModule, pure
 from metalearn.inner.rules import InnerRule, sgd
-from metalearn.types import Batch, Meta, Metrics, Params
+from metalearn.types import Batch, Kind, Meta, Metrics, Params
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,7 @@ class ANIL:
 
     module: any `nn.Module` from `[B, *X]` to logits `[B, N]`.
     head: name of the submodule that adapts; by default the one that holds the last weights.
-    steps, rule, loss: as in MAML.
+    steps, rule, loss, proximal: as in MAML; the proximal term is over the head alone.
     """
 
     module: nn.Module
@@ -35,11 +36,13 @@ class ANIL:
     rule: InnerRule = sgd(0.1)
     loss: Loss = cross_entropy
     head: str | None = None
-    strategies: tuple[str, ...] = EXACT
+    proximal: float = 0.0
+    kinds: tuple[Kind, ...] = EXACT
     net: PureModule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "net", pure(self.module))
+        object.__setattr__(self, "kinds", kinds_with(self.proximal, self.kinds))
         if self.head is None:
             object.__setattr__(self, "head", list(self.net.params)[-1].rpartition(".")[0])
         if not self._adapting(self.net.params):
@@ -64,9 +67,10 @@ class ANIL:
         return self._adapting(meta["init"])
 
     def inner_loss(self, meta: Meta, fast: Params, support: Batch) -> Tensor:
-        """L_support(body, head_k)."""
+        """L_support(body, head_k) + proximal / 2 * |head_k - head|^2."""
         weights = {**meta["buffers"], **meta["init"], **fast}
-        return self.loss(self.net.apply(weights, support.x, support.weight), support)[0]
+        loss = self.loss(self.net.apply(weights, support.x, support.weight), support)[0]
+        return loss + self.proximal / 2 * drift(meta, fast) if self.proximal else loss
 
     def finish(self, meta: Meta, fast: Params, support: Batch) -> Params:
         """head_K, and the support set's statistics where the norm layers ask for them."""

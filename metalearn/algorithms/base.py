@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metalearn.functional import PureModule
 from metalearn.inner.rules import InnerRule
-from metalearn.types import Batch, Meta, Metrics, Params
+from metalearn.types import Batch, Kind, Meta, Metrics, Params
 
 
 class MetaAlgorithm(Protocol):
@@ -16,7 +16,7 @@ class MetaAlgorithm(Protocol):
     steps: inner steps in training; 0 for metric methods.
     rule: the inner optimizer; unused where `steps` is 0.
     net: the network made pure; the outer loop moves its running averages.
-    strategies: class names of the meta-gradient strategies that the method is defined for.
+    kinds: of meta-gradient that the method is defined for, the usual one first.
     """
 
     @property
@@ -26,7 +26,7 @@ class MetaAlgorithm(Protocol):
     @property
     def net(self) -> PureModule: ...
     @property
-    def strategies(self) -> tuple[str, ...]: ...
+    def kinds(self) -> tuple[Kind, ...]: ...
 
     def init(self, rng: torch.Generator | None = None) -> Meta:
         """Everything meta-learned at its start: the module's own weights, and the rates and
@@ -55,5 +55,5 @@ class MetaAlgorithm(Protocol):
         ...
 
 
-EXACT = ("Unroll", "Adjoint", "FirstOrder")
-"""Strategies that differentiate the outer loss (the last one leaving out the curvature)."""
+EXACT: tuple[Kind, ...] = ("exact", "truncated")
+"""Strategies that differentiate the outer loss after the inner steps."""

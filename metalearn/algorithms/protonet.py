@@ -19,7 +19,7 @@ from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.errors import UsageError
 from metalearn.functional import PureModule, pure
 from metalearn.inner.rules import InnerRule, sgd
-from metalearn.types import Batch, Meta, Metrics, Params
+from metalearn.types import Batch, Kind, Meta, Metrics, Params
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class ProtoNet:
     loss: Loss = cross_entropy
     steps: int = field(default=0, init=False)
     rule: InnerRule = field(default=sgd(0.0), init=False, repr=False)
-    strategies: tuple[str, ...] = ("Unroll", "Adjoint")
+    kinds: tuple[Kind, ...] = ("exact",)
     net: PureModule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -27,4 +27,4 @@ def Reptile(  # a method of the field, named as the others are
         inner products between gradients of different minibatches, from which Reptile learns
         to generalise (section 5.1 there), do not appear.
     """
-    return MAML(module, steps, rule, loss, strategies=("Reptile",))
+    return MAML(module, steps, rule, loss, kinds=("displacement",))

@@ -2,5 +2,7 @@
 
 from metalearn.backbones.conv4 import Conv4
 from metalearn.backbones.mlp import MLP
+from metalearn.backbones.pretrained import timm_model, torchvision_model
+from metalearn.backbones.resnet12 import ResNet12
 
-__all__ = ["MLP", "Conv4"]
+__all__ = ["MLP", "Conv4", "ResNet12", "timm_model", "torchvision_model"]

@@ -38,9 +38,12 @@ def describe(module: nn.Module) -> str:
         match part:
             case BatchNorm():
                 found.add(part.statistics)
+            case nn.modules.batchnorm._BatchNorm():  # one with a forward of its own
+                running = not part.training and part.running_mean is not None
+                found.add("running" if running else "transductive")
             case nn.GroupNorm():
                 found.add("group")
-            case LayerNorm():
+            case LayerNorm() | nn.LayerNorm():
                 found.add("layer")
             case InstanceNorm():
                 found.add("instance")

@@ -21,12 +21,14 @@ from metalearn.commands.arguments import check_choice, check_node, check_numbers
 from metalearn.data import DataError, ImageDataset, Sinusoid
 from metalearn.episodes import EpisodeSource, Manifest, make_episodes
 from metalearn.errors import UsageError
-from metalearn.gradients.base import MetaGradient
-from metalearn.gradients.batching import check_batching
-from metalearn.gradients.precision import check_precision
+from metalearn.gradients.base import STRATEGIES, MetaGradient
+from metalearn.gradients.capture import check_capture
+from metalearn.gradients.plan import parse
+from metalearn.precision import check_precision
 from metalearn.training.device import torch_device
 from metalearn.training.loop import Problem
 from metalearn.training.outer import Outer
+from metalearn.twice import check_twice_differentiable
 from metalearn.types import Meta
 
 _FROM_DATA = ("channels", "size", "inputs")
@@ -45,6 +47,7 @@ class Built:
 def build(config: Mapping[str, Any]) -> Built:
     """Build a run. Raises UsageError, or DataError where a data set is missing or damaged."""
     device = torch_device(config["device"])
+    check_capture(config["capture"], device)
     gradient = _check(config)
     dataset = build_dataset(config)
     training, evaluation = config["training"], config["evaluation"]
@@ -55,6 +58,9 @@ def build(config: Mapping[str, Any]) -> Built:
     _check_fit(config, gradient, algo)
     meta = algo.init(torch.Generator().manual_seed(config["seed"]))
     meta = tree.map_meta(lambda t: t.to(device), meta)
+    if algo.steps and getattr(gradient, "kind", "exact") in ("exact", "implicit"):
+        one = train.batch("train", [0]).support.x[0].to(device)
+        check_twice_differentiable(algo.net, one)
     problem = Problem(
         algo,
         gradient,
@@ -76,7 +82,7 @@ def build_dataset(config: Mapping[str, Any]) -> ImageDataset | Sinusoid:
 def _check(config: Mapping[str, Any]) -> MetaGradient:
     """Every check that needs no data, so that no data is decoded before a mistake is told."""
     check_precision(config["precision"])
-    check_batching(config["batching"])
+    parse(config["batching"])
     check_choice("resume", config["resume"], ("auto", "never"))
     check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
     check_numbers(config)
@@ -99,13 +105,14 @@ def _check(config: Mapping[str, Any]) -> MetaGradient:
 def _check_fit(config: Mapping[str, Any], gradient: MetaGradient, algo: MetaAlgorithm) -> None:
     """Raise UsageError where algorithm, strategy and inner rule do not go together."""
     name = option(config["algorithm"])
-    strategies = [option({"_target_": strategy}) for strategy in algo.strategies]
     strategy = option({"_target_": type(gradient).__name__})
-    if strategy not in strategies:
+    kind = getattr(gradient, "kind", None)  # a user's own strategy may not say
+    if kind is not None and kind not in algo.kinds:
+        strategies = (option({"_target_": s}) for k in algo.kinds for s in STRATEGIES[k])
         use = " or ".join(f"gradient={fitting}" for fitting in strategies)
         raise UsageError(f"algorithm={name} cannot use gradient={strategy}; use {use}")
     rule = option(config["inner"])
-    if strategies == ["reptile"] and algo.init(torch.Generator())["hyper"]:
+    if kind == "displacement" and algo.init(torch.Generator())["hyper"]:
         raise UsageError(f"algorithm={name} learns no rates, as inner={rule} does; use inner=sgd")
 
 
@@ -125,6 +132,7 @@ def _outer(config: Mapping[str, Any], meta: Meta) -> Outer:
             _make(config["outer"]["optimizer"], "outer.optimizer"),
             _make(schedule, "outer.schedule") if schedule else None,
             config["training"]["clip_norm"],
+            skip_overflow=config["precision"] == "fp16",
         )
     except ValueError as error:  # torch's optimizers check their numbers
         raise UsageError(f"outer: {error}; correct outer.optimizer or outer.schedule") from None
@@ -147,7 +155,9 @@ def _episodes(
             f"{name}.ways={shape['ways']}, but the network has {config['outputs']} outputs; only "
             "algorithms without a head, as algorithm=protonet, can take other ways"
         )
-    source = make_episodes(dataset, **shape, seed=seed)
+    device = torch_device(config["device"])
+    held = images and device.type == "cuda" and dataset.fits(device)
+    source = make_episodes(dataset, **shape, seed=seed, device=device if held else None)
     source.check(split)
     return source
 

@@ -56,6 +56,7 @@ class RunSettings:
     device: str = "auto"
     precision: str = "fp32"
     batching: Any = "auto"
+    capture: str = "none"
     run_dir: str | None = None
     resume: str = "auto"
     outputs: int | None = None

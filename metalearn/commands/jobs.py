@@ -1,5 +1,6 @@
 """What `metalearn train` and `metalearn evaluate` do once everything is built."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -19,9 +20,10 @@ from metalearn.data.store import verify as verify_store
 from metalearn.evaluation.plots import plot_learning_curve
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.evaluation.report import result_table
-from metalearn.files import decode_floats
+from metalearn.files import decode_floats, write_atomic
+from metalearn.gradients.auto import Choice, settle
+from metalearn.memory import keep_freed_memory, reset_peak_memory
 from metalearn.tracking import JsonLines, Progress, RunInfo, Tracker, WandB, read_records
-from metalearn.training.device import reset_peak_memory
 from metalearn.training.folder import (
     check_writable,
     claim,
@@ -32,7 +34,7 @@ from metalearn.training.folder import (
     save_weights,
     weights_sha256,
 )
-from metalearn.training.loop import TrainState, at_sigterm, fit, resume
+from metalearn.training.loop import Problem, TrainState, at_sigterm, fit, resume
 from metalearn.training.settings import TrainingSettings
 from metalearn.types import Meta
 
@@ -63,7 +65,9 @@ def train(config: Mapping[str, Any], built: Built, folder: Path, console: Consol
     The score is mean accuracy, or minus the mean loss in regression: what a sweep maximises.
     None where SIGTERM stopped the run; the same command goes on from there.
     """
-    problem, settings = built.problem, TrainingSettings(**config["training"])
+    keep_freed_memory()
+    settings = TrainingSettings(**config["training"])
+    problem = settled(built, settings, folder, console)
     source = commit()
     reset_peak_memory(problem.device)
     untrained = tree.map_meta(torch.clone, built.meta)
@@ -106,6 +110,25 @@ def train(config: Mapping[str, Any], built: Built, folder: Path, console: Consol
     console.print(result_table(result))
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
     return state.best_score
+
+
+def settled(built: Built, settings: TrainingSettings, folder: Path, console: Console) -> Problem:
+    """The problem with `batching=auto` settled: as this run was before, or measured now."""
+    problem = built.problem
+    if getattr(problem.gradient, "batching", None) != "auto":
+        return problem
+    path = folder / "engine.json"
+    if path.exists():
+        choice = Choice.decode(path.read_text())
+        gradient = dataclasses.replace(problem.gradient, batching=str(choice.plan))
+    else:
+        episodes = problem.train.batch("train", range(settings.meta_batch))
+        episodes = episodes.map(lambda t: t.to(problem.device))
+        coming = settings.steps * settings.meta_batch
+        gradient, choice = settle(problem.gradient, problem.algo, built.meta, episodes, coming)
+        write_atomic(path, choice.encode())
+    console.print(f"engine: {choice}", soft_wrap=True, highlight=False)
+    return dataclasses.replace(problem, gradient=gradient)
 
 
 def _test(

@@ -12,7 +12,7 @@ from metalearn.commands.build import Built
 from metalearn.evaluation.plots import plot_accuracy_by_step
 from metalearn.evaluation.protocol import EvalReport
 from metalearn.evaluation.report import write_episode_file, write_json
-from metalearn.training.device import peak_memory_bytes
+from metalearn.memory import peak_memory_bytes
 from metalearn.training.folder import config_hash
 
 

@@ -3,10 +3,11 @@
 from metalearn.data.dataset import Classes, ImageDataset
 from metalearn.data.glyphs import glyphs
 from metalearn.data.omniglot import omniglot
-from metalearn.data.paths import cache_folder, data_folder
+from metalearn.data.paths import data_folder
 from metalearn.data.sinusoid import Sinusoid
 from metalearn.data.store import ImageStore
 from metalearn.errors import DataError
+from metalearn.files import cache_folder
 
 __all__ = [
     "Classes",

@@ -2,14 +2,18 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from metalearn.data.device import DeviceImages
 from metalearn.data.store import ImageStore
 from metalearn.errors import DataError
+from metalearn.memory import free_memory_bytes
 
 SPLITS = ("train", "val", "test")
 
@@ -51,6 +55,7 @@ class ImageDataset:
     name: str
     store: ImageStore
     splits: Mapping[str, Classes]
+    _held: dict[torch.device, DeviceImages] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Raises DataError for wrong splits: other names, classes shared, repeated or unknown."""
@@ -113,15 +118,8 @@ class ImageDataset:
         `classes` counts within `split`, `examples` within the class. Raises DataError for an
         example that a class does not have, IndexError for a class that the split does not have.
         """
-        index, turns = self._split(split)
-        classes, examples = np.broadcast_arrays(classes, examples)
-        shape, flat = classes.shape, classes.reshape(-1)
-        if (flat < 0).any():
-            raise IndexError("a class number below 0")
-        index, turns, examples = index[flat], turns[flat], examples.reshape(-1)
-        rows = self.store.offsets[index] + examples
-        if (examples < 0).any() or (rows >= self.store.offsets[index + 1]).any():
-            raise DataError(f"{self.name}: split {split} lacks an example that was asked for")
+        rows, turns = self._rows(split, classes, examples)
+        shape, rows, turns = rows.shape, rows.reshape(-1), turns.reshape(-1)
         # A plain view: fancy indexing of np.memmap itself is slower.
         found = self.store.images.view(np.ndarray)[rows].transpose(0, 3, 1, 2)
         found = np.ascontiguousarray(found)
@@ -130,6 +128,39 @@ class ImageDataset:
             if len(which):
                 found[which] = np.rot90(found[which], turn, axes=(2, 3))
         return found.reshape(*shape, *found.shape[1:])
+
+    def images_on(
+        self, device: torch.device, split: str, classes: np.ndarray, examples: np.ndarray
+    ) -> Tensor:
+        """What `images` gathers, gathered on `device`; all images are copied there once."""
+        rows, turns = self._rows(split, classes, examples)
+        if device not in self._held:
+            self._held[device] = DeviceImages(self.store, self._turns, device)
+        return self._held[device].gather(rows, turns)
+
+    def fits(self, device: torch.device) -> bool:
+        """Whether what `images_on` keeps on `device` takes at most a quarter of its free memory."""
+        free = free_memory_bytes(device)
+        return free is not None and 4 * len(self._turns) * self.store.images.nbytes <= free
+
+    @property
+    def _turns(self) -> list[int]:
+        """The quarter turns that the splits have, ascending."""
+        return sorted({int(t) for split in SPLITS for t in self.splits[split].quarter_turns})
+
+    def _rows(
+        self, split: str, classes: np.ndarray, examples: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the store and quarter turns, both `[...]`; raises as `images` does."""
+        index, turns = self._split(split)
+        classes, examples = np.broadcast_arrays(classes, examples)
+        if (classes < 0).any():
+            raise IndexError("a class number below 0")
+        index, turns = index[classes], turns[classes]
+        rows = self.store.offsets[index] + examples
+        if (examples < 0).any() or (rows >= self.store.offsets[index + 1]).any():
+            raise DataError(f"{self.name}: split {split} lacks an example that was asked for")
+        return rows, turns
 
     def _split(self, split: str) -> Classes:
         if split not in self.splits:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from metalearn.data.dataset import ImageDataset, unturned
-from metalearn.data.paths import cache_folder
 from metalearn.data.store import build_store, open_store
 from metalearn.errors import DataError
+from metalearn.files import cache_folder
 
 VERSION = 3  # raise it whenever a change below changes a pixel
 POINTS = 64  # drawn points a stroke; under a pixel apart at 28x28

@@ -13,9 +13,10 @@ from PIL import Image
 from metalearn.data.archive import Archive, open_archive
 from metalearn.data.dataset import Classes, ImageDataset, turned, unturned
 from metalearn.data.download import download
-from metalearn.data.paths import cache_folder, data_folder
+from metalearn.data.paths import data_folder
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
+from metalearn.files import cache_folder
 
 VERSION = 1  # raise it whenever a change below changes a pixel
 SIDE, DRAWINGS = 105, 20

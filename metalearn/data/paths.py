@@ -1,9 +1,7 @@
-"""Where data is looked for, and where what we make of it is kept."""
+"""Where data is looked for."""
 
 import os
 from pathlib import Path
-
-import platformdirs
 
 from metalearn.errors import DataError
 
@@ -27,9 +25,3 @@ def data_folder() -> Path | None:
         if folder.is_dir():
             return folder
     return None
-
-
-def cache_folder() -> Path:
-    """The folder for decoded stores and downloads: `METALEARN_CACHE`, else the user's cache."""
-    named = os.environ.get("METALEARN_CACHE")
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("metalearn"))

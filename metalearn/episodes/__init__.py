@@ -1,5 +1,7 @@
 """Few-shot tasks drawn from data sets, numbered and repeatable."""
 
+import torch
+
 from metalearn.data import ImageDataset, Sinusoid
 from metalearn.episodes.manifest import Manifest
 from metalearn.episodes.source import EpisodeSource, FewShotEpisodes, SinusoidEpisodes
@@ -8,9 +10,18 @@ __all__ = ["EpisodeSource", "FewShotEpisodes", "Manifest", "SinusoidEpisodes", "
 
 
 def make_episodes(
-    dataset: ImageDataset | Sinusoid, *, ways: int, shots: int, queries: int, seed: int
+    dataset: ImageDataset | Sinusoid,
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    seed: int,
+    device: torch.device | None = None,
 ) -> EpisodeSource:
-    """The episodes that fit the kind of data set; `ways` has no meaning for regression."""
+    """The episodes that fit the kind of data set.
+
+    device: where images are kept and gathered. It and `ways` have no meaning for regression.
+    """
     if isinstance(dataset, Sinusoid):
         return SinusoidEpisodes(dataset, shots, queries, seed)
-    return FewShotEpisodes(dataset, ways, shots, queries, seed)
+    return FewShotEpisodes(dataset, ways, shots, queries, seed, device)

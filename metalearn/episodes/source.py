@@ -47,6 +47,19 @@ def generator(digest: str, split: str, seed: int, index: int) -> np.random.Gener
     return np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype="<u8")))
 
 
+def smallest(values: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` smallest of `values` [n], in order: a stable argsort cut short."""
+    last = min(count, len(values)) - 1
+    candidates = np.flatnonzero(values <= np.partition(values, last)[last])
+    return candidates[np.argsort(values[candidates], kind="stable")][:count]
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """uint8 to float32 in [0, 1], the nearest to pixel / 255 on every device."""
+    # By a tensor: a plain 255 CUDA turns into a factor of 1/255, a bit off for half the values.
+    return pixels.float().div_(torch.full((), 255.0, device=pixels.device))
+
+
 class EpisodeIds(NamedTuple):
     """Which examples an episode holds. classes: `[N]`, numbered within the split;
     support: `[N, K]` and query: `[N, Q/N]`, numbered within each class."""
@@ -64,6 +77,9 @@ class FewShotEpisodes:
     in the draw. Examples go shot by shot, one of every class, so that minibatches of a multiple
     of N examples are balanced.
 
+    device: where the images are kept and gathered, None for the host, straight from the store.
+    What an episode holds is the same to the bit.
+
     Raises UsageError for a shape that is not positive; `check` tells whether a split can fill it.
     """
 
@@ -72,6 +88,7 @@ class FewShotEpisodes:
     shots: int
     queries: int
     seed: int = 0
+    device: torch.device | None = None
 
     def __post_init__(self) -> None:
         for name in ("ways", "shots", "queries"):
@@ -105,13 +122,12 @@ class FewShotEpisodes:
         rng = generator(self.dataset.digest, split, self.seed, index)
         count = self.dataset.class_count(split)
         # The order of uniform numbers, which numpy keeps from version to version.
-        classes = np.argsort(rng.random(count), kind="stable")[: self.ways]
-        examples = np.stack(
-            [
-                np.argsort(rng.random(size), kind="stable")[: self.shots + self.queries]
-                for size in self.dataset.examples_in(split, classes)
-            ]
-        )
+        classes = smallest(rng.random(count), self.ways)
+        sizes = self.dataset.examples_in(split, classes)
+        # Class by class from one stream; what a smaller class lacks is never among the first.
+        order = np.full((len(classes), sizes.max()), np.inf)
+        order[np.arange(sizes.max()) < sizes[:, None]] = rng.random(sizes.sum())
+        examples = np.argsort(order, axis=1, kind="stable")[:, : self.shots + self.queries]
         return EpisodeIds(classes, examples[:, : self.shots], examples[:, self.shots :])
 
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
@@ -121,9 +137,13 @@ class FewShotEpisodes:
 
         def examples(which: np.ndarray) -> Batch:
             tasks, ways, each = which.shape
-            images = self.dataset.images(split, classes[:, None, :], which.transpose(0, 2, 1))
-            x = torch.from_numpy(images).flatten(1, 2).float().div_(255)
-            return Batch(x, torch.arange(ways).repeat(tasks, each))
+            chosen = split, classes[:, None, :], which.transpose(0, 2, 1)
+            if self.device is None:
+                images = torch.from_numpy(self.dataset.images(*chosen))
+            else:
+                images = self.dataset.images_on(self.device, *chosen)
+            labels = torch.arange(ways, device=images.device).repeat(tasks, each)
+            return Batch(scaled(images.flatten(1, 2)), labels)
 
         return Episodes(
             examples(np.stack([ids.support for ids in drawn])),

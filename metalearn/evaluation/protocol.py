@@ -12,10 +12,11 @@ from metalearn.algorithms.base import MetaAlgorithm
 from metalearn.episodes import Manifest
 from metalearn.errors import UsageError
 from metalearn.evaluation.statistics import Interval, mean_interval
-from metalearn.gradients.base import Batching
-from metalearn.gradients.batching import map_tasks
-from metalearn.gradients.precision import full_precision
+from metalearn.gradients.pieces import Run, Task
+from metalearn.gradients.plan import Batching, parse
+from metalearn.gradients.tasks import default_plan, map_tasks
 from metalearn.inner.loop import trajectory
+from metalearn.precision import computing_in
 from metalearn.types import Episodes, Meta, Metrics
 
 
@@ -67,6 +68,15 @@ class EvalReport:
         return mean if self.measure == "accuracy" else -mean
 
 
+def measured(algo: MetaAlgorithm, meta: Meta, task: Task, steps: int) -> list[Metrics]:
+    """One task: the query metrics after 0, 1, ..., `steps` inner steps."""
+    support, query, _ = task
+    return [
+        algo.outer_loss(meta, algo.finish(meta, fast, support), query)[1]
+        for fast, _ in trajectory(algo, meta, support, steps)
+    ]
+
+
 def evaluate(
     algo: MetaAlgorithm,
     meta: Meta,
@@ -89,12 +99,8 @@ def evaluate(
     if isinstance(batches, Episodes):
         batches = [batches]
 
-    def measured(episode: Episodes) -> list[Metrics]:
-        support, query = episode
-        return [
-            algo.outer_loss(meta, algo.finish(meta, fast, support), query)[1]
-            for fast, _ in trajectory(algo, meta, support, count)
-        ]
+    def report(task: Task, run: Run) -> list[Metrics]:
+        return run(measured, algo, meta, task, steps=count)
 
     values: dict[str, list[np.ndarray]] = {}
     with torch.no_grad(), algo.net.evaluating():
@@ -103,11 +109,13 @@ def evaluate(
                 continue
             if device is not None:
                 batch = batch.map(lambda t: t.to(device))
+            on = batch.support.x.device
+            # Not compiled: an evaluation is over before the wait has paid.
+            plan = (parse(batching) or default_plan(on))._replace(threads=False, compile=False)
             # A list, so that every task of the batch is computed in full precision.
-            with full_precision(batch.support.x.device):
-                results = list(map_tasks(measured, batch, batching))
-            for tasks, result in results:
-                by_step = cast(list[Metrics], result)
+            with computing_in("fp32", on):
+                results = list(map_tasks(report, Task(batch.support, batch.query, None), plan))
+            for tasks, by_step in results:
                 stacked = tree.map(lambda *m: torch.stack(m, -1), *by_step)
                 for name, value in stacked.items():
                     rows = value.unsqueeze(0) if tasks is None else value

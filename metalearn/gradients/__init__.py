@@ -2,8 +2,20 @@
 
 from metalearn.gradients.adjoint import Adjoint
 from metalearn.gradients.base import MetaGradient
+from metalearn.gradients.checkpointed import Checkpointed
 from metalearn.gradients.first_order import FirstOrder
+from metalearn.gradients.implicit import Implicit
 from metalearn.gradients.reptile import Reptile
+from metalearn.gradients.truncated import Truncated
 from metalearn.gradients.unroll import Unroll
 
-__all__ = ["Adjoint", "FirstOrder", "MetaGradient", "Reptile", "Unroll"]
+__all__ = [
+    "Adjoint",
+    "Checkpointed",
+    "FirstOrder",
+    "Implicit",
+    "MetaGradient",
+    "Reptile",
+    "Truncated",
+    "Unroll",
+]

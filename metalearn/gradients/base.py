@@ -1,15 +1,17 @@
 """What a meta-gradient strategy is, and what all of them are asked."""
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from metalearn.errors import UsageError
-from metalearn.types import Episodes, Meta, MetaGradients, Metrics
+from metalearn.gradients.plan import Batching
+from metalearn.precision import Precision
+from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
 
 if TYPE_CHECKING:
     from metalearn.algorithms.base import MetaAlgorithm
 
-Batching = Literal["auto", "loop", "vmap"] | int
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Capture = Literal["none", "graph", "compile"]
+"""On a CUDA device: nothing, the meta-gradient as one graph, or its compiled pieces in one."""
 
 
 class MetaGradient(Protocol):
@@ -26,17 +28,32 @@ class MetaGradient(Protocol):
 
 
 class Strategy(Protocol):
-    """What every strategy says of how it runs."""
+    """What every strategy of this package says of how it runs."""
+
+    kind: ClassVar[Kind]
 
     @property
     def batching(self) -> Batching: ...
     @property
     def precision(self) -> Precision: ...
+    @property
+    def capture(self) -> Capture: ...
+
+
+STRATEGIES: dict[Kind, tuple[str, ...]] = {
+    "exact": ("Adjoint", "Unroll", "Checkpointed"),
+    "truncated": ("FirstOrder", "Truncated"),
+    "implicit": ("Implicit",),
+    "displacement": ("Reptile",),
+}
+"""The strategies of this package by kind, for messages."""
 
 
 def check_algorithm(strategy: Strategy, algo: "MetaAlgorithm") -> None:
     """Raise UsageError where `algo` is not defined for the strategy."""
-    name = type(strategy).__name__
-    if name not in algo.strategies:
-        fitting = " or ".join(algo.strategies)
+    if strategy.kind not in algo.kinds:
+        name = type(strategy).__name__
+        if strategy.kind == "implicit" and "exact" in algo.kinds and hasattr(algo, "proximal"):
+            raise UsageError(f"gradient {name} needs a proximal term; set algorithm.proximal=2")
+        fitting = ", ".join(name for kind in algo.kinds for name in STRATEGIES[kind])
         raise UsageError(f"gradient {name} does not fit {type(algo).__name__}; use {fitting}")

@@ -1,32 +1,22 @@
 """The first-order approximation: the inner gradients count as constants."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from metalearn import tree
-from metalearn.gradients.base import Batching, Precision
-from metalearn.gradients.batching import over_tasks
-from metalearn.gradients.unroll import unrolled
-from metalearn.inner.loop import inner_gradient
-from metalearn.types import Batch, Episodes, Meta, MetaGradients, Metrics, Params
+from metalearn.gradients.base import Batching, Capture
+from metalearn.gradients.pieces import Run, Task
+from metalearn.gradients.tasks import over_tasks
+from metalearn.gradients.truncated import truncated
+from metalearn.precision import Precision
+from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
 
 if TYPE_CHECKING:
     from metalearn.algorithms.base import MetaAlgorithm
 
 
-def without_history(algo: "MetaAlgorithm", meta: Meta, fast: Params, support: Batch) -> Params:
-    """The inner gradient as a constant. Its inputs are cut, so that no graph is recorded."""
-    constant = Meta(
-        init=tree.detach(meta["init"]), hyper=tree.detach(meta["hyper"]), buffers=meta["buffers"]
-    )
-    return inner_gradient(algo, constant, tree.detach(fast), support)
-
-
-def first_order(
-    algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
-) -> tuple[MetaGradients, Metrics]:
+def first_order(algo: "MetaAlgorithm", meta: Meta, task: Task, run: Run):
     """One task: the unrolled gradient without any second derivative."""
-    return unrolled(algo, meta, episodes, gradient=without_history)
+    return run(truncated, algo, meta, task, last=0)
 
 
 @dataclass(frozen=True)
@@ -36,8 +26,10 @@ class FirstOrder:
     Finn, Abbeel, Levine 2017, section 5.2; Nichol, Achiam, Schulman 2018, eq. 8.
     """
 
-    batching: Batching = "auto"
+    batching: Batching = "loop"
     precision: Precision = "fp32"
+    capture: Capture = "none"
+    kind: ClassVar[Kind] = "truncated"
 
     def __call__(
         self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes

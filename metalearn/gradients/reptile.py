@@ -1,30 +1,38 @@
 """Reptile's direction, as a gradient that any outer optimizer can follow."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from metalearn import tree
 from metalearn.errors import UsageError
-from metalearn.gradients.base import Batching, Precision
-from metalearn.gradients.batching import over_tasks
-from metalearn.inner.loop import adapt
-from metalearn.types import Episodes, Meta, MetaGradients, Metrics
+from metalearn.gradients.base import Batching, Capture
+from metalearn.gradients.pieces import Run, Task, adapted, measure
+from metalearn.gradients.tasks import over_tasks
+from metalearn.precision import Precision
+from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics, Params
 
 if TYPE_CHECKING:
     from metalearn.algorithms.base import MetaAlgorithm
 
 
-def reptile(algo: "MetaAlgorithm", meta: Meta, episodes: Episodes) -> tuple[MetaGradients, Metrics]:
-    """One task: theta - theta_K, and 0 for what does not adapt. Queries only measure."""
-    if meta["hyper"]:
-        raise UsageError("Reptile learns no inner rates; use inner=sgd")
-    fast = adapt(algo, meta, episodes.support)
-    _, metrics = algo.outer_loss(meta, fast, episodes.query)
-    moved = {
+def displacement(algo: "MetaAlgorithm", meta: Meta, fast: Params) -> Params:
+    """theta - theta_K, and 0 for what does not adapt."""
+    return {
         name: weight - fast[name] if name in fast else weight.new_zeros(weight.shape)
         for name, weight in meta["init"].items()
     }
-    return MetaGradients(init=moved, hyper=tree.zeros_like(meta["hyper"])), metrics
+
+
+def reptile(
+    algo: "MetaAlgorithm", meta: Meta, task: Task, run: Run
+) -> tuple[MetaGradients, Metrics]:
+    """One task: the way back from where the inner loop ends. Queries only measure."""
+    if meta["hyper"]:
+        raise UsageError("Reptile learns no inner rates; use inner=sgd")
+    if not algo.steps:
+        raise UsageError("gradient Reptile needs algorithm.steps of 1 or more")
+    fast, _ = adapted(algo, meta, task, run)
+    moved = run(displacement, algo, meta, fast)
+    return MetaGradients(init=moved, hyper={}), run(measure, algo, meta, fast, task)
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,10 @@ class Reptile:
     Not the gradient of the query loss. With outer SGD its learning rate is the paper's epsilon.
     """
 
-    batching: Batching = "auto"
+    batching: Batching = "loop"
     precision: Precision = "fp32"
+    capture: Capture = "none"
+    kind: ClassVar[Kind] = "displacement"
 
     def __call__(
         self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes

@@ -1,125 +1,163 @@
-"""T tasks from one: a Python loop, `vmap` over all, or `vmap` over n at a time.
+"""T tasks from one: after another, side by side in threads, or at once under `vmap`."""
 
-`vmap` always stands outermost, around the whole gradient of a task. The other order, the
-gradient of a vmapped loss, is silently wrong through fused norms (functorch issue 534).
-"""
-
+import contextvars
+import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, cast
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from metalearn import tree
 from metalearn.errors import UsageError
-from metalearn.gradients.base import (
-    Batching,
-    MetaGradient,
-    Strategy,
-    check_algorithm,
-)
-from metalearn.gradients.precision import check_precision, full_precision
-from metalearn.norms import fused_norms
+from metalearn.gradients.auto import settle
+from metalearn.gradients.base import Strategy, check_algorithm
+from metalearn.gradients.capture import captured, check_capture
+from metalearn.gradients.compiler import check_compiler
+from metalearn.gradients.execution import Execution
+from metalearn.gradients.pieces import Run, Task
+from metalearn.gradients.plan import Plan, parse
+from metalearn.precision import check_precision, computing_in, outer_scale
 from metalearn.types import Episodes, Meta, MetaGradients, Metrics
 
 if TYPE_CHECKING:
     from metalearn.algorithms.base import MetaAlgorithm
 
+TaskGradient = Callable[["MetaAlgorithm", Meta, Task, Run], tuple[MetaGradients, Metrics]]
+"""(algo, meta, one task or a part with T, run) -> its gradient and scalar metrics, or `[T]`."""
 
-def select(episodes: Episodes, rows: int | slice) -> Episodes:
+
+def select(tasks: Task, rows: int | slice) -> Task:
     """Task `rows` (without T) or tasks `rows` (with T)."""
-    return episodes.map(lambda t: t[rows])
-
-
-def check_batching(batching: Batching) -> None:
-    """Raise UsageError for a batching that is unknown."""
-    number = isinstance(batching, int) and not isinstance(batching, bool) and batching > 0
-    if batching not in ("auto", "loop", "vmap") and not number:
-        raise UsageError(
-            f"batching={batching!r} is not known; use auto, loop, vmap or a number of tasks"
-        )
-
-
-def resolve(batching: Batching, episodes: Episodes) -> int | None:
-    """Tasks at a time under `vmap`, or None for a loop without it.
-
-    "auto" loops on a CPU, where `vmap` makes grouped convolutions of half the speed, and
-    vmaps elsewhere. Raises UsageError for anything else unknown.
-    """
-    check_batching(batching)
-    tasks = episodes.support.x.shape[0]
-    if batching == "auto":
-        batching = "loop" if episodes.support.x.device.type == "cpu" else "vmap"
-    if isinstance(batching, int):
-        return min(batching, tasks)
-    return tasks if batching == "vmap" else None
-
-
-def _vmapped(f: Callable[[Episodes], object], episodes: Episodes) -> object:
-    """`f` of one task over the leading T of every tensor in `episodes`."""
-    # vmap takes no None, which a batch without weights holds.
-    tensors = [t for batch in episodes for t in batch if t is not None]
-
-    def from_tensors(*parts: Tensor) -> object:
-        rest = iter(parts)
-        return f(episodes.map(lambda _: next(rest)))
-
-    return torch.func.vmap(from_tensors, randomness="different")(*tensors)
+    support, query = (batch.map(lambda t: t[rows]) for batch in tasks[:2])
+    return Task(support, query, None if tasks.seed is None else tasks.seed[rows])
 
 
 def map_tasks(
-    f: Callable[[Episodes], object], episodes: Episodes, batching: Batching
-) -> Iterator[tuple[int | None, object]]:
+    f: Callable[[Task, Run], Any], tasks: Task, plan: Plan
+) -> Iterator[tuple[int | None, Any]]:
     """`f` of every task: pairs (tasks in the part, or None for one task without T; result)."""
-    tasks = episodes.support.x.shape[0]
-    size = resolve(batching, episodes)
-    if size is None:
-        for task in range(tasks):
-            with fused_norms():
-                result = f(select(episodes, task))
+    count = len(tasks.support.x)
+    run = Execution(plan.tasks is not None, plan.compile, plan.forward, plan.unfold)
+    if plan.tasks is not None:
+        size = plan.tasks or count
+        for start in range(0, count, size):
+            part = select(tasks, slice(start, start + size))
+            yield min(size, count - start), f(part, run)
+        return
+    if plan.threads and torch.get_num_threads() > 1:
+        for result in _side_by_side(lambda i: f(select(tasks, i), run), count):
             yield None, result
         return
-    for start in range(0, tasks, size):
-        part = select(episodes, slice(start, start + size))
-        yield min(size, tasks - start), _vmapped(f, part)
+    for i in range(count):
+        yield None, f(select(tasks, i), run)
+
+
+def _side_by_side(f: Callable[[int], Any], count: int) -> list[Any]:
+    """`f` of 0 ... count - 1 in as many threads as torch has, each with one core of its own."""
+    threads = torch.get_num_threads()
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def task(i: int) -> Any:
+        if device is not None:
+            torch.cuda.set_device(device)
+        torch.set_num_threads(1)
+        with torch.no_grad():
+            return f(i)
+
+    try:
+        # The first compiles what the others use; contexts, such as the precision, go along.
+        futures = [
+            _workers(threads).submit(contextvars.copy_context().run, task, i) for i in range(count)
+        ]
+        return [future.result() for future in futures]
+    finally:
+        torch.set_num_threads(threads)  # a worker's call is seen by threads that start later
+
+
+@functools.cache
+def _workers(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="metalearn-task")
+
+
+def default_plan(device: torch.device) -> Plan:
+    """What "auto" stands for where nothing is measured: `vmap` pays on a GPU, not on a CPU."""
+    return Plan() if device.type == "cpu" else Plan(tasks=0)
+
+
+def seeds(algo: "MetaAlgorithm", count: int, device: torch.device) -> torch.Tensor | None:
+    """A seed for the dropout masks of each task, from torch's generator; None without dropout."""
+    if not algo.net.exact:
+        return None
+    return torch.randint(2**62, (count,)).to(device)
 
 
 def over_tasks(
     strategy: Strategy,
-    gradient: MetaGradient,
+    gradient: TaskGradient,
     algo: "MetaAlgorithm",
     meta: Meta,
     episodes: Episodes,
 ) -> tuple[MetaGradients, Metrics]:
     """The mean over tasks of `gradient`, and its metrics stacked to `[T]`.
 
-    gradient: of one task, without T and with scalar metrics.
     Batched and in the precision that `strategy` says. Raises UsageError where it cannot be, or
     where `algo` is not defined for the strategy.
     """
+    x = episodes.support.x
     check_precision(strategy.precision)
+    check_capture(strategy.capture, x.device)
     check_algorithm(strategy, algo)
-    tasks = episodes.support.x.shape[0]
-    if not tasks:
+    if not len(x):
         raise UsageError("no episodes in the meta-batch; use training.meta_batch of 1 or more")
-    total: MetaGradients | None = None
-    metrics: list[Metrics] = []
+    plan = parse(strategy.batching)
+    if plan is None:
+        return settle(strategy, algo, meta, episodes)[0](algo, meta, episodes)
+    if strategy.capture == "compile":
+        plan = plan._replace(compile=True)
+    if plan.compile:
+        check_compiler(x.device)
+    tasks = Task(episodes.support, episodes.query, seeds(algo, len(x), x.device))
+
+    def mean_gradient(meta: Meta, tasks: Task) -> tuple[MetaGradients, Metrics]:
+        def one(task: Task, run: Run) -> tuple[MetaGradients, Metrics]:
+            if plan.whole:
+                return run(whole, algo, meta, task, gradient=gradient, forward=plan.forward)
+            return gradient(algo, meta, task, run)
+
+        return _mean(one, tasks, plan)
 
     # Outside no_grad a caller's own graph would keep every inner step alive.
-    with torch.no_grad(), full_precision(episodes.support.x.device):
-        for count, result in map_tasks(
-            lambda e: gradient(algo, meta, e), episodes, strategy.batching
-        ):
-            part, measured = cast(tuple[MetaGradients, Metrics], result)
-            if count is None:
-                measured = tree.map(lambda t: t.unsqueeze(0), measured)
-            else:
-                part = _both(lambda a: tree.map(lambda t: t.sum(0), a), part)
-            total = part if total is None else _both(tree.add, total, part)
-            metrics.append(measured)
-        assert total is not None
-        mean = _both(lambda a: tree.scale(a, 1 / tasks), total)
-        return mean, tree.map(lambda *parts: torch.cat(parts), *metrics)
+    with torch.no_grad(), computing_in(strategy.precision, x.device):
+        if strategy.capture == "none":
+            return mean_gradient(meta, tasks)
+        return captured(algo, strategy, mean_gradient, (meta, tasks))
+
+
+def whole(
+    algo: "MetaAlgorithm", meta: Meta, task: Task, gradient: TaskGradient, forward: bool
+) -> tuple[MetaGradients, Metrics]:
+    """The gradient of one task as one piece."""
+    return gradient(algo, meta, task, Execution(forward=forward, fused=False))
+
+
+def _mean(
+    f: Callable[[Task, Run], tuple[MetaGradients, Metrics]], tasks: Task, plan: Plan
+) -> tuple[MetaGradients, Metrics]:
+    """The mean of the gradients that `f` gives, without the scale of its loss; metrics `[T]`."""
+    total: MetaGradients | None = None
+    metrics: list[Metrics] = []
+    for count, (part, measured) in map_tasks(f, tasks, plan):
+        if count is None:
+            measured = tree.map(lambda t: t.unsqueeze(0), measured)
+        else:
+            part = _both(lambda a: tree.map(lambda t: t.sum(0), a), part)
+        total = part if total is None else _both(tree.add, total, part)
+        metrics.append(measured)
+    assert total is not None
+    factor = 1 / (len(tasks.support.x) * outer_scale())
+    mean = _both(lambda a: tree.scale(a, factor), total)
+    return mean, tree.map(lambda *parts: torch.cat(parts), *metrics)
 
 
 def _both(f: Callable[..., tree.Params], *gradients: MetaGradients) -> MetaGradients:

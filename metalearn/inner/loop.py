@@ -1,22 +1,26 @@
 """The one inner loop, for training and evaluation alike."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.func import grad
 
 from metalearn import tree
+from metalearn.dropout import dropout_stream, fold
 from metalearn.inner.rules import State
+from metalearn.precision import inner_pass
 from metalearn.types import Batch, Meta, Params
 
 if TYPE_CHECKING:
     from metalearn.algorithms.base import MetaAlgorithm
 
-InnerGradient = Callable[["MetaAlgorithm", Meta, Params, Batch], Params]
+InnerGradient = Callable[["MetaAlgorithm", Meta, Params, Batch, "int | Tensor"], Params]
 
 
-def minibatch(support: Batch, size: int | None, step: int) -> Batch:
+def minibatch(support: Batch, size: int | None, step: int | Tensor) -> Batch:
     """The `size` support examples of inner step `step`: in order, starting over at the end.
 
     Padding has no turn: a task takes the same examples in every batch that it is padded for.
@@ -34,9 +38,13 @@ def minibatch(support: Batch, size: int | None, step: int) -> Batch:
     return Batch(x[rows], y[rows], weight[rows] * (places < real))
 
 
-def inner_gradient(algo: "MetaAlgorithm", meta: Meta, fast: Params, support: Batch) -> Params:
-    """d inner_loss / d fast, itself differentiable."""
-    return grad(algo.inner_loss, argnums=1)(meta, fast, support)
+def inner_gradient(
+    algo: "MetaAlgorithm", meta: Meta, fast: Params, support: Batch, step: int | Tensor = 0
+) -> Params:
+    """d inner_loss / d fast, itself differentiable, in the precision set around it."""
+    with inner_pass() as scale:
+        grads = grad(lambda fast: algo.inner_loss(meta, fast, support) * scale)(fast)
+    return grads if scale == 1 else tree.scale(grads, 1 / scale)
 
 
 def apply_rule(
@@ -47,11 +55,34 @@ def apply_rule(
     return tree.add(fast, updates), state
 
 
+def dropping(seed: Tensor | None, step: int | Tensor) -> AbstractContextManager[None]:
+    """Around what a task computes in `step`: its dropout masks, where the task has a seed."""
+    return nullcontext() if seed is None else dropout_stream(fold(seed, step))
+
+
+def inner_step(
+    algo: "MetaAlgorithm",
+    meta: Meta,
+    fast: Params,
+    state: State,
+    support: Batch,
+    step: int | Tensor,
+    seed: Tensor | None = None,
+    gradient: InnerGradient = inner_gradient,
+) -> tuple[Params, State]:
+    """Step number `step` of the inner loop: the rule after the gradient of the inner loss."""
+    with dropping(seed, step):
+        batch = minibatch(support, algo.rule.batch_size, step)
+        grads = gradient(algo, meta, fast, batch, step)
+    return apply_rule(algo, grads, state, fast, meta["hyper"])
+
+
 def trajectory(
     algo: "MetaAlgorithm",
     meta: Meta,
     support: Batch,
     steps: int,
+    seed: Tensor | None = None,
     gradient: InnerGradient = inner_gradient,
 ) -> Iterator[tuple[Params, State]]:
     """The fast weights of one task and the rule's state after 0, 1, ..., `steps` inner steps."""
@@ -59,8 +90,7 @@ def trajectory(
     state = algo.rule.init(fast)
     yield fast, state
     for step in range(steps):
-        grads = gradient(algo, meta, fast, minibatch(support, algo.rule.batch_size, step))
-        fast, state = apply_rule(algo, grads, state, fast, meta["hyper"])
+        fast, state = inner_step(algo, meta, fast, state, support, step, seed, gradient)
         yield fast, state
 
 
@@ -69,14 +99,16 @@ def adapt(
     meta: Meta,
     support: Batch,
     steps: int | None = None,
+    seed: Tensor | None = None,
     gradient: InnerGradient = inner_gradient,
 ) -> Params:
     """Adapt to one task: `steps` (default `algo.steps`) inner steps from `algo.begin`.
 
     support: `[S, *X]`, `[S]`, one task without T.
-    gradient: how the inner gradient is taken; `FirstOrder` passes one without history.
+    seed: int64 scalar, of the task's dropout masks; None leaves them to torch's generator.
+    gradient: how the inner gradient of a step is taken; `FirstOrder` passes one without history.
     Returns the fast weights, ready for `algo.predict`; differentiable in `meta`.
     """
     count = algo.steps if steps is None else steps
-    *_, (fast, _) = trajectory(algo, meta, support, count, gradient)
+    *_, (fast, _) = trajectory(algo, meta, support, count, seed, gradient)
     return algo.finish(meta, fast, support)

@@ -18,6 +18,7 @@ from metalearn.episodes import EpisodeSource, Manifest
 from metalearn.errors import UsageError
 from metalearn.evaluation.protocol import evaluate
 from metalearn.gradients.base import Batching, MetaGradient
+from metalearn.memory import peak_memory_bytes
 from metalearn.tracking import Tracker
 from metalearn.training.checkpoint import (
     generator_states,
@@ -26,7 +27,6 @@ from metalearn.training.checkpoint import (
     restore_generators,
     save_checkpoint,
 )
-from metalearn.training.device import peak_memory_bytes
 from metalearn.training.outer import Outer, meta_step
 from metalearn.training.settings import TrainingSettings
 from metalearn.types import Meta
@@ -152,6 +152,9 @@ def _out_of_patience(state: TrainState, settings: TrainingSettings) -> bool:
     return state.step - state.best_step >= settings.patience * settings.validate_every
 
 
+_OVERFLOWS = 20  # steps in a row that float16 may skip before a run is taken for lost
+
+
 def _train_step(
     problem: Problem, settings: TrainingSettings, state: TrainState, tracker: Tracker
 ) -> None:
@@ -164,7 +167,7 @@ def _train_step(
     state.step += 1
     norm = float(metrics.pop("grad_norm"))
     values: dict[str, list[float]] = {name: value.tolist() for name, value in metrics.items()}
-    if not math.isfinite(norm):
+    if not math.isfinite(norm) and not 0 < state.outer.skipped < _OVERFLOWS:
         raise UsageError(
             f"the meta-gradient is not finite at step {state.step}; lower inner.rate or "
             "outer.optimizer.lr, or set training.clip_norm (earlier checkpoints are kept)"

@@ -20,7 +20,8 @@ class Outer:
     meta: its tensors are updated in place from here on.
     optimizer: makes the optimizer from a list of tensors. schedule: makes a scheduler from the
         optimizer; stepped once a meta-step. clip_norm: largest Euclidean norm of the whole
-        meta-gradient.
+        meta-gradient. skip_overflow: leave the weights as they are where the meta-gradient is
+        not finite, as float16 makes it now and then; `skipped` counts these steps in a row.
     """
 
     def __init__(
@@ -29,12 +30,15 @@ class Outer:
         optimizer: Callable[[list[Tensor]], Optimizer],
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
         clip_norm: float | None = None,
+        skip_overflow: bool = False,
     ):
         self.names = [(part, name) for part in ("init", "hyper") for name in meta[part]]
         self.learned = [meta[part][name] for part, name in self.names]
         self.optimizer = optimizer(self.learned)
         self.schedule = schedule(self.optimizer) if schedule else None
         self.clip_norm = clip_norm
+        self.skip_overflow = skip_overflow
+        self.skipped = 0
 
     @property
     def learning_rate(self) -> float:
@@ -48,7 +52,11 @@ class Outer:
         norm = torch.nn.utils.clip_grad_norm_(
             self.learned, self.clip_norm if self.clip_norm is not None else float("inf")
         )
-        self.optimizer.step()
+        if self.skip_overflow and not norm.isfinite():
+            self.skipped += 1
+        else:
+            self.skipped = 0
+            self.optimizer.step()
         self.optimizer.zero_grad()
         if self.schedule is not None:
             self.schedule.step()

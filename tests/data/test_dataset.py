@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from metalearn.data import Classes, DataError, ImageDataset, ImageStore
 from metalearn.data.dataset import turned, unturned
+
+CPU = torch.device("cpu")
 
 
 def store(side: tuple[int, int] = (6, 6), channels: int = 3) -> ImageStore:
@@ -42,6 +45,35 @@ def test_gather_equals_the_plain_loop() -> None:
         for _ in range(turns[c]):
             plain = np.rot90(plain)
         assert np.array_equal(images[place], plain.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("rows", [4, 15, 4096])
+def test_the_device_gathers_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metalearn.data.device._ROWS", rows)
+    data = dataset()
+    rng = np.random.default_rng(1)
+    for split, count in (("train", 8), ("val", 1), ("test", 2)):
+        for shape in ((), (5,), (4, 5, 7), (0, 3)):
+            chosen = split, rng.integers(0, count, shape), rng.integers(0, 2, shape)
+            images = data.images_on(CPU, *chosen)
+            assert images.dtype == torch.uint8 and images.is_contiguous()
+            assert np.array_equal(images.numpy(), data.images(*chosen))
+
+
+def test_images_that_do_not_turn_need_not_be_square() -> None:
+    parts = {"train": [3, 0], "val": [1], "test": [5]}
+    splits = {name: unturned(np.array(index)) for name, index in parts.items()}
+    data = ImageDataset("flat", store((4, 6)), splits)
+    chosen = "train", np.array([[0], [1]]), np.arange(2)
+    assert np.array_equal(data.images_on(CPU, *chosen).numpy(), data.images(*chosen))
+
+
+@pytest.mark.parametrize("free", [None, 4 * 4 * 15 * 108 - 1, 4 * 4 * 15 * 108])
+def test_a_quarter_of_the_free_memory_holds_four_turns(
+    free: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metalearn.data.dataset.free_memory_bytes", lambda _: free)
+    assert dataset().fits(CPU) == (free == 4 * 4 * 15 * 108)
 
 
 def test_a_quarter_turn_is_counter_clockwise() -> None:
@@ -104,8 +136,14 @@ def test_what_is_not_there_is_refused() -> None:
     for example in (3, -1):
         with pytest.raises(DataError, match="lacks an example"):
             data.images("train", np.array([0]), np.array([example]))
+        with pytest.raises(DataError, match="lacks an example"):
+            data.images_on(CPU, "train", np.array([0]), np.array([example]))
     for number in (8, -1):
         with pytest.raises(IndexError):
             data.images("train", np.array([number]), np.array([0]))
+        with pytest.raises(IndexError):
+            data.images_on(CPU, "train", np.array([number]), np.array([0]))
     with pytest.raises(DataError, match="no split 'dev'; choose from"):
         data.class_count("dev")
+    with pytest.raises(DataError, match="no split 'dev'; choose from"):
+        data.images_on(CPU, "dev", np.array([0]), np.array([0]))

@@ -1,30 +1,32 @@
-"""The meta-gradient equals that of learn2learn's MAML and of higher, in float32 to 1e-5."""
+"""learn2learn and higher behind the interface: their meta-gradient is ours, to 1e-10."""
 
-import contextlib
-import importlib
-import io
-import warnings
+import subprocess
+import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from metalearn.algorithms import MAML
+from metalearn.algorithms import ANIL, MAML, ProtoNet
+from metalearn.backbones import MLP, Conv4
+from metalearn.errors import UsageError
 from metalearn.gradients import Adjoint, FirstOrder, Unroll
-from metalearn.inner import sgd
+from metalearn.gradients.peers import Higher, Learn2learn
+from metalearn.gradients.peers.base import fixed_rate, imported
+from metalearn.inner import InnerRule, lslr, meta_sgd, sgd
 from tests.gradients import reference
 from tests.tasks import apart, classification, network
 
-RATE, STEPS = 0.1, 3
+PEERS = (Learn2learn, Higher)
+STEPS = 3
 
 
-def quietly_imported(name: str):
-    """The peer, without gym's banner and the warnings of its own import."""
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        with contextlib.redirect_stdout(io.StringIO()):
-            pytest.importorskip(name)
-            return importlib.import_module(name)
+@pytest.fixture(autouse=True)
+def _installed() -> None:
+    for package in ("learn2learn", "higher"):
+        try:
+            imported(package)
+        except UsageError as error:
+            pytest.skip(str(error))
 
 
 def conv4() -> torch.nn.Module:
@@ -33,53 +35,156 @@ def conv4() -> torch.nn.Module:
     return torch.nn.Sequential(*plain.features, torch.nn.Flatten(), plain.head)
 
 
-def problem():
-    return network(conv4, dtype=torch.float32), classification(
-        tasks=2, ways=5, shots=1, queries=10, dtype=torch.float32
+def episodes():
+    return classification(tasks=2, ways=5, shots=1, queries=10)
+
+
+def algorithm(kind=MAML, rule=None, build=conv4):
+    return kind(network(build), steps=STEPS, rule=rule or sgd(0.1))
+
+
+@pytest.mark.parametrize("kind", [MAML, ANIL])
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("strategy", [Unroll, Adjoint, FirstOrder])
+def test_same_gradient_and_metrics(peer, strategy, kind) -> None:
+    algo = algorithm(kind)
+    meta = algo.init()
+    want, told = strategy(batching="loop")(algo, meta, episodes())
+    got, said = peer(first_order=strategy is FirstOrder)(algo, meta, episodes())
+    assert apart({**got, "hyper": {}}, want) < 1e-10
+    assert {n: t.shape for n, t in said.items()} == {n: t.shape for n, t in told.items()}
+    for name in told:
+        torch.testing.assert_close(said[name], told[name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("norm", ["running", "group"])
+def test_weights_and_buffers_come_from_meta(peer, norm) -> None:
+    algo = algorithm(build=lambda: Conv4(5, filters=8, size=16, norm=norm))
+    before = {n: t.clone() for n, t in algo.module.state_dict().items()}
+    meta = algo.init()
+    for held in (meta["init"], meta["buffers"]):
+        held.update({n: t * 1.3 for n, t in held.items()})
+    asked = {part: dict(meta[part]) for part in ("init", "hyper", "buffers")}
+    want, _ = Unroll(batching="loop")(algo, meta, episodes())
+    got, _ = peer()(algo, meta, episodes())
+    assert apart(got, want) < 1e-10
+    assert all(asked[part][n] is t for part in asked for n, t in meta[part].items())
+    assert all(torch.equal(before[n], t) for n, t in algo.module.state_dict().items())
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_frozen_and_unused_weights(peer) -> None:
+    class Net(MLP):
+        def __init__(self) -> None:
+            super().__init__(256, 5, (8,))
+            self.features[0].bias.requires_grad_(False)
+            self.unused = torch.nn.Parameter(torch.ones(2))
+
+    algo = algorithm(build=Net)
+    want, _ = Unroll(batching="loop")(algo, algo.init(), episodes())
+    got, _ = peer()(algo, algo.init(), episodes())
+    assert apart(got, want) < 1e-10
+    assert got["init"]["unused"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_no_grad_outside_does_not_matter(peer) -> None:
+    algo = algorithm()
+    with torch.no_grad():
+        got, said = peer()(algo, algo.init(), episodes())
+    assert apart(got, Unroll(batching="loop")(algo, algo.init(), episodes())[0]) < 1e-10
+    assert not said["loss"].requires_grad and not any(g.requires_grad for g in got["init"].values())
+
+
+def momentum(rate: float) -> InnerRule:
+    """Not gradient descent: it remembers."""
+
+    def update(grads, state, fast, hyper):
+        moved = {n: 0.9 * state[n] + g for n, g in grads.items()}
+        return {n: -rate * m for n, m in moved.items()}, moved
+
+    def init(fast):
+        return {n: torch.zeros_like(w) for n, w in fast.items()}
+
+    return InnerRule(init, update, lambda fast, steps: {})
+
+
+def decayed(rate: float) -> InnerRule:
+    """Not gradient descent: it looks at the weights."""
+
+    def update(grads, state, fast, hyper):
+        return {n: -rate * (g + 0.1 * fast[n]) for n, g in grads.items()}, state
+
+    return sgd(rate)._replace(update=update)
+
+
+def sign(rate: float) -> InnerRule:
+    """Not gradient descent: it is not linear."""
+    return sgd(rate)._replace(
+        update=lambda grads, state, fast, hyper: (
+            {n: -rate * g.sign() for n, g in grads.items()},
+            state,
+        )
     )
 
 
-def tasks(episodes):
-    return zip(*episodes.support[:2], *episodes.query[:2], strict=True)
+def test_the_rate_is_found() -> None:
+    weights = {"a": torch.ones(2, 3), "b": torch.ones(())}
+    assert fixed_rate(sgd(0.3), weights) == 0.3
+    assert fixed_rate(sgd(0.0), weights) == 0.0
 
 
-def of_peer(net, episodes) -> dict:
-    grads = {n: p.grad / len(episodes.support.x) for n, p in net.named_parameters()}
-    return {"init": grads, "hyper": {}}
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize(
+    "rule", [lslr(0.1), meta_sgd(0.1), momentum(0.1), decayed(0.1), sign(0.1), sgd(0.1, 2)]
+)
+def test_other_rules_are_refused(peer, rule) -> None:
+    algo = algorithm(rule=rule)
+    with pytest.raises(UsageError, match="use inner=sgd"):
+        peer()(algo, algo.init(), episodes())
 
 
-def learn2learn_gradient(net, episodes, first_order: bool) -> dict:
-    maml = quietly_imported("learn2learn").algorithms.MAML(net, lr=RATE, first_order=first_order)
-    for x, y, query_x, query_y in tasks(episodes):
-        learner = maml.clone()
-        for _ in range(STEPS):
-            learner.adapt(F.cross_entropy(learner(x), y))
-        F.cross_entropy(learner(query_x), query_y).backward()
-    return of_peer(net, episodes)
+@pytest.mark.parametrize("peer", PEERS)
+def test_what_a_peer_cannot_do_is_one_line(peer) -> None:
+    algo, tasks = algorithm(), episodes()
+    name = peer.__name__.lower()
+    padded = tasks._replace(query=tasks.query._replace(weight=torch.ones(2, 10)))
+    support = algorithm(build=lambda: Conv4(5, filters=8, size=16, norm="support"))
+    proto = ProtoNet(network(lambda: Conv4(None, filters=8, size=16)))
+    none = tasks.map(lambda t: t[:0])
+    for strategy, asked, given, line in (
+        (peer(), algo, padded, f"gradient={name} knows no padding"),
+        (peer(precision="bf16"), algo, tasks, f"gradient={name} has no precision=bf16"),
+        (peer(batching="vmap"), algo, tasks, f"gradient={name} loops over tasks"),
+        (peer(), support, tasks, f"gradient={name} has no norm=support"),
+        (peer(), proto, tasks, "runs MAML and ANIL, not ProtoNet"),
+        (peer(), algo, none, "no episodes in the meta-batch"),
+    ):
+        with pytest.raises(UsageError, match=line):
+            strategy(asked, asked.init(), given)
 
 
-def higher_gradient(net, episodes, first_order: bool) -> dict:
-    higher = quietly_imported("higher")
-    optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
-    for x, y, query_x, query_y in tasks(episodes):
-        with higher.innerloop_ctx(net, optimizer, copy_initial_weights=False) as (fast, inner):
-            for _ in range(STEPS):
-                loss = F.cross_entropy(fast(x), y)
-                inner.step(loss, grad_callback=detached if first_order else None)
-            F.cross_entropy(fast(query_x), query_y).backward()
-    return of_peer(net, episodes)
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_missing_package_is_one_line(peer, monkeypatch) -> None:
+    package = peer.__name__.lower()
+    monkeypatch.setitem(sys.modules, package, None)
+    algo = algorithm()
+    with pytest.raises(UsageError, match=f"needs the package {package} .*uv sync --group peers"):
+        peer()(algo, algo.init(), episodes())
 
 
-def detached(grads):
-    return [g.detach() for g in grads]
-
-
-@pytest.mark.parametrize("peer", [learn2learn_gradient, higher_gradient])
-@pytest.mark.parametrize("strategy", [Unroll, Adjoint, FirstOrder])
-def test_same_gradient(peer, strategy):
-    net, episodes = problem()
-    want = peer(net, episodes, first_order=strategy is FirstOrder)
-    algo = MAML(net, steps=STEPS, rule=sgd(RATE))
-    for batching in ("loop", "vmap"):
-        got, _ = strategy(batching=batching)(algo, algo.init(), episodes)
-        assert apart(got, want) < 1e-5
+@pytest.mark.parametrize("peer", [peer.__name__ for peer in PEERS])
+def test_it_is_silent(peer: str) -> None:
+    code = (
+        "import sys, torch\n"
+        "from metalearn import Batch, Episodes, algorithms, backbones, gradients, inner\n"
+        f"from metalearn.gradients.peers import {peer}\n"
+        "assert not {'learn2learn', 'higher'} & set(sys.modules)\n"
+        "algo = algorithms.MAML(backbones.MLP(3, 2, (4,)), steps=1)\n"
+        "batch = Batch(torch.rand(2, 4, 3), torch.tensor([[0, 0, 1, 1]] * 2))\n"
+        f"{peer}()(algo, algo.init(), Episodes(batch, batch))\n"
+        f"assert '{peer.lower()}' in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

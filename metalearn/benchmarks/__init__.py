@@ -1,0 +1,1 @@
+"""How fast, how exact and how large a meta-gradient is, beside other packages' engines."""

@@ -1,0 +1,52 @@
+"""This library: a strategy of `metalearn.gradients`, by its name."""
+
+from collections.abc import Callable
+from typing import Any
+
+from metalearn import tree
+from metalearn.algorithms import MAML
+from metalearn.algorithms.losses import cross_entropy, mean_squared
+from metalearn.benchmarks.cells import Cell
+from metalearn.benchmarks.frameworks.base import Runner
+from metalearn.benchmarks.machine import synchronise
+from metalearn.benchmarks.models import episodes, module
+from metalearn.errors import UsageError, nearest
+from metalearn.gradients import Adjoint, FirstOrder, MetaGradient, Unroll
+from metalearn.inner import sgd
+
+# exact: the strategy that a user gets who asks for none.
+KINDS: dict[str, Callable[..., MetaGradient]] = {
+    "exact": Unroll,
+    "unroll": Unroll,
+    "adjoint": Adjoint,
+    "first_order": FirstOrder,
+}
+
+
+def strategy(name: str) -> MetaGradient:
+    """ "<kind>:<batching>:<precision>" as a value; the last two default to auto and fp32.
+
+    Raises UsageError for a kind that is not known.
+    """
+    kind, batching, precision = (*name.split(":"), "", "")[:3]
+    if kind not in KINDS:
+        raise UsageError(f"no strategy {kind!r}{nearest(kind, KINDS)}; use {', '.join(KINDS)}")
+    return KINDS[kind](
+        batching=int(batching) if batching.isdecimal() else batching or "auto",
+        precision=precision or "fp32",
+    )
+
+
+def ours(cell: Cell, strategy: MetaGradient, device: str = "cpu") -> Callable[[], Any]:
+    """One meta-step of `cell` as a function without arguments."""
+    loss = mean_squared if cell.model == "mlp" else cross_entropy
+    algo = MAML(module(cell.model), cell.steps, sgd(cell.rate), loss)
+    meta = tree.map_meta(lambda t: t.to(device), algo.init())
+    tasks = episodes(cell).map(lambda t: t.to(device))
+    return lambda: strategy(algo, meta, tasks)
+
+
+def prepare(cell: Cell, device: str, strategy: str) -> Runner:
+    """The meta-step of one strategy."""
+    step = ours(cell, globals()["strategy"](strategy), device)
+    return Runner(step, lambda _: synchronise(device), lambda result: result[0]["init"])

@@ -1,0 +1,161 @@
+"""The machine under a measurement: what it is, what it can do, its memory and its allocator."""
+
+import contextlib
+import ctypes
+import gc
+import importlib.metadata
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile", "avx_vnni")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+_LARGE = 2**31 - 1
+_HIGHEST_THRESHOLD = 2**25
+"""glibc refuses a higher one."""
+
+
+def processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe(device: str) -> dict[str, object]:
+    """Processor, cores, memory, instruction sets and versions."""
+    cpu = _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+    flags = _field("/proc/cpuinfo", "flags").split()
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gib": round(_kib("/proc/meminfo", "MemTotal") / 2**20, 1),
+        "flags": [flag for flag in _FLAGS if flag in flags],
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+PACKAGES = ("metalearn", "torch", "learn2learn", "higher", "torchopt", "jax", "jaxlib", "timm")
+
+
+def version(package: str) -> str | None:
+    """Of an installed distribution, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def matmul_rates(device: str, side: int = 2048) -> dict[str, float]:
+    """FLOP/s of a square matrix product in float32 and in bfloat16, median of 4."""
+    return {
+        name: 2 * side**3 / _seconds(torch.rand(side, side, device=device).to(dtype))
+        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+    }
+
+
+def _seconds(a: torch.Tensor) -> float:
+    times = []
+    for _ in range(6):
+        synchronise(a.device.type)
+        start = time.perf_counter()
+        torch.mm(a, a)
+        synchronise(a.device.type)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def synchronise(device: str) -> None:
+    """Wait for what was started on a CUDA device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def tune_allocator() -> str:
+    """Keep freed memory in this process instead of returning it to the system at every step.
+
+    Returns what was set; "" where the C library is not glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return ""
+    if not mallopt(_M_TRIM_THRESHOLD, _LARGE):
+        return ""
+    if mallopt(_M_MMAP_THRESHOLD, _LARGE):
+        return "M_TRIM_THRESHOLD and M_MMAP_THRESHOLD 2 GiB"
+    mallopt(_M_MMAP_THRESHOLD, _HIGHEST_THRESHOLD)
+    mallopt(_M_MMAP_MAX, 0)
+    return "M_TRIM_THRESHOLD 2 GiB, M_MMAP_MAX 0"
+
+
+def trim() -> None:
+    """Give back to the system whatever the process does not use."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def peak_growth(device: str, run: Callable[[], object]) -> int | None:
+    """Bytes that `run` needed at most beyond what was there before it.
+
+    On a CPU from the resident set of the process (Linux), on CUDA from torch's allocator.
+    None where the system does not tell.
+    """
+    trim()
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    clear = Path("/proc/self/clear_refs")
+    try:
+        clear.write_text("5")
+    except OSError:
+        run()
+        return None
+    before = _kib("/proc/self/status", "VmRSS")
+    run()
+    return 1024 * (_kib("/proc/self/status", "VmHWM") - before)
+
+
+def limit_memory(share: float = 0.8) -> None:
+    """Let this process fail, and no other, where it asks for more than is free."""
+    free = int(_kib("/proc/meminfo", "MemAvailable") * 1024 * share)
+    used = _kib("/proc/self/status", "VmData") * 1024
+    if free:
+        resource.setrlimit(resource.RLIMIT_DATA, (free + used, resource.RLIM_INFINITY))
+    score = Path("/proc/self/oom_score_adj")
+    if score.exists():
+        score.write_text("1000")
+
+
+def memory_available() -> int:
+    """Bytes that processes could still take."""
+    return _kib("/proc/meminfo", "MemAvailable") * 1024
+
+
+def _field(path: str, name: str) -> str:
+    try:
+        for line in Path(path).read_text().splitlines():
+            if line.partition(":")[0].strip() == name:
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return ""
+
+
+def _kib(path: str, name: str) -> int:
+    return int((_field(path, name).split() or ["0"])[0])

@@ -1,0 +1,108 @@
+"""Peak tensor memory of a meta-gradient: every byte that a torch operation left alive."""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from metalearn import tree
+from metalearn.algorithms import MAML
+from metalearn.benchmarks.cells import Cell
+from metalearn.benchmarks.frameworks.ours import strategy
+from metalearn.benchmarks.machine import memory_available, peak_growth
+from metalearn.benchmarks.models import episodes, module
+from metalearn.inner import sgd
+
+STRATEGIES = ("unroll:loop:fp32", "adjoint:loop:fp32", "first_order:loop:fp32")
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes that storages other than the `given` held at once."""
+
+    def __init__(self, *given: torch.Tensor):
+        super().__init__()
+        self.live = self.peak = 0
+        self.known = {tensor.untyped_storage()._cdata for tensor in given}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        outputs = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return outputs
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self.known:
+            return
+        size = storage.nbytes()
+        self.known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.live -= size
+
+
+def measure(cell: Cell, name: str, device: str = "cpu") -> dict[str, Any]:
+    """Bytes of one meta-step of the strategy `name`, see `frameworks.ours.strategy`.
+
+    peak: beyond weights and tasks. fast_copies: the K copies of the fast weights in it, which
+    the adjoint keeps by design. On CUDA the peak is the allocator's.
+    """
+    algo = MAML(module(cell.model), cell.steps, sgd(cell.rate))
+    meta = tree.map_meta(lambda t: t.to(device), algo.init())
+    tasks = episodes(cell).map(lambda t: t.to(device))
+    gradient = strategy(name)
+    if device == "cuda":
+        peak = peak_growth(device, lambda: gradient(algo, meta, tasks))
+    else:
+        given = [t for t in tree_leaves((meta, tasks)) if isinstance(t, torch.Tensor)]
+        with PeakBytes(*given) as counter:
+            gradient(algo, meta, tasks)
+        peak = counter.peak
+    weights = sum(w.numel() * w.element_size() for w in meta["init"].values())
+    return {
+        "model": cell.model,
+        "steps": cell.steps,
+        "tasks": cell.tasks,
+        "strategy": name.partition(":")[0],
+        "peak": peak,
+        "fast_copies": cell.steps * weights,
+    }
+
+
+def by_steps(
+    model: str = "conv4-84",
+    steps: Sequence[int] = (1, 5, 20, 50),
+    strategies: Sequence[str] = STRATEGIES,
+    device: str = "cpu",
+) -> list[dict[str, Any]]:
+    """The peak of each strategy on one task, for every K that fits.
+
+    A step count whose peak, carried on from the two before it, would take more than half of the
+    free memory is left out.
+    """
+    found: list[dict[str, Any]] = []
+    for name in strategies:
+        mine: list[dict[str, Any]] = []
+        for k in sorted(steps):
+            if device == "cpu" and expected(mine, k) > memory_available() / 2:
+                break
+            mine.append(measure(replace(Cell(model, 1, 1), steps=k), name, device))
+        found += mine
+    return found
+
+
+def expected(measured: Sequence[dict[str, Any]], steps: int) -> float:
+    """The peak at `steps`, on the line through the last two that were measured."""
+    if len(measured) < 2:
+        return 0.0
+    (a, b), (c, d) = ((r["steps"], r["peak"]) for r in measured[-2:])
+    return d + (d - b) / (c - a) * (steps - c)

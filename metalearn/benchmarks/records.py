@@ -1,0 +1,54 @@
+"""What was measured, a line of JSON a cell, so that a benchmark goes on where it stopped."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from metalearn.benchmarks.cells import Cell
+
+Record = dict[str, Any]
+
+
+def read(path: Path) -> list[Record]:
+    """Every whole line; a last line that a kill cut short does not count."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(("" if whole else "\n") + json.dumps(record) + "\n")
+
+
+def done(records: Iterable[Record], cell: Cell, settings: Mapping[str, Any]) -> bool:
+    """Whether the cell stands there, measured or not, under the same settings."""
+    return any(r["cell"] == asdict(cell) and r["settings"] == dict(settings) for r in records)
+
+
+def hopeless(records: Iterable[Record], cell: Cell, settings: Mapping[str, Any], job: str) -> str:
+    """Why `job` need not try: it ran out of time or memory on the same network with as few
+    steps and tasks, or fewer. "" where it may try."""
+    for record in records:
+        smaller = record["cell"]
+        failed = record.get("workers", {}).get(job, {}).get("too_large")
+        if (
+            failed
+            and record["settings"] == dict(settings)
+            and smaller["model"] == cell.model
+            and smaller["steps"] <= cell.steps
+            and smaller["tasks"] <= cell.tasks
+        ):
+            return f"not tried: failed at K={smaller['steps']} T={smaller['tasks']} ({failed})"
+    return ""

@@ -1,0 +1,196 @@
+"""The race as figures, a table on the terminal, Markdown and JSON."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from metalearn.benchmarks.cells import Cell
+from metalearn.benchmarks.quartiles import Spread, spread
+from metalearn.benchmarks.records import Record
+from metalearn.files import encode_floats, write_atomic
+
+OURS = "ours"
+
+
+class Row(NamedTuple):
+    """One framework in one cell. tasks: a second, median and quartiles over the repeats.
+    compile: seconds. flops: a second. error: of the gradient, against float64."""
+
+    cell: Cell
+    framework: str
+    allocator: str
+    tasks: Spread
+    memory: int | None
+    compile: float
+    flops: float
+    error: float | None
+
+
+def rows(records: Iterable[Record]) -> list[Row]:
+    """Everything that was timed."""
+    found = []
+    for record in records:
+        cell = Cell(**record["cell"])
+        for worker in record["workers"].values():
+            if worker["reason"] or not worker.get("seconds"):
+                continue
+            seconds = spread(worker["seconds"])
+            found.append(
+                Row(
+                    cell,
+                    worker["framework"],
+                    worker["allocator"],
+                    Spread(*(cell.tasks / s for s in (seconds.median, seconds.high, seconds.low))),
+                    worker["memory"],
+                    max(worker["first"] - seconds.median, 0.0),
+                    record["flops"] / seconds.median,
+                    worker["gradient_error"],
+                )
+            )
+    return found
+
+
+def left_out(records: Iterable[Record]) -> list[tuple[str, str, str]]:
+    """(cell, framework or "all", reason) of what was not timed."""
+    found = []
+    for record in records:
+        name = Cell(**record["cell"]).name
+        if record["reason"]:
+            found.append((name, "all", record["reason"]))
+        reasons = {job: w["reason"] for job, w in record["workers"].items() if w["reason"]}
+        found += [(name, job, reason) for job, reason in reasons.items()]
+    return found
+
+
+def ratios(rows: Sequence[Row], ours: str, allocators: tuple[str, str]) -> dict[Cell, dict]:
+    """Per cell, how many times as many tasks a second `ours` does as each other framework.
+
+    allocators: of ours and of theirs.
+    """
+    mine = {r.cell: r for r in rows if (r.framework, r.allocator) == (ours, allocators[0])}
+    found: dict[Cell, dict[str, float]] = {cell: {} for cell in mine}
+    for row in rows:
+        if row.cell in mine and row.framework != ours and row.allocator == allocators[1]:
+            found[row.cell][row.framework] = mine[row.cell].tasks.median / row.tasks.median
+    return found
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """For the terminal."""
+    head, body = _lines(rows)
+    shown = Table(*head, box=None, pad_edge=False)
+    for column in shown.columns[3:]:
+        column.justify = "right"
+    for line in body:
+        shown.add_row(*line)
+    return shown
+
+
+HEAD = (
+    "cell", "framework", "allocator", "tasks/s", "quartiles", "ours is", "peak MB", "compile s",
+    "GFLOP/s", "error",
+)  # fmt: skip
+
+
+def _lines(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[list[str]]]:
+    same = {a: ratios(rows, OURS, (a, a)) for a in ("default", "tuned")}
+    body = []
+    for row in rows:
+        ratio = same[row.allocator].get(row.cell, {}).get(row.framework)
+        body.append(
+            [
+                row.cell.name,
+                row.framework,
+                row.allocator,
+                f"{row.tasks.median:.3g}",
+                f"{row.tasks.low:.3g} to {row.tasks.high:.3g}",
+                "" if ratio is None else f"{ratio:.2f}x",
+                "" if row.memory is None else f"{row.memory / 1e6:.0f}",
+                f"{row.compile:.1f}",
+                f"{row.flops / 1e9:.3g}",
+                "" if row.error is None else f"{row.error:.0e}",
+            ]
+        )
+    return HEAD, body
+
+
+def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def ratio_table(rows: Sequence[Row], ours: str = OURS) -> str:
+    """How many times as fast `ours` is as each peer: with each framework's own allocator, and
+    with the same tuned one."""
+    tables = [ratios(rows, ours, (a, a)) for a in ("default", "tuned")]
+    peers = list(dict.fromkeys(r.framework for r in rows if not r.framework.startswith(OURS)))
+    body = []
+    for cell in dict.fromkeys(r.cell for r in rows):
+        told = [
+            " / ".join(
+                "-" if (r := t.get(cell, {}).get(peer)) is None else f"{r:.2f}" for t in tables
+            )
+            for peer in peers
+        ]
+        body.append([cell.name, *told])
+    return markdown_table(["cell", *peers], body)
+
+
+def machine_lines(machine: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The machine as Markdown."""
+    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
+    rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in machine["matmul"].items())
+    return "\n".join(
+        [
+            f"- {machine['gpu'] or machine['cpu']}, {settings['threads']} thread(s) of "
+            f"{machine['cores']} cores, {machine['memory_gib']} GiB; "
+            f"{', '.join(machine['flags'])}",
+            f"- {machine['system']}, Python {machine['python']}, {versions}",
+            f"- matrix product of 2048x2048, same threads, GFLOP/s: {rates}",
+            f"- {settings['repeats']} repeats, the frameworks taking turns; medians and quartiles",
+        ]
+    )
+
+
+NOTES = """5-way 1-shot, 15 queries a class; Conv-4-64 with max-pooling and transductive batch norm;
+`mlp` is MAML's sinusoid network with 10 support points and 10 queries. One meta-step is the
+second-order meta-gradient of T tasks after K inner steps. Every torch framework gets the same
+module. Gradients are compared with a float64 loop before anything is timed.
+
+`peak MB` is what one meta-step added to the process's resident set (on CUDA: to the allocator's
+bytes). `compile s` is the first meta-step less a later one. GFLOP/s counts the products and
+convolutions of the plain loop, whatever a framework really computes. `allocator` tuned: freed
+memory stays in the process (mallopt), for every framework alike."""
+
+
+def markdown(records: Sequence[Record], picture: str) -> str:
+    """The whole report on speed."""
+    found = rows(records)
+    parts = ["# Speed of the meta-gradient"]
+    if records:
+        parts.append(machine_lines(records[-1]["machine"], records[-1]["settings"]))
+    parts.append(NOTES)
+    if found:
+        parts += [f"![tasks a second]({picture})", "## How many times as fast ours is"]
+        parts += ["Each with its own allocator / all with the same tuned one.", ratio_table(found)]
+        if any(r.framework == "ours-bf16" for r in found):
+            parts += ["`ours-bf16`:", ratio_table(found, "ours-bf16")]
+        parts += ["## Everything that was timed", markdown_table(*_lines(found))]
+    if missing := left_out(records):
+        parts += ["## Not timed", markdown_table(("cell", "framework", "reason"), missing)]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(records: Sequence[Record], folder: Path) -> None:
+    """`speed.json`, `speed.md` and, where anything was timed, `speed.png`."""
+    from metalearn.benchmarks.plots import plot_speed
+
+    found = rows(records)
+    write_atomic(folder / "speed.json", json.dumps(encode_floats(list(records)), indent=1) + "\n")
+    write_atomic(folder / "speed.md", markdown(records, "speed.png"))
+    if found:
+        plot_speed(found, folder / "speed.png")

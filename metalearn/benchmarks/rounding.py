@@ -1,0 +1,59 @@
+"""How far the meta-gradient of each precision is from float64."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from metalearn.benchmarks.cells import Cell
+from metalearn.benchmarks.distance import distance
+from metalearn.benchmarks.frameworks.ours import ours, strategy
+from metalearn.benchmarks.frameworks.plain import reference
+from metalearn.errors import UsageError
+
+STRATEGIES = (
+    "unroll:loop:fp32",
+    "unroll:loop:bf16",
+    "unroll:loop:bf16-all",
+    "unroll:loop:fp16",
+    "first_order:loop:fp32",
+)
+"""Every precision by the same plain batching, and the first-order gradient for scale."""
+
+
+def measure(cell: Cell, names: Sequence[str], device: str = "cpu") -> list[dict[str, Any]]:
+    """Relative error and cosine of each strategy against a float64 loop over the same tasks.
+
+    A strategy that refuses its precision has null for both and its reason.
+    """
+    exact = reference(cell, "cpu")
+    found = []
+    for name in names:
+        entry: dict[str, Any] = {"model": cell.model, "steps": cell.steps, "strategy": name}
+        try:
+            gradient = ours(cell, strategy(name), device)()[0]["init"]
+            error, cosine = distance(gradient, exact)
+            found.append({**entry, "error": error, "cosine": cosine, "reason": ""})
+        except (UsageError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            found.append({**entry, "error": None, "cosine": None, "reason": reason})
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    return found
+
+
+def by_steps(
+    models: Sequence[str] = ("conv4-28", "smooth-28"),
+    steps: Sequence[int] = (1, 5, 20),
+    names: Sequence[str] = STRATEGIES,
+    device: str = "cpu",
+) -> list[dict[str, Any]]:
+    """The table of errors, one task a cell."""
+    cell = Cell(models[0], 1, 1)
+    return [
+        entry
+        for model in models
+        for k in steps
+        for entry in measure(replace(cell, model=model, steps=k), names, device)
+    ]

@@ -1,0 +1,45 @@
+"""The images of a store on a device, so that a batch moves only its index numbers there."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metalearn.data.store import ImageStore
+
+_ROWS = 4096  # images copied at a time
+
+
+class DeviceImages:
+    """Every image of `store` in each of `turns` (quarter turns, ascending), uint8 on `device`.
+
+    The turned images are kept and not made anew, so that a batch is one gather.
+    """
+
+    def __init__(self, store: ImageStore, turns: Sequence[int], device: torch.device):
+        count, height, width, channels = store.images.shape
+        shape = len(turns), count, channels, height, width
+        held = torch.empty(shape, dtype=torch.uint8, device=device)
+        for start in range(0, count, _ROWS):
+            rows = slice(start, start + _ROWS)
+            part = np.array(store.images[rows].transpose(0, 3, 1, 2), order="C")
+            images = torch.from_numpy(part).to(device)
+            for place, turn in enumerate(turns):
+                held[place, rows] = torch.rot90(images, turn, (2, 3))
+        self._turns = np.asarray(turns)
+        self._count = count
+        self._images = held.flatten(0, 1)
+
+    def gather(self, rows: np.ndarray, turns: np.ndarray) -> Tensor:
+        """Images `rows` (int, any shape) of the store, each turned: uint8 [..., C, H, W].
+
+        Neither number is checked. The host does not wait for the device.
+        """
+        numbers = np.searchsorted(self._turns, turns) * self._count + rows
+        index = torch.from_numpy(numbers.reshape(-1))
+        if self._images.is_cuda:
+            index = index.pin_memory()
+        index = index.to(self._images.device, non_blocking=True)
+        found = self._images.index_select(0, index)
+        return found.view(*numbers.shape, *found.shape[1:])

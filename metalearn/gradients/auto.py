@@ -1,0 +1,240 @@
+"""`batching=auto`: the fastest plan for a model, its shapes and a device, measured and kept.
+
+The plans that need no compiler are tried first, each on two tasks and, if that is promising, on
+the whole meta-batch. What they have shown to pay is then compiled, where the work to come is
+worth the wait. A plan whose memory would not fit is passed over. The choice is kept in this
+process and in the user's cache, so that the same question is not measured twice.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from metalearn.errors import UsageError
+from metalearn.files import cache_folder, write_atomic
+from metalearn.gradients.plan import Plan, parse
+from metalearn.memory import (
+    free_memory_bytes,
+    peak_memory_bytes,
+    reset_peak_memory,
+    used_memory_bytes,
+)
+from metalearn.types import Episodes, Meta
+
+if TYPE_CHECKING:
+    from metalearn.algorithms.base import MetaAlgorithm
+
+log = logging.getLogger("metalearn.engine")
+
+Trial = Callable[[Plan, int], object]
+"""(plan, tasks) -> one meta-gradient of so many of the tasks at hand."""
+
+_MARGIN = 0.6  # of the free memory
+_HOPELESS = 1.5  # times the best so far, on two tasks
+_SHORT = 60  # inner steps times weight tensors that one compiled piece may hold
+_WORTH_COMPILING = 120.0  # seconds of work to come, uncompiled
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen. seconds: a task, by plan; inf where it did not fit or failed."""
+
+    plan: Plan
+    seconds: dict[str, float]
+
+    def __str__(self) -> str:
+        shown = sorted((s, name) for name, s in self.seconds.items() if s < float("inf"))
+        others = ", ".join(f"{name} {s * 1e3:.3g}" for s, name in shown[1:])
+        best = f"{self.plan}, {shown[0][0] * 1e3:.3g} ms a task" if shown else str(self.plan)
+        return f"{best} ({others})" if others else best
+
+    def encode(self) -> str:
+        return json.dumps({"plan": str(self.plan), "seconds": self.seconds}, indent=1)
+
+    @staticmethod
+    def decode(text: str) -> "Choice":
+        saved = json.loads(text)
+        return Choice(parse(saved["plan"]) or Plan(), saved["seconds"])
+
+
+_choices: dict[str, Choice] = {}
+
+
+def settle(
+    strategy: Any,
+    algo: "MetaAlgorithm",
+    meta: Meta,
+    episodes: Episodes,
+    coming: int | None = None,
+) -> tuple[Any, Choice]:
+    """`strategy` with the batching that is fastest for `episodes`, known or measured now.
+
+    strategy: a dataclass with a field `batching`. coming: tasks that are still to be run, None
+    for many; a few are not worth compiling for.
+    """
+    x = episodes.support.x
+    question = f"{_question(strategy, algo, meta, episodes)}\n{coming is None or coming > 1000}"
+    choice = _remembered(question)
+    if choice is None:
+
+        def trial(plan: Plan, tasks: int) -> None:
+            planned = dataclasses.replace(strategy, batching=str(plan))
+            planned(algo, meta, episodes.map(lambda t: t[:tasks]))
+
+        # Nothing that is drawn here may show in what follows.
+        with torch.random.fork_rng(), torch.no_grad():
+            products = algo.steps > 1 and getattr(strategy, "hessian_products", False)
+            short = algo.steps * len(meta["init"]) <= _SHORT
+            choice = _measure(trial, len(x), x.device, products, short, coming)
+        _keep(question, choice)
+    return dataclasses.replace(strategy, batching=str(choice.plan)), choice
+
+
+def _question(strategy: Any, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes) -> str:
+    """Everything that the answer depends on."""
+    x = episodes.support.x
+    name = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else "cpu"
+    shapes = [tuple(t.shape) for batch in episodes for t in batch if t is not None]
+    weights = [(n, tuple(t.shape)) for part in ("init", "hyper") for n, t in meta[part].items()]
+    return "\n".join(
+        str(part)
+        for part in (
+            dataclasses.replace(strategy, batching="auto"),
+            type(algo).__name__,
+            algo.steps,
+            algo.net.module,
+            weights,
+            shapes,
+            x.dtype,
+            name,
+            torch.get_num_threads(),
+            torch.__version__,
+        )
+    )
+
+
+def _measure(
+    trial: Trial,
+    tasks: int,
+    device: torch.device,
+    forward: bool,
+    short: bool,
+    coming: int | None,
+) -> Choice:
+    """forward: Hessian-vector products are taken. short: few enough operations to compile as
+    one piece. coming: tasks still to be run."""
+    stopwatch = _Stopwatch(trial, tasks, device)
+    eager = [Plan(), Plan(tasks=0)]
+    if tasks > 8:
+        eager.append(Plan(tasks=8))
+    if forward:
+        eager.append(Plan(forward=True))
+    for plan in eager:
+        stopwatch.time(plan)
+    if not any(map(math.isfinite, stopwatch.seconds.values())):
+        trial(Plan(), tasks)  # says why
+    best = stopwatch.best()
+    if best.tasks is not None:
+        stopwatch.time(best._replace(unfold=True))
+    ahead = float("inf") if coming is None else coming * stopwatch.seconds[str(best)]
+    if ahead > _WORTH_COMPILING:
+        forward = stopwatch.pays(Plan(forward=True), Plan())
+        if device.type == "cpu" and torch.get_num_threads() > 1:
+            stopwatch.time(Plan(threads=True, compile=True, forward=forward))
+        else:
+            stopwatch.time(Plan(compile=True, forward=forward))
+        if stopwatch.best().tasks is not None or stopwatch.pays(best, Plan()):
+            stopwatch.time(stopwatch.best()._replace(compile=True))
+        if stopwatch.pays(Plan(tasks=0), Plan(), 1.5):
+            at_once = Plan(tasks=0, compile=True, forward=forward)
+            stopwatch.time(at_once)
+            if short:
+                stopwatch.time(at_once._replace(whole=True))
+    return Choice(stopwatch.best(), stopwatch.seconds)
+
+
+class _Stopwatch:
+    """Times plans, and remembers."""
+
+    def __init__(self, trial: Trial, tasks: int, device: torch.device):
+        self.trial, self.tasks, self.device = trial, tasks, device
+        self.seconds: dict[str, float] = {}
+        self.plans: dict[str, Plan] = {}
+
+    def best(self) -> Plan:
+        return self.plans[min(self.seconds, key=self.seconds.__getitem__)]
+
+    def pays(self, plan: Plan, against: Plan, times: float = 1.0) -> bool:
+        """Whether `plan` was `times` as fast as `against`."""
+        never = float("inf")
+        one, other = (self.seconds.get(str(p), never) for p in (plan, against))
+        return one * times < other
+
+    def time(self, plan: Plan) -> None:
+        """Seconds a task of `plan`; inf where it fails or its memory would not fit."""
+        if str(plan) in self.seconds:
+            return
+        self.plans[str(plan)] = plan
+        try:
+            self.seconds[str(plan)] = self._time(plan)
+        except (RuntimeError, MemoryError, UsageError) as error:
+            # Out of memory, or what a transform, the compiler or a peer's engine does not know.
+            log.info("%s failed: %s", plan, str(error).split("\n")[0])
+            self.seconds[str(plan)] = float("inf")
+
+    def _time(self, plan: Plan) -> float:
+        few = min(2, self.tasks)
+        before = used_memory_bytes(self.device)
+        reset_peak_memory(self.device)
+        self._run(plan, few)  # compiles, warms up
+        grown = max(0, peak_memory_bytes(self.device) - before)
+        quick = min(self._run(plan, few), self._run(plan, few))
+        free = free_memory_bytes(self.device)
+        at_once = plan.tasks is not None and (plan.tasks or self.tasks)
+        if at_once and free is not None and grown / few * at_once > free * _MARGIN:
+            log.info("%s would need %.1f GiB", plan, grown / few * at_once / 2**30)
+            return float("inf")
+        best = min(self.seconds.values(), default=quick)
+        if few == self.tasks or quick > _HOPELESS * best:
+            return quick
+        self._run(plan, self.tasks)
+        # The least, because what else the machine does only ever adds.
+        return min(self._run(plan, self.tasks) for _ in range(3))
+
+    def _run(self, plan: Plan, tasks: int) -> float:
+        started = time.perf_counter()
+        self.trial(plan, tasks)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return (time.perf_counter() - started) / tasks
+
+
+def _path(question: str) -> Path:
+    return cache_folder() / "plans" / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
+
+
+def _remembered(question: str) -> Choice | None:
+    if question not in _choices:
+        try:
+            _choices[question] = Choice.decode(_path(question).read_text())
+        except (OSError, ValueError, KeyError):
+            return None
+    return _choices[question]
+
+
+def _keep(question: str, choice: Choice) -> None:
+    log.info("measured %s", choice)
+    _choices[question] = choice
+    try:
+        write_atomic(_path(question), choice.encode())
+    except OSError as error:
+        log.info("the choice could not be kept: %s", error)

@@ -1,0 +1,83 @@
+"""How one piece is run: as it stands, under `vmap`, compiled."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from metalearn import tree
+from metalearn.gradients.compiler import channels_last, compiled
+from metalearn.gradients.pieces import Task
+from metalearn.kernels import unfolding
+from metalearn.norms import fused_norms
+from metalearn.precision import mode
+from metalearn.types import Meta
+
+if TYPE_CHECKING:
+    from metalearn.algorithms.base import MetaAlgorithm
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A `Run` of one task at a time, or of a part of the meta-batch with a leading T.
+
+    `vmap` stands outermost, around the derivatives that a piece takes inside itself. The other
+    order, the gradient of a vmapped loss, is silently wrong through fused norms (functorch
+    issue 534).
+
+    fused: let norms use torch's kernels where nothing stands around a piece.
+    """
+
+    vmapped: bool = False
+    compile: bool = False
+    forward: bool = False
+    unfold: bool = False
+    fused: bool = True
+
+    def __call__(
+        self,
+        piece: Callable[..., Any],
+        algo: "MetaAlgorithm",
+        meta: Meta,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        """`piece(algo, meta, *args, **options)`; under `vmap` every tensor of `args` has a T."""
+        if not self.vmapped and not self.compile:
+            fused = fused_norms() if self.fused else nullcontext()
+            with fused, unfolding() if self.unfold else nullcontext():
+                return piece(algo, meta, *args, **options)
+
+        given = (meta, args)
+        leaves = tree.leaves(given)
+        tensors = [t for t in leaves if isinstance(t, Tensor)]
+        shared = len(tree.leaves(meta))
+
+        def flat(*tensors: Tensor) -> Any:
+            rest = iter(tensors)
+            filled = (next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+            meta, args = tree.rebuild(given, filled)
+            with unfolding() if self.unfold else nullcontext():
+                return piece(algo, meta, *args, **options)
+
+        function = flat
+        if self.vmapped:
+            in_dims = (*[None] * shared, *[0] * (len(tensors) - shared))
+            function = torch.func.vmap(flat, in_dims, randomness="different")
+        if not self.compile:
+            return function(*tensors)
+        if not self.vmapped:
+            tensors = [channels_last(t) if t.ndim == 4 else t for t in tensors]
+        threads = torch.get_num_threads()
+        shapes = [(t.shape, t.dtype) if isinstance(t, Tensor) else t for t in leaves]
+        key = (piece, *options.items(), self, mode(), threads, *shapes)
+        return compiled(algo, key, function, tensors)(*tensors)
+
+    def numbers(self, steps: int, task: Task) -> Tensor:
+        """The numbers of the inner steps, `[steps]`, or `[steps, T]` under `vmap`."""
+        x = task.support.x
+        numbers = torch.arange(steps, device=x.device)
+        return numbers.unsqueeze(1).expand(steps, len(x)).contiguous() if self.vmapped else numbers

@@ -1,0 +1,208 @@
+"""The meta-gradient of an inner loop that has arrived, by the implicit function theorem.
+
+With theta* the minimum of the proximal inner loss G(theta, meta),
+
+    grad_theta G(theta*, meta) = 0,   H = d^2 G / d theta^2 (theta*)
+    H v = d L_query / d theta (theta*)
+    d L_query(theta*) / d meta = dL_query/dmeta - d <grad_theta G(theta*, meta), v> / d meta
+
+How the inner loop got there does not matter: neither its steps nor its rule are differentiated,
+and memory is that of one Hessian-vector product. What it costs is that theta_K is not theta*:
+the error is of the size of |grad_theta G(theta_K)|, and of the residual that the solver leaves.
+Rates that a rule learns move the path and not the minimum, so their gradient is exactly zero.
+
+Rajeswaran, Finn, Kakade, Levine: Meta-Learning with Implicit Gradients, 2019, eq. 6 and
+algorithm 2; the Neumann series is that of Lorraine, Vicol, Duvenaud, 2020, algorithm 3.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad, vjp
+
+from metalearn import tree
+from metalearn.errors import UsageError
+from metalearn.gradients.base import Batching, Capture
+from metalearn.gradients.pieces import Run, Task, adapted, derivative_along, judged
+from metalearn.gradients.tasks import over_tasks
+from metalearn.inner.loop import dropping, inner_gradient
+from metalearn.precision import Precision
+from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics, Params
+
+if TYPE_CHECKING:
+    from metalearn.algorithms.base import MetaAlgorithm
+
+Solver = Literal["cg", "neumann"]
+
+
+class Search(NamedTuple):
+    """Where the solver of H v = b stands.
+
+    found: v so far. residual: b - H v. direction: of the next step.
+    enough: scalar, the squared residual at which it stops. done: bool scalar, whether it has.
+    """
+
+    found: Params
+    residual: Params
+    direction: Params
+    enough: Tensor
+    done: Tensor
+
+
+def dot(a: Params, b: Params) -> Tensor:
+    """<a, b>."""
+    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
+
+
+def is_done(squared: Tensor, enough: Tensor) -> Tensor:
+    """Whether a squared residual is small enough. Of an overflowed one it is not: the search
+    goes on, so that what is not finite reaches the meta-gradient, where it is seen."""
+    return (squared <= enough) & squared.isfinite()
+
+
+def start(
+    algo: "MetaAlgorithm", meta: Meta, fast: Params, task: Task, tolerance: float
+) -> tuple[tuple[MetaGradients, Search], Metrics]:
+    """The gradient of the outer loss at `fast`: for init and hyper with `fast` held, and for
+    `fast` as the b of a search that starts at v = 0."""
+
+    def loss(learned: MetaGradients, fast: Params) -> tuple[Tensor, Metrics]:
+        return judged(algo, Meta(**learned, buffers=meta["buffers"]), fast, task)
+
+    learned = MetaGradients(init=meta["init"], hyper=meta["hyper"])
+    (direct, b), metrics = grad(loss, argnums=(0, 1), has_aux=True)(learned, fast)
+    squared = dot(b, b)
+    enough = squared * tolerance**2
+    search = Search(tree.zeros_like(b), b, b, enough, is_done(squared, enough))
+    return (direct, search), metrics
+
+
+def inner_gradient_at_end(algo: "MetaAlgorithm", meta: Meta, fast: Params, task: Task) -> Params:
+    """The gradient of the inner loss on the whole support set, whatever minibatches the rule
+    takes, and with one dropout mask, so that H is one matrix."""
+    with dropping(task.seed, algo.steps):
+        return inner_gradient(algo, meta, fast, task.support)
+
+
+def search_step(
+    algo: "MetaAlgorithm",
+    meta: Meta,
+    fast: Params,
+    task: Task,
+    search: Search,
+    rate: float | None,
+    forward: bool = False,
+) -> Search:
+    """One product with H and one step along `direction`; `search` itself where that is done.
+
+    rate: of the Neumann series, v <- v + rate * (b - H v), or None for conjugate gradients.
+    """
+
+    def gradient(fast: Params) -> Params:
+        return inner_gradient_at_end(algo, meta, fast, task)
+
+    v, residual, direction, enough, done = search
+    if forward:
+        curved = derivative_along(gradient, (fast,), (direction,))
+    else:
+        curved = vjp(gradient, fast)[1](direction)[0]
+    before = dot(residual, residual)
+    length = before / dot(direction, curved) if rate is None else rate
+    v = tree.map(lambda v, p: v + length * p, v, direction)
+    residual = tree.map(lambda r, h: r - length * h, residual, curved)
+    after = dot(residual, residual)
+    turn = after / before if rate is None else 0.0
+    direction = tree.map(lambda r, p: r + turn * p, residual, direction)
+
+    def kept(new: Params, old: Params) -> Params:
+        return tree.map(lambda a, b: torch.where(done, b, a), new, old)
+
+    return Search(
+        kept(v, search.found),
+        kept(residual, search.residual),
+        kept(direction, search.direction),
+        enough,
+        done | is_done(after, enough),
+    )
+
+
+def through_minimum(
+    algo: "MetaAlgorithm", meta: Meta, fast: Params, task: Task, v: Params, direct: MetaGradients
+) -> MetaGradients:
+    """`direct` - d <grad of the inner loss, v> / d (init, hyper)."""
+
+    def gradient(learned: MetaGradients) -> Params:
+        full = Meta(**learned, buffers=meta["buffers"])
+        return inner_gradient_at_end(algo, full, fast, task)
+
+    learned = MetaGradients(init=meta["init"], hyper=meta["hyper"])
+    moved = vjp(gradient, learned)[1](v)[0]
+    return MetaGradients(
+        init=tree.map(torch.sub, direct["init"], moved["init"]),
+        hyper=tree.map(torch.sub, direct["hyper"], moved["hyper"]),
+    )
+
+
+def all_done(search: Search) -> bool:
+    """Whether every task of this part is done. A CUDA graph cannot ask, and takes all steps."""
+    if search.done.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    return bool(search.done.all())
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """The implicit gradient, for algorithms with a proximal inner loss (kind "implicit").
+
+    solver: "cg", conjugate gradients, which needs H positive definite: a proximal strength above
+        the inner loss's most negative curvature; or "neumann", the series of step `rate`, which
+        needs H below 2 / rate too.
+    iterations: at most, a Hessian-vector product each. tolerance: the residual |H v - b| / |b|
+        at which a task stops before that.
+
+    Raises UsageError for an unknown solver, a negative tolerance, or a count or rate not above 0.
+    """
+
+    solver: Solver = "cg"
+    iterations: int = 5
+    tolerance: float = 1e-4
+    rate: float = 0.1
+    batching: Batching = "loop"
+    precision: Precision = "fp32"
+    capture: Capture = "none"
+    kind: ClassVar[Kind] = "implicit"
+
+    def __post_init__(self) -> None:
+        if self.solver not in ("cg", "neumann"):
+            raise UsageError(f"gradient.solver={self.solver!r} is not known; use cg or neumann")
+        if self.iterations < 1:
+            raise UsageError(f"gradient.iterations={self.iterations} must be 1 or more")
+        if not self.tolerance >= 0:
+            raise UsageError(f"gradient.tolerance={self.tolerance} must be 0 or more")
+        if not self.rate > 0:
+            raise UsageError(f"gradient.rate={self.rate} must be above 0")
+
+    def _gradient(
+        self, algo: "MetaAlgorithm", meta: Meta, task: Task, run: Run
+    ) -> tuple[MetaGradients, Metrics]:
+        """One task: the implicit gradient where its inner loop ends."""
+        if not algo.steps:
+            raise UsageError("gradient Implicit needs algorithm.steps of 1 or more")
+        fast, _ = adapted(algo, meta, task, run)
+        (direct, search), metrics = run(start, algo, meta, fast, task, tolerance=self.tolerance)
+        rate = self.rate if self.solver == "neumann" else None
+        for _ in range(self.iterations):
+            if run.fused and all_done(search):
+                break
+            search = run(
+                search_step, algo, meta, fast, task, search, rate=rate, forward=run.forward
+            )
+        return run(through_minimum, algo, meta, fast, task, search.found, direct), metrics
+
+    def __call__(
+        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
+    ) -> tuple[MetaGradients, Metrics]:
+        """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
+        return over_tasks(self, self._gradient, algo, meta, episodes)

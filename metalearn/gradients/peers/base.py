@@ -1,0 +1,160 @@
+"""What both peers share: what they can run, the plain module they run it on, the loop over T."""
+
+import contextlib
+import copy
+import importlib
+import io
+import sys
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from metalearn import tree
+from metalearn.algorithms.anil import ANIL
+from metalearn.algorithms.maml import MAML
+from metalearn.errors import UsageError
+from metalearn.gradients.plan import Batching
+from metalearn.inner.rules import InnerRule
+from metalearn.norms import BatchNorm, fused_norms
+from metalearn.precision import Precision, computing_in
+from metalearn.types import Batch, Episodes, Meta, MetaGradients, Metrics, Params
+
+if TYPE_CHECKING:
+    from metalearn.algorithms.base import MetaAlgorithm
+
+Loss = Callable[[nn.Module, Batch], tuple[Tensor, Metrics]]
+"""(a module in the place of the network, batch) -> (the scalar loss, scalar metrics)."""
+
+OneTask = Callable[[Loss, Episodes], tuple[Tensor, Metrics]]
+"""(loss, one task) -> (the query loss after adaptation, with history; metrics)."""
+
+
+class Peer(Protocol):
+    """What a peer's strategy says of how it runs."""
+
+    @property
+    def batching(self) -> Batching: ...
+    @property
+    def precision(self) -> Precision: ...
+
+
+def imported(package: str) -> ModuleType:
+    """The peer's package, without the banner and the warnings of its import.
+
+    Raises UsageError where it is not installed.
+    """
+    if (known := sys.modules.get(package)) is not None:
+        return known
+    said = io.StringIO()
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
+            warnings.simplefilter("ignore")
+            return importlib.import_module(package)
+    except ImportError as error:
+        raise UsageError(
+            f"gradient={package} needs the package {package} ({error}); "
+            "run `uv sync --group peers` in a checkout of metalearn"
+        ) from None
+
+
+def fixed_rate(rule: InnerRule, fast: Params) -> float:
+    """The rate alpha of a rule that is theta <- theta - alpha * grad, found by asking it.
+
+    A rule is a pair of functions and shows no rate, so it is given gradients (of one number a
+    weight, in float64) whose update tells. Raises UsageError for a rule that is anything else:
+    learned rates, a state, minibatches, an update that is not -alpha * grad for every weight.
+    """
+    no = UsageError(
+        "learn2learn and higher are compared on gradient descent with one fixed rate; "
+        "use inner=sgd without batch_size, or gradient=adjoint"
+    )
+    small = {n: torch.zeros([1] * w.ndim, dtype=torch.float64) for n, w in fast.items()}
+    state = rule.init(small)
+    if rule.batch_size is not None or state or rule.hyper(small, 1):
+        raise no
+
+    def update(size: float, weight: float) -> Params:
+        grads = {n: torch.full_like(w, size * (i + 1)) for i, (n, w) in enumerate(small.items())}
+        here = {n: torch.full_like(w, weight) for n, w in small.items()}
+        return rule.update(grads, state, here, {})[0]
+
+    rate = -float(update(1.0, 0.0)[next(iter(small))])
+    for size, weight in ((1.0, 0.0), (-3.0, 0.0), (1e3, 2.0)):
+        for i, value in enumerate(update(size, weight).values()):
+            if not torch.allclose(value, torch.full_like(value, -rate * size * (i + 1)), 1e-12, 0):
+                raise no
+    return rate
+
+
+def plain_module(algo: MAML | ANIL, meta: Meta) -> nn.Module:
+    """A copy of the module that the algorithm was given, with the values in `meta`.
+
+    Not `algo.net.module`, whose norm layers are ours: the peer runs what its users would run.
+    """
+    module = copy.deepcopy(algo.module)
+    values = {**meta["buffers"], **meta["init"]}
+    held = [*module.named_parameters(), *module.named_buffers()]
+    for name, tensor in held:
+        like = values.get(name, next(iter(meta["init"].values())))
+        if name in values:
+            tensor.data = like.detach().clone()
+        elif tensor.is_floating_point():
+            tensor.data = tensor.data.to(like)
+        else:
+            tensor.data = tensor.data.to(like.device)
+    return module
+
+
+def check(strategy: Peer, algo: "MetaAlgorithm", episodes: Episodes) -> MAML | ANIL:
+    """`algo`, where a peer can run it as it stands; raises UsageError where not."""
+    name = type(strategy).__name__.lower()
+    if not isinstance(algo, MAML | ANIL):
+        raise UsageError(f"gradient={name} runs MAML and ANIL, not {type(algo).__name__}")
+    if strategy.precision != "fp32":
+        raise UsageError(f"gradient={name} has no precision={strategy.precision}; use fp32")
+    if strategy.batching not in ("auto", "loop"):
+        raise UsageError(f"gradient={name} loops over tasks; use batching=auto or batching=loop")
+    if any(batch.weight is not None for batch in episodes):
+        raise UsageError(f"gradient={name} knows no padding; use episodes of equal size")
+    norms = [part for part in algo.net.module.modules() if isinstance(part, BatchNorm)]
+    if any(norm.statistics == "support" for norm in norms):
+        raise UsageError(f"gradient={name} has no norm=support; use norm=transductive")
+    if not len(episodes.support.x):
+        raise UsageError("no episodes in the meta-batch; use training.meta_batch of 1 or more")
+    return algo
+
+
+def adapting(algo: MAML | ANIL) -> str:
+    """The name of the submodule that adapts; "" for the whole network."""
+    return (algo.head or "") if isinstance(algo, ANIL) else ""
+
+
+def over_tasks(
+    algo: MAML | ANIL, module: nn.Module, meta: Meta, episodes: Episodes, one_task: OneTask
+) -> tuple[MetaGradients, Metrics]:
+    """The mean gradient at the parameters of `module`, one backward pass a task."""
+    device, tasks = episodes.support.x.device, len(episodes.support.x)
+    parameters = dict(module.named_parameters())
+    metrics: list[Metrics] = []
+
+    def loss(net: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        return algo.loss(net(batch.x), batch)
+
+    with torch.enable_grad(), computing_in("fp32", device), fused_norms():
+        for task in range(tasks):
+            value, measured = one_task(loss, episodes.map(lambda t, task=task: t[task]))
+            value.backward()
+            metrics.append(measured)
+    init = {
+        name: torch.zeros_like(weight) if (g := parameters[name].grad) is None else g / tasks
+        for name, weight in meta["init"].items()
+    }
+    return MetaGradients(init=init, hyper={}), tree.map(lambda *t: torch.stack(t), *metrics)

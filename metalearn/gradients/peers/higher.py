@@ -1,0 +1,72 @@
+"""higher's patched module and differentiable SGD as the engine, as its users write them."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from metalearn.gradients.peers.base import (
+    Loss,
+    adapting,
+    check,
+    fixed_rate,
+    imported,
+    over_tasks,
+    plain_module,
+)
+from metalearn.gradients.plan import Batching
+from metalearn.precision import Precision
+from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
+
+if TYPE_CHECKING:
+    from metalearn.algorithms.base import MetaAlgorithm
+
+
+def constant(gradients: list[Tensor | None]) -> list[Tensor | None]:
+    """The inner gradients without history: FOMAML.
+
+    `track_higher_grads=False` would cut the adapted weights from the starting ones altogether.
+    """
+    return [None if gradient is None else gradient.detach() for gradient in gradients]
+
+
+@dataclass(frozen=True)
+class Higher:
+    """The meta-gradient by `higher.innerloop_ctx`; for ANIL, with SGD on the head alone.
+
+    first_order: FOMAML.
+
+    Raises UsageError without the package, and for what it cannot run: inner rules other than
+    gradient descent with a fixed rate, padding, `vmap`, a precision other than fp32.
+
+    Grefenstette et al.: Generalized Inner Loop Meta-Learning, 2019.
+    """
+
+    kind: ClassVar[Kind] = "exact"
+
+    first_order: bool = False
+    batching: Batching = "auto"
+    precision: Precision = "fp32"
+
+    def __call__(
+        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
+    ) -> tuple[MetaGradients, Metrics]:
+        """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
+        algo = check(self, algo, episodes)
+        rate = fixed_rate(algo.rule, meta["init"])
+        package = imported("higher")
+        module, head = plain_module(algo, meta), adapting(algo)
+        optimizer = torch.optim.SGD(module.get_submodule(head).parameters(), lr=rate)
+        callback = constant if self.first_order else None
+
+        def one_task(loss: Loss, episodes: Episodes) -> tuple[Tensor, Metrics]:
+            context = package.innerloop_ctx(
+                module, optimizer, copy_initial_weights=False, track_higher_grads=True
+            )
+            with context as (net, inner):
+                for _ in range(algo.steps):
+                    inner.step(loss(net, episodes.support)[0], grad_callback=callback)
+                return loss(net, episodes.query)
+
+        return over_tasks(algo, module, meta, episodes, one_task)

@@ -1,0 +1,64 @@
+"""learn2learn's MAML as the engine: `clone`, `adapt`, `backward`, as its users write them."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from metalearn.gradients.peers.base import (
+    Loss,
+    adapting,
+    check,
+    fixed_rate,
+    imported,
+    over_tasks,
+    plain_module,
+)
+from metalearn.gradients.plan import Batching
+from metalearn.precision import Precision
+from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
+
+if TYPE_CHECKING:
+    from metalearn.algorithms.base import MetaAlgorithm
+
+
+@dataclass(frozen=True)
+class Learn2learn:
+    """The meta-gradient by `learn2learn.algorithms.MAML`; for ANIL, wrapped around the head.
+
+    first_order: FOMAML.
+
+    Raises UsageError without the package, and for what it cannot run: inner rules other than
+    gradient descent with a fixed rate, padding, `vmap`, a precision other than fp32.
+
+    Arnold et al.: learn2learn: A Library for Meta-Learning Research, 2020.
+    """
+
+    kind: ClassVar[Kind] = "exact"
+
+    first_order: bool = False
+    batching: Batching = "auto"
+    precision: Precision = "fp32"
+
+    def __call__(
+        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
+    ) -> tuple[MetaGradients, Metrics]:
+        """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
+        algo = check(self, algo, episodes)
+        rate = fixed_rate(algo.rule, meta["init"])
+        package = imported("learn2learn")
+        module, head = plain_module(algo, meta), adapting(algo)
+        maml = package.algorithms.MAML(
+            module.get_submodule(head), rate, self.first_order, allow_unused=True, allow_nograd=True
+        )
+
+        def one_task(loss: Loss, episodes: Episodes) -> tuple[Tensor, Metrics]:
+            net = learner = maml.clone()
+            if head:
+                module.set_submodule(head, learner)
+                net = module
+            for _ in range(algo.steps):
+                learner.adapt(loss(net, episodes.support)[0])
+            return loss(net, episodes.query)
+
+        return over_tasks(algo, module, meta, episodes, one_task)

@@ -1,0 +1,59 @@
+"""How T tasks are run: a value that a user writes, or that `auto` measures and chooses."""
+
+from typing import Literal, NamedTuple
+
+from metalearn.errors import UsageError
+
+Batching = Literal["auto", "loop", "threads", "vmap"] | str | int
+"""`loop`, `threads`, `vmap` or a number of tasks at a time, each with options after a plus sign,
+as in `loop+compile`; or `auto`."""
+
+_WAYS = ("loop", "threads", "vmap")
+_OPTIONS = ("compile", "forward", "unfold", "whole")
+
+
+class Plan(NamedTuple):
+    """One way to run T tasks.
+
+    tasks: under `vmap` at a time, 0 for all of them; None for one after another.
+    threads: spread the tasks over the cores, one thread each, instead of the operations. Always
+        compiled: a module runs one task at a time, and Python's lock lets one thread run.
+    compile: trace each piece once and compile it.
+    forward: Hessian-vector products forward over reverse, in the strategies that take them.
+    unfold: convolutions as matrix products of unfolded images.
+    whole: the whole gradient of a task as one piece. For small networks and few steps: no time
+        goes into calls, but the compiler takes longer with every step.
+    """
+
+    tasks: int | None = None
+    threads: bool = False
+    compile: bool = False
+    forward: bool = False
+    unfold: bool = False
+    whole: bool = False
+
+    def __str__(self) -> str:
+        way = "threads" if self.threads else "loop"
+        if self.tasks is not None:
+            way = str(self.tasks) if self.tasks else "vmap"
+        named = self._replace(compile=self.compile and not self.threads)
+        return "+".join([way, *(name for name in _OPTIONS if getattr(named, name))])
+
+
+def parse(batching: Batching) -> Plan | None:
+    """The plan that `batching` names, None for "auto". Raises UsageError for anything else."""
+    way, *options = str(batching).split("+")
+    number = way.isdecimal() and int(way) > 0 and not isinstance(batching, bool)
+    known = way in _WAYS or number
+    if batching == "auto":
+        return None
+    if not known or not set(options) <= set(_OPTIONS) or len(set(options)) < len(options):
+        raise UsageError(
+            f"batching={batching!r} is not known; use auto, or {', '.join(_WAYS)} or a number of "
+            f"tasks, with any of {', '.join('+' + name for name in _OPTIONS)}"
+        )
+    tasks = int(way) if number else 0 if way == "vmap" else None
+    threads = way == "threads"
+    return Plan(
+        tasks, threads, threads or "compile" in options, *(o in options for o in _OPTIONS[1:])
+    )

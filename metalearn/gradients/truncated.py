@@ -1,0 +1,79 @@
+"""The unrolled gradient with the curvature of the last inner steps alone."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from metalearn import tree
+from metalearn.errors import UsageError
+from metalearn.gradients.base import Batching, Capture
+from metalearn.gradients.pieces import Run, Task
+from metalearn.gradients.tasks import over_tasks
+from metalearn.gradients.unroll import unrolled
+from metalearn.inner.loop import InnerGradient, inner_gradient
+from metalearn.precision import Precision
+from metalearn.types import Batch, Episodes, Kind, Meta, MetaGradients, Metrics, Params
+
+if TYPE_CHECKING:
+    from metalearn.algorithms.base import MetaAlgorithm
+
+
+def without_history(
+    algo: "MetaAlgorithm", meta: Meta, fast: Params, support: Batch, step: int | Tensor
+) -> Params:
+    """The inner gradient as a constant. Its inputs are cut, so that no graph is recorded."""
+    constant = Meta(
+        init=tree.detach(meta["init"]), hyper=tree.detach(meta["hyper"]), buffers=meta["buffers"]
+    )
+    return inner_gradient(algo, constant, tree.detach(fast), support)
+
+
+def with_history_from(first: int) -> InnerGradient:
+    """Inner gradients that count as constants before step `first`."""
+
+    def gradient(
+        algo: "MetaAlgorithm", meta: Meta, fast: Params, support: Batch, step: int | Tensor
+    ) -> Params:
+        taken = without_history if step < first else inner_gradient
+        return taken(algo, meta, fast, support, step)
+
+    return gradient
+
+
+def truncated(
+    algo: "MetaAlgorithm", meta: Meta, task: Task, last: int
+) -> tuple[MetaGradients, Metrics]:
+    """One task: the unrolled gradient, second derivatives in the last `last` steps alone."""
+    return unrolled(algo, meta, task, gradient=with_history_from(algo.steps - last))
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """The curvature of the last `last` steps; before them d theta_{k+1} / d theta_k is what the
+    rule alone makes it (1 for gradient descent).
+
+    last: 0 is `FirstOrder`, K or more is `Unroll`; memory grows with it. Learned inner rates
+    get their gradient from every step. Raises UsageError for a negative one.
+
+    Shaban, Cheng, Hatch, Boots: Truncated Back-propagation for Bilevel Optimization, 2019.
+    """
+
+    last: int = 1
+    batching: Batching = "loop"
+    precision: Precision = "fp32"
+    capture: Capture = "none"
+    kind: ClassVar[Kind] = "truncated"
+
+    def __post_init__(self) -> None:
+        if self.last < 0:
+            raise UsageError(f"gradient.last={self.last} must be 0 or more")
+
+    def _gradient(self, algo: "MetaAlgorithm", meta: Meta, task: Task, run: Run):
+        return run(truncated, algo, meta, task, last=self.last)
+
+    def __call__(
+        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
+    ) -> tuple[MetaGradients, Metrics]:
+        """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
+        return over_tasks(self, self._gradient, algo, meta, episodes)

@@ -1,0 +1,56 @@
+"""`metalearn bench engine`: one real run, small, and every mistake in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from metalearn.gradients.peers.base import imported
+from tests.command import metalearn
+
+MISTAKES = {
+    "": "use metalearn bench engine",
+    "engin": "no benchmark 'engin'",
+    "engine cell=quick": "no option cell (did you mean cells?)",
+    "engine quick": "cannot read 'quick'; write name=value",
+    "engine cells=conv5-28": "did you mean conv4-28?",
+    "engine threads=x": "threads=x must be a number",
+    "engine repeats=0": "repeats=0 must be above 0",
+    "engine threads=9999": "threads=9999, but this process has",
+    "engine part=sped": "part=sped is not known (did you mean speed?)",
+    "engine allocator=big": "allocator=big is not known; use default, tuned or both",
+    "engine frameworks=lern2learn": "did you mean learn2learn?",
+    "engine device=tpu": "device='tpu' is not known",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_a_mistake_is_one_line(arguments: str, workplace: Path) -> None:
+    assert MISTAKES[arguments] in metalearn("bench", *arguments.split()).mistake
+    assert not list(workplace.iterdir())
+
+
+def test_a_small_race(workplace: Path) -> None:
+    imported("learn2learn")
+    command = (
+        "bench", "engine", "cells=tiny/K=1/T=1", "threads=1", "repeats=1", "out=engine",
+        "frameworks=ours@unroll:loop:fp32,learn2learn", "allocator=default", "device=cpu",
+    )  # fmt: skip
+    outcome = metalearn(*command)
+    assert outcome.code == 0, outcome
+    (record,) = json.loads(Path("engine/speed.json").read_text())
+    assert record["flops"] > 1e6 and record["machine"]["matmul"]["float32"] > 1e9
+    assert len(record["workers"]) == 2
+    for worker in record["workers"].values():
+        assert worker["reason"] == "" and worker["gradient_error"] < 1e-4
+        assert len(worker["seconds"]) == 1 and 0 < worker["seconds"][0] < 10
+        assert worker["first"] > 0 and worker["memory"] > 0
+    assert "learn2learn" in outcome.out and "tiny K=1 T=1" in outcome.out
+    assert Path("engine/speed.png").exists()
+    held = Path("engine/cells.jsonl").read_bytes()
+    assert metalearn(*command).code == 0
+    assert Path("engine/cells.jsonl").read_bytes() == held
+
+
+def test_a_fit_needs_cells(workplace: Path) -> None:
+    assert "needs a network with four cells" in metalearn("bench", "engine", "part=fit").out
