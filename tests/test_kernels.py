@@ -9,6 +9,9 @@ from torch.func import grad, jvp, vmap
 from metalearn.kernels import compiling, max_pool_2x2, unfolded_conv2d, unfolding
 from tests.tasks import generator
 
+# torch's own formulas for forward mode use what it has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")
+
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)

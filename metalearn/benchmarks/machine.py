@@ -1,4 +1,4 @@
-"""The machine under a measurement: what it is, what it can do, its memory and its allocator."""
+"""The machine under a measurement: what it is, what it can do, its memory."""
 
 import contextlib
 import ctypes
@@ -15,10 +15,6 @@ from pathlib import Path
 import torch
 
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile", "avx_vnni")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
-_LARGE = 2**31 - 1
-_HIGHEST_THRESHOLD = 2**25
-"""glibc refuses a higher one."""
 
 
 def processors() -> int:
@@ -78,24 +74,6 @@ def synchronise(device: str) -> None:
     """Wait for what was started on a CUDA device."""
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def tune_allocator() -> str:
-    """Keep freed memory in this process instead of returning it to the system at every step.
-
-    Returns what was set; "" where the C library is not glibc.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return ""
-    if not mallopt(_M_TRIM_THRESHOLD, _LARGE):
-        return ""
-    if mallopt(_M_MMAP_THRESHOLD, _LARGE):
-        return "M_TRIM_THRESHOLD and M_MMAP_THRESHOLD 2 GiB"
-    mallopt(_M_MMAP_THRESHOLD, _HIGHEST_THRESHOLD)
-    mallopt(_M_MMAP_MAX, 0)
-    return "M_TRIM_THRESHOLD 2 GiB, M_MMAP_MAX 0"
 
 
 def trim() -> None:

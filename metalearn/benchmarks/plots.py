@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from metalearn.benchmarks.report import Row
+from metalearn.benchmarks.report import AS_RUN, OURS, Row
 from metalearn.evaluation.plots import _figure, _save, _style
 
 _COLORS = {
@@ -22,12 +22,12 @@ _COLORS = {
 _OTHERS = ("#a83a5b", "#2b9c9c", "#444444")
 
 
-def plot_speed(rows: Sequence[Row], path: Path, allocator: str = "default") -> None:
-    """Tasks a second of every framework: a row of bars a cell, whiskers from quartile to quartile.
-
-    allocator: whose figures are drawn; where there are none, whatever there is.
-    """
-    rows = [r for r in rows if r.allocator == allocator] or list(rows)
+def plot_speed(rows: Sequence[Row], path: Path) -> None:
+    """Tasks a second of every framework as its users run it: a row of bars a cell, whiskers from
+    quartile to quartile."""
+    ours, theirs = AS_RUN
+    as_run = [r for r in rows if r.allocator == (ours if r.framework.startswith(OURS) else theirs)]
+    rows = as_run or list(rows)
     cells = list(dict.fromkeys(r.cell for r in rows))
     names = list(dict.fromkeys(r.framework for r in rows))
     models = list(dict.fromkeys(cell.model for cell in cells))

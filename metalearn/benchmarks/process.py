@@ -26,6 +26,10 @@ class Job:
     def name(self) -> str:
         return f"{self.framework} {self.allocator}"
 
+    @property
+    def ours(self) -> bool:
+        return self.framework.startswith("ours")
+
 
 class Process:
     """A worker process, started when first asked and again after a failure."""

@@ -13,6 +13,8 @@ from metalearn.benchmarks.records import Record
 from metalearn.files import encode_floats, write_atomic
 
 OURS = "ours"
+AS_RUN, SAME = ("tuned", "default"), ("tuned", "tuned")
+"""Allocators of ours and of theirs: `metalearn train` tunes its own, peers leave it as it is."""
 
 
 class Row(NamedTuple):
@@ -96,7 +98,7 @@ HEAD = (
 
 
 def _lines(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[list[str]]]:
-    same = {a: ratios(rows, OURS, (a, a)) for a in ("default", "tuned")}
+    same = {theirs: ratios(rows, OURS, (ours, theirs)) for ours, theirs in (AS_RUN, SAME)}
     body = []
     for row in rows:
         ratio = same[row.allocator].get(row.cell, {}).get(row.framework)
@@ -124,9 +126,9 @@ def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 
 def ratio_table(rows: Sequence[Row], ours: str = OURS) -> str:
-    """How many times as fast `ours` is as each peer: with each framework's own allocator, and
-    with the same tuned one."""
-    tables = [ratios(rows, ours, (a, a)) for a in ("default", "tuned")]
+    """How many times as fast `ours` is as each peer: as the peer's users run it, and with the
+    same tuned allocator."""
+    tables = [ratios(rows, ours, allocators) for allocators in (AS_RUN, SAME)]
     peers = list(dict.fromkeys(r.framework for r in rows if not r.framework.startswith(OURS)))
     body = []
     for cell in dict.fromkeys(r.cell for r in rows):

@@ -46,7 +46,11 @@ class Settings:
 
     @property
     def jobs(self) -> tuple[Job, ...]:
-        return tuple(Job(f, a) for a in self.allocators for f in self.frameworks)
+        """A worker each; ours with the allocator that it tunes itself wherever that is measured."""
+        jobs = [Job(f, a) for a in self.allocators for f in self.frameworks]
+        untuned = self.allocators[:1] == ("default",) and len(self.allocators) > 1
+        jobs = [j for j in jobs if not (untuned and j.ours and j.allocator == "default")]
+        return tuple(sorted(jobs, key=lambda job: not job.ours))
 
     def saved(self) -> dict[str, Any]:
         """As JSON gives it back."""

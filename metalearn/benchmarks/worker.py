@@ -30,11 +30,12 @@ class Worker:
         import torch
 
         from metalearn.benchmarks import machine
+        from metalearn.memory import keep_freed_memory
 
         torch.set_num_threads(threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.framework, self.device, self.runner = framework, device, None
-        self.allocator = machine.tune_allocator() if allocator == "tuned" else ""
+        self.keeps_memory = allocator == "tuned" and keep_freed_memory()
         if device == "cpu":
             machine.limit_memory()
 
@@ -54,7 +55,7 @@ class Worker:
         self.prepare_cell = load(self.framework)
         runner = self.prepare_cell(Cell("mlp", 1, 1), self.device)
         runner.wait(runner.step())
-        return {"malloc": self.allocator}
+        return {"keeps_memory": self.keeps_memory}
 
     def machine(self) -> dict[str, Any]:
         """What the machine is and can do with these threads."""

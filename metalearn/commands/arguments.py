@@ -13,7 +13,7 @@ from torch import Tensor
 from metalearn.errors import UsageError, nearest
 
 # What the framework passes itself.
-_INJECTED = ("module", "rule", "loss", "strategies", "params", "optimizer", "last_epoch")
+_INJECTED = ("module", "rule", "loss", "kinds", "params", "optimizer", "last_epoch")
 _PLAIN = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
 _SEQUENCES = (list, tuple, Sequence)
 

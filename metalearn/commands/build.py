@@ -21,7 +21,7 @@ from metalearn.commands.arguments import check_choice, check_node, check_numbers
 from metalearn.data import DataError, ImageDataset, Sinusoid
 from metalearn.episodes import EpisodeSource, Manifest, make_episodes
 from metalearn.errors import UsageError
-from metalearn.gradients.base import STRATEGIES, MetaGradient
+from metalearn.gradients.base import STRATEGIES, MetaGradient, lacks_proximal_term
 from metalearn.gradients.capture import check_capture
 from metalearn.gradients.plan import parse
 from metalearn.precision import check_precision
@@ -108,6 +108,8 @@ def _check_fit(config: Mapping[str, Any], gradient: MetaGradient, algo: MetaAlgo
     strategy = option({"_target_": type(gradient).__name__})
     kind = getattr(gradient, "kind", None)  # a user's own strategy may not say
     if kind is not None and kind not in algo.kinds:
+        if lacks_proximal_term(kind, algo):
+            raise UsageError(f"gradient={strategy} needs a proximal term; set algorithm.proximal=2")
         strategies = (option({"_target_": s}) for k in algo.kinds for s in STRATEGIES[k])
         use = " or ".join(f"gradient={fitting}" for fitting in strategies)
         raise UsageError(f"algorithm={name} cannot use gradient={strategy}; use {use}")

@@ -49,11 +49,16 @@ STRATEGIES: dict[Kind, tuple[str, ...]] = {
 """The strategies of this package by kind, for messages."""
 
 
+def lacks_proximal_term(kind: Kind, algo: "MetaAlgorithm") -> bool:
+    """Whether a strategy of `kind` would fit `algo` if its proximal strength were not 0."""
+    return kind == "implicit" and "exact" in algo.kinds and hasattr(algo, "proximal")
+
+
 def check_algorithm(strategy: Strategy, algo: "MetaAlgorithm") -> None:
     """Raise UsageError where `algo` is not defined for the strategy."""
     if strategy.kind not in algo.kinds:
         name = type(strategy).__name__
-        if strategy.kind == "implicit" and "exact" in algo.kinds and hasattr(algo, "proximal"):
+        if lacks_proximal_term(strategy.kind, algo):
             raise UsageError(f"gradient {name} needs a proximal term; set algorithm.proximal=2")
         fitting = ", ".join(name for kind in algo.kinds for name in STRATEGIES[kind])
         raise UsageError(f"gradient {name} does not fit {type(algo).__name__}; use {fitting}")

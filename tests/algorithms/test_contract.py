@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from metalearn import adapt, algorithms, gradients
 from metalearn.algorithms.losses import mean_squared
 from metalearn.errors import UsageError
+from metalearn.gradients.base import STRATEGIES
 from metalearn.inner import lslr, sgd
 from metalearn.norms import BatchNorm
 from tests.tasks import apart, classification, network, regression, task
@@ -20,6 +21,7 @@ WAYS, SHOTS, QUERIES = 3, 2, 7
 ALGORITHMS = {
     "MAML": lambda net: algorithms.MAML(net, steps=2, rule=lslr(0.1)),
     "ANIL": lambda net: algorithms.ANIL(net, steps=2, rule=lslr(0.1)),
+    "MAML-proximal": lambda net: algorithms.MAML(net, steps=2, rule=sgd(0.1), proximal=4.0),
     "Reptile": lambda net: algorithms.Reptile(net, steps=3, rule=sgd(0.1, batch_size=4)),
     "ProtoNet": lambda net: algorithms.ProtoNet(net, learn_temperature=True),
 }
@@ -49,7 +51,7 @@ def algo(name, module):
 
 
 def fitting(algo):
-    return [getattr(gradients, strategy) for strategy in algo.strategies]
+    return [getattr(gradients, strategy) for kind in algo.kinds for strategy in STRATEGIES[kind]]
 
 
 def episodes(tasks: int = 3):
@@ -62,7 +64,14 @@ def equal(a, b):
 
 def test_every_algorithm_is_listed():
     public = set(algorithms.__all__) - {"MetaAlgorithm"}
-    assert public == set(ALGORITHMS)
+    assert public == {name.partition("-")[0] for name in ALGORITHMS}
+
+
+def test_every_strategy_is_listed():
+    listed = [name for names in STRATEGIES.values() for name in names]
+    assert sorted(listed) == sorted(set(gradients.__all__) - {"MetaGradient"})
+    for kind, names in STRATEGIES.items():
+        assert {getattr(gradients, name).kind for name in names} == {kind}
 
 
 def test_the_protocol_is_whole(algo):
@@ -73,7 +82,7 @@ def test_the_protocol_is_whole(algo):
         theirs = inspect.signature(getattr(algorithms.MetaAlgorithm, method))
         assert [*inspect.signature(getattr(algo, method)).parameters] == [*theirs.parameters][1:]
     assert isinstance(algo.steps, int)
-    assert set(algo.strategies) <= set(gradients.__all__)
+    assert algo.kinds and set(algo.kinds) <= set(STRATEGIES)
 
 
 def test_init_copies_the_module_and_is_deterministic(algo, module):
@@ -150,7 +159,7 @@ def test_the_mean_over_tasks(algo):
         assert apart(whole, mean) < 1e-12
 
 
-@pytest.mark.parametrize("batching", ["vmap", 2])
+@pytest.mark.parametrize("batching", ["vmap", 2, "vmap+unfold", "2+forward", "loop+forward"])
 def test_vmap_equals_the_loop(algo, batching):
     meta = algo.init()
     for strategy in fitting(algo):
@@ -175,13 +184,14 @@ def test_nothing_is_changed_and_two_calls_are_equal(algo, module, batching):
 
 
 def test_a_strategy_that_does_not_fit_is_refused(algo):
-    for strategy in ("Unroll", "Adjoint", "FirstOrder", "Reptile"):
-        if strategy not in algo.strategies:
+    for kind in set(STRATEGIES) - set(algo.kinds):
+        for strategy in STRATEGIES[kind]:
             with pytest.raises(UsageError) as error:
                 getattr(gradients, strategy)()(algo, algo.init(), episodes())
-            assert "\n" not in str(error.value)
-            assert f"gradient {strategy} does not fit" in str(error.value)
-            assert algo.strategies[0] in str(error.value)
+            line, usual = str(error.value), STRATEGIES[algo.kinds[0]][0]
+            assert "\n" not in line and line.startswith(f"gradient {strategy} ")
+            fits = f"does not fit {type(algo).__name__}; use {usual}"
+            assert fits in line or line.endswith("needs a proximal term; set algorithm.proximal=2")
 
 
 @pytest.mark.parametrize("build", [algorithms.MAML, algorithms.ANIL, algorithms.Reptile])

@@ -40,9 +40,8 @@ def record(cell: Cell, ours: float = 1.0, peer: float = 2.0, tuned_peer: float =
         return [0.8 * middle, middle, 1.2 * middle]
 
     workers = {
-        "ours default": worker("ours", "default", around(ours)),
-        "learn2learn default": worker("learn2learn", "default", around(peer)),
         "ours tuned": worker("ours", "tuned", around(ours)),
+        "learn2learn default": worker("learn2learn", "default", around(peer)),
         "learn2learn tuned": worker("learn2learn", "tuned", around(tuned_peer)),
         "higher default": worker("higher", "default", [], "higher is not installed"),
     }

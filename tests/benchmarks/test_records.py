@@ -57,7 +57,7 @@ def test_cells_that_are_done_are_skipped(tmp_path: Path, monkeypatch) -> None:
 
 def test_what_was_too_large_is_not_tried_again() -> None:
     held = record(CELL)
-    held["workers"]["ours default"]["too_large"] = "prepare took longer than 9 s"
+    held["workers"]["ours tuned"]["too_large"] = "prepare took longer than 9 s"
     saved = SETTINGS.saved()
     for cell, tried in (
         (replace(CELL, steps=20), False),
@@ -66,8 +66,8 @@ def test_what_was_too_large_is_not_tried_again() -> None:
         (replace(CELL, tasks=1, steps=20), True),
         (Cell("conv4-84", 5, 4), True),
     ):
-        why = records.hopeless([held], cell, saved, "ours default")
+        why = records.hopeless([held], cell, saved, "ours tuned")
         assert (why == "") is tried
         assert records.hopeless([held], cell, saved, "learn2learn default") == ""
     told = "not tried: failed at K=5 T=4 (prepare took longer than 9 s)"
-    assert records.hopeless([held], CELL, saved, "ours default") == told
+    assert records.hopeless([held], CELL, saved, "ours tuned") == told

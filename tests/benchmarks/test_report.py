@@ -13,7 +13,7 @@ from tests.benchmarks.made import record
 
 def test_json_markdown_and_a_picture(tmp_path: Path) -> None:
     records = [record(Cell("conv4-28", 5, 4)), record(Cell("mlp", 1, 4), peer=0.5)]
-    records[1]["workers"]["ours default"]["memory"] = None
+    records[1]["workers"]["ours tuned"]["memory"] = None
     nothing = {"status": "not measured", "reason": "too long", "workers": {}}
     records.append(record(Cell("vit-32", 50, 32)) | nothing)
     report.write(records, tmp_path)
@@ -25,7 +25,7 @@ def test_json_markdown_and_a_picture(tmp_path: Path) -> None:
     assert "| cell | learn2learn |" in text
     assert "| conv4-28 K=5 T=4 | 2.00 / 1.50 |" in text
     assert "| mlp K=1 T=4 | 0.50 / 1.50 |" in text
-    line = "| conv4-28 K=5 T=4 | ours | default | 4 | 3.64 to 4.44 |  | 50 | 2.0 | 1 | 1e-06 |"
+    line = "| conv4-28 K=5 T=4 | ours | tuned | 4 | 3.64 to 4.44 |  | 50 | 2.0 | 1 | 1e-06 |"
     assert line in text
     assert "| vit-32 K=50 T=32 | all | too long |" in text
     assert "| mlp K=1 T=4 | higher default | higher is not installed |" in text

@@ -70,7 +70,7 @@ def test_every_value_is_that_of_a_plain_loop(manifest, name) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("batching", ["vmap", 5, 64])
+@pytest.mark.parametrize("batching", ["vmap", 5, 64, "4+unfold"])
 def test_batching_changes_nothing(manifest, name, batching) -> None:
     algo = algorithm(name)
     want = evaluate(algo, algo.init(), manifest, batching="loop")

@@ -99,8 +99,12 @@ def adapted(
     loss: Callable[[Tensor, Tensor], Tensor],
     second_order: bool,
     batch_size: int | None,
+    last: int | None = None,
 ) -> dict[str, Tensor]:
-    """The weights of one task after `steps` steps of hand-written gradient descent."""
+    """The weights of one task after `steps` steps of hand-written gradient descent.
+
+    last: the steps at the end whose gradients keep their history; None for all.
+    """
     x, y = support
     fast = dict(init)
     names = [name for name in init if adapts(name)]
@@ -110,7 +114,8 @@ def adapted(
             rows = [(step * batch_size + i) % len(x) for i in range(batch_size)]
         value = loss(call(net, fast, x[rows]), y[rows])
         weights = [fast[name] for name in names]
-        grads = torch.autograd.grad(value, weights, create_graph=second_order)
+        history = second_order and (last is None or step >= steps - last)
+        grads = torch.autograd.grad(value, weights, create_graph=history)
         for name, grad in zip(names, grads, strict=True):
             fast[name] = fast[name] - rates(hyper, name, step) * grad
     return fast
@@ -127,13 +132,14 @@ def outer_loss(
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     second_order: bool = True,
     batch_size: int | None = None,
+    last: int | None = None,
 ) -> Tensor:
     """The mean over tasks of the query loss after adaptation, with history."""
     losses = []
     for t in range(len(episodes.support.x)):
         support = episodes.support.x[t], episodes.support.y[t]
         fast = adapted(
-            net, init, hyper, support, steps, rates, adapts, loss, second_order, batch_size
+            net, init, hyper, support, steps, rates, adapts, loss, second_order, batch_size, last
         )
         norms = [m for m in net.modules() if isinstance(m, SupportNorm)]
         if norms:

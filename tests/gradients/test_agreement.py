@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from metalearn.algorithms import ANIL, MAML
 from metalearn.algorithms.losses import mean_squared
 from metalearn.backbones import MLP, Conv4
-from metalearn.gradients import Adjoint, FirstOrder, Unroll
+from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Truncated, Unroll
 from metalearn.inner import lslr, meta_sgd, sgd
 from tests.gradients import reference
 from tests.tasks import apart, classification, network, randomised, regression
 
-STRATEGIES = {"unroll": Unroll, "adjoint": Adjoint}
 BATCHINGS = ["loop", "vmap", 2]
 RULES = {
     "sgd": (sgd(reference.RATE), reference.fixed),
@@ -26,10 +25,20 @@ ADAPTS = {"maml": lambda name: True, "anil": lambda name: name.startswith("head.
 NORMS = ["transductive", "support", "running", "group", "none"]
 BACKBONES = [f"pool-{norm}" for norm in NORMS] + ["stride-transductive", "mlp"]
 STEPS = 2
+EXACT = {
+    "unroll": (Unroll, [*BATCHINGS, "vmap+unfold"]),
+    "adjoint": (Adjoint, [*BATCHINGS, "vmap+unfold", "2+forward", "loop+forward"]),
+    "checkpointed": (Checkpointed, [*BATCHINGS, "vmap+unfold"]),
+}
+RUNS = [
+    pytest.param(strategy, batching, id=f"{name}-{batching}")
+    for name, (strategy, batchings) in EXACT.items()
+    for batching in batchings
+]
 
 
 @functools.cache
-def problem(algorithm: str, rule: str, backbone: str, second_order: bool = True):
+def problem(algorithm: str, rule: str, backbone: str, steps: int = STEPS, **how):
     """The algorithm, its meta, the episodes and the reference's gradient."""
     inner, rates = RULES[rule]
     if backbone == "mlp":
@@ -42,18 +51,18 @@ def problem(algorithm: str, rule: str, backbone: str, second_order: bool = True)
         plain.load_state_dict(net.state_dict(), strict=norm != "running")
         episodes, loss, plain_loss = classification(), None, F.cross_entropy
     options = {} if loss is None else {"loss": loss}
-    algo = ALGORITHMS[algorithm](net, steps=STEPS, rule=inner, **options)
+    algo = ALGORITHMS[algorithm](net, steps=steps, rule=inner, **options)
     meta = algo.init()
     meta["hyper"] = randomised(meta["hyper"])
     want = reference.meta_gradient(
         plain,
         meta["hyper"],
         episodes,
-        STEPS,
+        steps,
         rates=rates,
         adapts=ADAPTS[algorithm],
         loss=plain_loss,
-        second_order=second_order,
+        **how,
     )
     return algo, meta, episodes, want
 
@@ -61,12 +70,23 @@ def problem(algorithm: str, rule: str, backbone: str, second_order: bool = True)
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("batching", BATCHINGS)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy, batching", RUNS)
 def test_exact(strategy, batching, algorithm, rule, backbone):
     algo, meta, episodes, want = problem(algorithm, rule, backbone)
-    got, _ = STRATEGIES[strategy](batching=batching)(algo, meta, episodes)
+    got, _ = strategy(batching=batching)(algo, meta, episodes)
     assert apart(got, want) < 1e-10
+
+
+@pytest.mark.parametrize("backbone", ["mlp", "pool-support"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_any_number_of_steps(steps, algorithm, backbone):
+    rule = "lslr" if steps else "sgd"
+    algo, meta, episodes, want = problem(algorithm, rule, backbone, steps)
+    for strategy in (Unroll, Adjoint, Checkpointed):
+        for batching in ("loop", 2, "vmap+forward", "loop+forward"):
+            got, _ = strategy(batching=batching)(algo, meta, episodes)
+            assert apart(got, want) < 1e-10
 
 
 @pytest.mark.parametrize("backbone", ["pool-transductive", "pool-support", "mlp"])
@@ -77,11 +97,27 @@ def test_first_order(batching, algorithm, rule, backbone):
     algo, meta, episodes, want = problem(algorithm, rule, backbone, second_order=False)
     got, _ = FirstOrder(batching=batching)(algo, meta, episodes)
     assert apart(got, want) < 1e-10
+    none, _ = Truncated(0, batching)(algo, meta, episodes)
+    assert apart(none, got) == 0
     exact = problem(algorithm, rule, backbone)[3]
     assert apart(got, exact) > 1e-4
 
 
-@pytest.mark.parametrize("strategy", [Unroll, Adjoint])
+@pytest.mark.parametrize("backbone", ["pool-support", "mlp"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("last", [1, 2])
+def test_truncated(last, algorithm, backbone):
+    algo, meta, episodes, want = problem(algorithm, "lslr", backbone, 4, last=last)
+    for batching in (*BATCHINGS, "vmap+unfold"):
+        got, _ = Truncated(last, batching)(algo, meta, episodes)
+        assert apart(got, want) < 1e-10
+    for other in ({}, {"second_order": False}, {"last": 3 - last}):
+        assert apart(got, problem(algorithm, "lslr", backbone, 4, **other)[3]) > 1e-4
+    whole, _ = Truncated(9)(algo, meta, episodes)
+    assert apart(whole, problem(algorithm, "lslr", backbone, 4)[3]) < 1e-10
+
+
+@pytest.mark.parametrize("strategy", [Unroll, Adjoint, Checkpointed])
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_inner_minibatches(strategy, batch_size):
     net, episodes = network(lambda: MLP(4, 3, (8,))), classification(shape=(4,))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from metalearn.algorithms import ANIL, MAML, ProtoNet
-from metalearn.gradients import Adjoint, Unroll
+from metalearn.gradients import Adjoint, Checkpointed, Unroll
 from metalearn.inner import lslr, meta_sgd, sgd
 from tests.gradients import reference
 from tests.tasks import classification, generator, network, randomised
@@ -46,7 +46,7 @@ def directional(loss, learned: dict, gradient: dict, width: float = 1e-5) -> tup
     return inner, (at(width) - at(-width)) / (2 * width)
 
 
-@pytest.mark.parametrize("strategy", [Unroll, Adjoint])
+@pytest.mark.parametrize("strategy", [Unroll, Adjoint, Checkpointed])
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("algorithm", [MAML, ANIL])
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -69,7 +69,7 @@ def test_gradient_steps(strategy, rule, algorithm, steps):
     assert inner_product == pytest.approx(quotient, rel=1e-5)
 
 
-@pytest.mark.parametrize("strategy", [Unroll, Adjoint])
+@pytest.mark.parametrize("strategy", [Unroll, Adjoint, Checkpointed])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_prototypes(strategy, metric):
     net, episodes = network(smooth), classification(shape=(5,))

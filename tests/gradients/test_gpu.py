@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from metalearn import Batch, Episodes, adapt, evaluate, tree
 from metalearn.algorithms import ANIL, MAML, ProtoNet, Reptile
 from metalearn.backbones import Conv4
-from metalearn.gradients import Adjoint, FirstOrder, Unroll
+from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Implicit, Truncated, Unroll
 from metalearn.gradients import Reptile as Displacement
 from metalearn.inner import lslr, meta_sgd, sgd
 
@@ -19,6 +20,8 @@ CASES = {
     "maml": lambda: MAML(Conv4(3, filters=8, size=16), steps=2, rule=sgd(0.1)),
     "maml-support": lambda: MAML(Conv4(3, filters=8, size=16, norm="support"), 2, meta_sgd(0.1)),
     "maml-minibatch": lambda: MAML(Conv4(3, filters=8, size=16), 3, sgd(0.1, batch_size=3)),
+    "imaml": lambda: MAML(Conv4(3, filters=8, size=16, norm="group"), 3, sgd(0.05), proximal=10.0),
+    "dropout": lambda: MAML(nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(256, 3)), 3),
     "anil-lslr": lambda: ANIL(Conv4(3, filters=8, size=16, norm="group"), 2, lslr(0.1)),
     "reptile": lambda: Reptile(Conv4(3, filters=8, size=16), 3, sgd(0.1, batch_size=3)),
     "protonet": lambda: ProtoNet(Conv4(None, filters=8, size=16), learn_temperature=True),
@@ -32,25 +35,81 @@ def episodes() -> Episodes:
     return Episodes(*(Batch(x, labels) for x in images))
 
 
-@pytest.mark.parametrize("batching", ["loop", "vmap", 3])
-@pytest.mark.parametrize("strategy", [Unroll, Adjoint, FirstOrder, Displacement])
-@pytest.mark.parametrize("case", CASES)
-def test_gradients_equal_the_cpus(case, strategy, batching) -> None:
+STRATEGIES = [Unroll, Adjoint, Checkpointed, FirstOrder, Truncated, Implicit, Displacement]
+
+
+def built(case: str, strategy, dtype=torch.float64):
+    """The algorithm and its meta, or a skip where the strategy is not defined for it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         algo = CASES[case]()
-    meta = tree.map_meta(lambda t: t.double(), algo.init())
-    if strategy.__name__ not in algo.strategies:
+    if strategy.kind not in algo.kinds:
         pytest.skip(f"{case} is not defined for {strategy.__name__}")
+    return algo, tree.map_meta(lambda t: t.to(dtype), algo.init())
+
+
+def seeded(strategy, algo, meta, tasks):
+    """Its gradient and metrics with the dropout masks of one seed."""
+    torch.manual_seed(3)
+    return strategy(algo, meta, tasks)
+
+
+def on_device(tasks: Episodes, dtype=torch.float64) -> Episodes:
+    return tasks.map(lambda t: t.to(dtype).cuda() if t.is_floating_point() else t.cuda())
+
+
+def flat(gradient) -> torch.Tensor:
+    return torch.cat([t.flatten() for part in gradient.values() for t in part.values()])
+
+
+@pytest.mark.parametrize("capture", ["none", "graph"])
+@pytest.mark.parametrize("batching", ["loop", "vmap", 3, "vmap+unfold", "vmap+forward"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_equal_the_cpus(case, strategy, batching, capture) -> None:
+    algo, meta = built(case, strategy)
     tasks = episodes()
-    here, _ = strategy(batching="loop")(algo, meta, tasks)
-    there, metrics = strategy(batching=batching)(
-        algo, tree.map_meta(lambda t: t.cuda(), meta), tasks.map(lambda t: t.cuda())
+    here, _ = seeded(strategy(batching="loop"), algo, meta, tasks)
+    there, metrics = seeded(
+        strategy(batching=batching, capture=capture),
+        algo,
+        tree.map_meta(lambda t: t.cuda(), meta),
+        on_device(tasks),
     )
     assert metrics["loss"].is_cuda
     for part in ("init", "hyper"):
         for name, value in here[part].items():
             torch.testing.assert_close(there[part][name].cpu(), value, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("strategy", [Adjoint, Unroll, Implicit])
+@pytest.mark.parametrize("batching, capture", [("vmap+compile", "none"), ("vmap", "compile")])
+def test_compiled_gradients_equal_the_cpus(batching, capture, strategy) -> None:
+    algo, meta = built("imaml", strategy)
+    here, _ = strategy(batching="loop")(algo, meta, episodes())
+    there, _ = strategy(batching=batching, capture=capture)(
+        algo, tree.map_meta(lambda t: t.cuda(), meta), on_device(episodes())
+    )
+    torch.testing.assert_close(flat(there).cpu(), flat(here), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("strategy", [Adjoint, Unroll, Checkpointed])
+@pytest.mark.parametrize("batching", ["loop", "vmap"])
+@pytest.mark.parametrize(
+    "precision, cosine",
+    [("fp32", 0.99999), ("tf32", 0.99), ("bf16", 0.97), ("bf16-all", 0.7), ("fp16", 0.9)],
+)
+def test_precisions(precision, cosine, batching, strategy) -> None:
+    algo, meta = built("maml", strategy)
+    want = flat(strategy(batching="loop")(algo, meta, episodes())[0])
+    algo, meta = built("maml", strategy, torch.float32)
+    got, _ = strategy(batching=batching, precision=precision)(
+        algo, tree.map_meta(lambda t: t.cuda(), meta), on_device(episodes(), torch.float32)
+    )
+    got = flat(got)
+    assert got.dtype == torch.float32
+    got = got.double().cpu()
+    assert float(got @ want / got.norm() / want.norm()) > cosine
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,5 +1,6 @@
-"""Adjoint's peak does not grow with the activations of the inner steps; Unroll's does."""
+"""No peak but Unroll's (and Truncated's, with `last`) grows with the activations of K steps."""
 
+import functools
 import weakref
 
 import pytest
@@ -9,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from metalearn.algorithms import MAML
 from metalearn.backbones import Conv4
-from metalearn.gradients import Adjoint, Unroll
+from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Implicit, Truncated, Unroll
 from metalearn.inner import sgd
 from tests.tasks import classification, network
 
@@ -46,7 +47,7 @@ class PeakBytes(TorchDispatchMode):
 
 def peak(strategy, steps: int, tasks: int = 1) -> int:
     net = network(lambda: Conv4(5, filters=8, size=28), dtype=torch.float32)
-    algo = MAML(net, steps=steps, rule=sgd(0.01))
+    algo = MAML(net, steps=steps, rule=sgd(0.01), proximal=1.0)
     episodes = classification(tasks, 5, 2, 10, (1, 28, 28), dtype=torch.float32)
     meta = algo.init()
     with PeakBytes(*tree_leaves((meta, episodes))) as counter:
@@ -72,17 +73,40 @@ def test_the_counter_counts():
     assert counter.peak == 8000
 
 
+FEW, MANY = 3, 12
+
+
+@functools.cache
+def unrolled(batching: str) -> tuple[int, int]:
+    return peak(Unroll(batching), FEW), peak(Unroll(batching), MANY)
+
+
 @pytest.mark.parametrize("batching", ["loop", "vmap"])
-def test_peak_by_inner_steps(batching):
-    few, many = 3, 12
-    adjoint = [peak(Adjoint(batching), steps) for steps in (few, many)]
-    unroll = [peak(Unroll(batching), steps) for steps in (few, many)]
-    activations = (unroll[1] - unroll[0]) / (many - few)
-    assert activations > 20 * weights()
-    assert unroll[1] > 2.5 * unroll[0]
-    # What is left to Adjoint is one copy of the weights a step.
-    assert adjoint[1] - adjoint[0] <= 1.1 * (many - few) * weights()
-    assert adjoint[1] < unroll[1] / 2
+def test_unroll_keeps_every_step(batching):
+    few, many = unrolled(batching)
+    assert (many - few) / (MANY - FEW) > 20 * weights()
+    assert many > 2.5 * few
+
+
+@pytest.mark.parametrize("batching", ["loop", "vmap"])
+@pytest.mark.parametrize(
+    "strategy, copies",
+    [(Adjoint, 1), (Checkpointed, 1), (FirstOrder, 2), (Implicit, 0)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_peak_by_inner_steps(strategy, copies, batching):
+    few, many = (peak(strategy(batching=batching), steps) for steps in (FEW, MANY))
+    # What is left is at most a few copies of the weights a step.
+    assert many - few <= (copies + 0.1) * (MANY - FEW) * weights()
+    assert many < unrolled(batching)[1] / 2
+
+
+def test_truncated_keeps_its_last_steps():
+    one, two = (peak(Truncated(last), MANY) for last in (1, 2))
+    few = peak(Truncated(1), FEW)
+    step = (unrolled("loop")[1] - unrolled("loop")[0]) / (MANY - FEW)
+    assert two - one > 0.5 * step
+    assert one - few <= 2.1 * (MANY - FEW) * weights()
 
 
 def test_a_loop_over_tasks_holds_one_task():

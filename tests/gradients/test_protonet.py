@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from metalearn.algorithms import ProtoNet
 from metalearn.backbones import Conv4
-from metalearn.gradients import Adjoint, Unroll
+from metalearn.gradients import Adjoint, Checkpointed, Unroll
 from tests.gradients import reference
 from tests.tasks import apart, classification, network
 
@@ -44,8 +44,8 @@ def plain_gradient(net, log_temperature, metric, episodes):
     }, torch.stack(losses)
 
 
-@pytest.mark.parametrize("strategy", [Unroll, Adjoint])
-@pytest.mark.parametrize("batching", ["loop", "vmap", 2])
+@pytest.mark.parametrize("strategy", [Unroll, Adjoint, Checkpointed])
+@pytest.mark.parametrize("batching", ["loop", "vmap", 2, "vmap+unfold"])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("norm", ["transductive", "none"])
 def test_agrees_with_the_plain_loop(strategy, batching, metric, norm):

@@ -16,7 +16,7 @@ from tests.gradients import reference
 from tests.tasks import classification, distance, network
 
 
-@pytest.mark.parametrize("batching", ["loop", "vmap", 2])
+@pytest.mark.parametrize("batching", ["loop", "vmap", 2, "vmap+unfold"])
 @pytest.mark.parametrize("batch_size", [None, 4, 5])
 def test_direction(batching, batch_size):
     net = network(lambda: Conv4(3, filters=4, size=16))
@@ -49,6 +49,12 @@ def test_direction(batching, batch_size):
 
 
 def test_learned_rates_are_refused():
-    algo = MAML(nn.Linear(4, 3), rule=lslr(0.1), strategies=("Reptile",))
+    algo = MAML(nn.Linear(4, 3), rule=lslr(0.1), kinds=("displacement",))
     with pytest.raises(UsageError, match="use inner=sgd"):
+        gradients.Reptile()(algo, algo.init(), classification(shape=(4,)))
+
+
+def test_no_steps_are_refused():
+    algo = Reptile(nn.Linear(4, 3), steps=0)
+    with pytest.raises(UsageError, match="needs algorithm.steps of 1 or more"):
         gradients.Reptile()(algo, algo.init(), classification(shape=(4,)))

@@ -11,14 +11,15 @@ from metalearn.benchmarks.frameworks.base import Runner
 from metalearn.benchmarks.machine import synchronise
 from metalearn.benchmarks.models import episodes, module
 from metalearn.errors import UsageError, nearest
-from metalearn.gradients import Adjoint, FirstOrder, MetaGradient, Unroll
+from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, MetaGradient, Unroll
 from metalearn.inner import sgd
 
-# exact: the strategy that a user gets who asks for none.
+# exact: the strategy that `metalearn train` takes where none is asked for.
 KINDS: dict[str, Callable[..., MetaGradient]] = {
-    "exact": Unroll,
+    "exact": Adjoint,
     "unroll": Unroll,
     "adjoint": Adjoint,
+    "checkpointed": Checkpointed,
     "first_order": FirstOrder,
 }
 

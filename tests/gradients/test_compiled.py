@@ -1,0 +1,103 @@
+"""Compiled pieces equal the plain float64 task loop too. A compilation takes seconds: few cases."""
+
+import shutil
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from metalearn.algorithms import MAML
+from metalearn.errors import UsageError
+from metalearn.gradients import Adjoint, Checkpointed, Implicit, Unroll
+from metalearn.gradients.compiler import Compiled
+from metalearn.inner import lslr, sgd
+from tests.gradients import reference
+from tests.tasks import apart, classification, generator, network, randomised
+
+compiles = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler is there"
+)
+# What inductor brings with it, and uses, torch has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@contextmanager
+def threads(count: int):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+STEPS = 3
+
+
+def convolutions() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.BatchNorm2d(3, track_running_stats=False),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(12, 3),
+    )
+
+
+def layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+@compiles
+@pytest.mark.parametrize(
+    "strategy, batching, build, shape",
+    [
+        (Adjoint, "loop+compile", convolutions, (1, 5, 5)),
+        (Adjoint, "threads", layers, (4,)),
+        (Unroll, "vmap+compile", layers, (4,)),
+        (Checkpointed, "loop+compile+whole", layers, (4,)),
+    ],
+    ids=["adjoint-loop", "adjoint-threads", "unroll-vmap", "checkpointed-whole"],
+)
+def test_exact(strategy, batching, build, shape):
+    module, episodes = network(build), classification(shape=shape)
+    algo = MAML(module, STEPS, lslr(0.1))
+    meta = algo.init()
+    meta["hyper"] = randomised(meta["hyper"])
+    want = reference.meta_gradient(
+        module, meta["hyper"], episodes, STEPS, rates=reference.per_layer_and_step
+    )
+    with threads(2 if batching == "threads" else 1):
+        for _ in range(2):  # as compiled just now, and as kept
+            got, metrics = strategy(batching=batching)(algo, meta, episodes)
+            assert apart(got, want) < 1e-10
+        assert torch.get_num_threads() == (2 if batching == "threads" else 1)
+    measured = strategy(batching="loop")(algo, meta, episodes)[1]
+    torch.testing.assert_close(metrics, measured, rtol=1e-10, atol=0)
+
+
+@compiles
+def test_a_search_that_stops():
+    algo = MAML(network(lambda: nn.Linear(4, 3)), 3, sgd(0.1), proximal=1.5)
+    meta, episodes = algo.init(), classification(shape=(4,))
+    want, _ = Implicit("cg", 50, 1e-6, batching="loop")(algo, meta, episodes)
+    got, _ = Implicit("cg", 50, 1e-6, batching="vmap+compile")(algo, meta, episodes)
+    assert apart(got, want) < 1e-10
+
+
+@compiles
+def test_a_tensor_given_twice_is_two_inputs():
+    a, b = torch.randn(2, 5, generator=generator())
+    code = Compiled(lambda x, y: {"difference": x - 2 * y}, [a, a])
+    torch.testing.assert_close(code(a, a)["difference"], -a)
+    torch.testing.assert_close(code(a, b)["difference"], a - 2 * b)
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    algo = MAML(network(lambda: nn.Linear(4, 3)))
+    for batching in ("loop+compile", "threads", "vmap+compile"):
+        with pytest.raises(UsageError, match="needs a C.. compiler, and none is there"):
+            Unroll(batching=batching)(algo, algo.init(), classification(shape=(4,)))
