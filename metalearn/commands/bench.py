@@ -12,6 +12,7 @@ from rich.table import Table
 
 from metalearn.benchmarks import cells as grid
 from metalearn.benchmarks import frameworks, memory, report, rounding
+from metalearn.benchmarks.cells import Cell
 from metalearn.benchmarks.fit import fits
 from metalearn.benchmarks.machine import processors
 from metalearn.benchmarks.plots import plot_memory
@@ -94,7 +95,7 @@ def bench(arguments: list[str], console: Console) -> None:
     parts = PARTS if chosen.part == "all" else (chosen.part,)
     if "speed" in parts:
         records = race(cells, settings, folder, lambda line: _say(console, line))
-        report.write(records, folder)
+        report.write(_of(read(folder / "cells.jsonl"), settings), folder)
         _show_speed(records, console)
     if "errors" in parts:
         found = rounding.by_steps(device=device)
@@ -114,9 +115,16 @@ def bench(arguments: list[str], console: Console) -> None:
 
 
 def _of(records: Sequence[Record], settings: Settings) -> list[Record]:
-    """The records of the same device and threads."""
+    """The latest record of every cell on the same device with as many threads, in the grid's
+    order."""
     same = {"device": settings.device, "threads": settings.threads}
-    return [r for r in records if all(r["settings"][n] == v for n, v in same.items())]
+    latest = {
+        Cell(**record["cell"]): record
+        for record in records
+        if all(record["settings"][name] == value for name, value in same.items())
+    }
+    order = sorted(latest, key=lambda cell: (cell.model, cell.steps, cell.tasks))
+    return [latest[cell] for cell in order]
 
 
 def _say(console: Console, line: str) -> None:

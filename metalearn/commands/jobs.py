@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -114,18 +114,18 @@ def train(config: Mapping[str, Any], built: Built, folder: Path, console: Consol
 
 def settled(built: Built, settings: TrainingSettings, folder: Path, console: Console) -> Problem:
     """The problem with `batching=auto` settled: as this run was before, or measured now."""
-    problem = built.problem
-    if getattr(problem.gradient, "batching", None) != "auto":
+    problem, strategy = built.problem, cast(Any, built.problem.gradient)
+    if getattr(strategy, "batching", None) != "auto":
         return problem
     path = folder / "engine.json"
     if path.exists():
         choice = Choice.decode(path.read_text())
-        gradient = dataclasses.replace(problem.gradient, batching=str(choice.plan))
+        gradient = dataclasses.replace(strategy, batching=str(choice.plan))
     else:
         episodes = problem.train.batch("train", range(settings.meta_batch))
         episodes = episodes.map(lambda t: t.to(problem.device))
         coming = settings.steps * settings.meta_batch
-        gradient, choice = settle(problem.gradient, problem.algo, built.meta, episodes, coming)
+        gradient, choice = settle(strategy, problem.algo, built.meta, episodes, coming)
         write_atomic(path, choice.encode())
     console.print(f"engine: {choice}", soft_wrap=True, highlight=False)
     return dataclasses.replace(problem, gradient=gradient)

@@ -1,0 +1,128 @@
+"""`batching=auto` measures, keeps what it found, and changes nothing else."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from metalearn.algorithms import MAML
+from metalearn.backbones import MLP
+from metalearn.gradients import Adjoint, auto
+from metalearn.gradients.plan import parse
+from tests.tasks import apart, classification, network
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Adjoint that tells which batchings it was called with."""
+
+    batching: str = "auto"
+    calls: ClassVar[list[str]] = []
+    hessian_products: ClassVar[bool] = True
+
+    def __call__(self, algo, meta, episodes):
+        self.calls.append(self.batching)
+        return Adjoint(batching=self.batching)(algo, meta, episodes)
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path, monkeypatch):
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path))
+    monkeypatch.setattr(auto, "_choices", {})
+    Counted.calls.clear()
+
+
+def problem(steps: int = 2):
+    algo = MAML(network(lambda: MLP(4, 3, (8,))), steps=steps)
+    return algo, algo.init(), classification(tasks=4, shape=(4,))
+
+
+def test_the_fastest_of_what_was_timed(tmp_path):
+    settled, choice = auto.settle(Counted(), *problem(), coming=8)
+    assert set(choice.seconds) >= {"loop", "vmap", "loop+forward"}
+    assert set(Counted.calls) == set(choice.seconds)
+    assert choice.seconds[settled.batching] == min(choice.seconds.values())
+    (kept,) = (tmp_path / "plans").iterdir()
+    assert json.loads(kept.read_text())["plan"] == settled.batching
+    assert str(choice).startswith(f"{settled.batching}, ")
+
+
+def test_a_few_tasks_are_not_compiled_for():
+    _, choice = auto.settle(Counted(), *problem(), coming=8)
+    plans = [parse(name) for name in choice.seconds]
+    assert not any(plan.compile for plan in plans if plan)
+
+
+def test_no_forward_products_where_there_is_one_step():
+    _, choice = auto.settle(Counted(), *problem(steps=1), coming=8)
+    assert "loop+forward" not in choice.seconds
+
+
+def test_the_same_question_is_not_measured_twice(monkeypatch):
+    algo, meta, episodes = problem()
+    settled, choice = auto.settle(Counted(), algo, meta, episodes, coming=8)
+    Counted.calls.clear()
+    assert auto.settle(Counted(), algo, meta, episodes, coming=8) == (settled, choice)
+    monkeypatch.setattr(auto, "_choices", {})  # as in another process
+    assert auto.settle(Counted(), algo, meta, episodes, coming=8) == (settled, choice)
+    assert Counted.calls == []
+    other = classification(tasks=3, shape=(4,))
+    auto.settle(Counted(), algo, meta, other, coming=8)
+    assert Counted.calls
+
+
+def test_a_damaged_file_is_measured_anew(tmp_path, monkeypatch):
+    auto.settle(Counted(), *problem(), coming=8)
+    (kept,) = (tmp_path / "plans").iterdir()
+    kept.write_text("{")
+    monkeypatch.setattr(auto, "_choices", {})
+    Counted.calls.clear()
+    auto.settle(Counted(), *problem(), coming=8)
+    assert Counted.calls and json.loads(kept.read_text())
+
+
+def test_what_would_not_fit_is_passed_over(monkeypatch):
+    monkeypatch.setattr(auto, "free_memory_bytes", lambda device: 0)
+    monkeypatch.setattr(auto, "peak_memory_bytes", lambda device: 2**40)
+    settled, choice = auto.settle(Counted(), *problem(), coming=8)
+    assert choice.seconds["vmap"] == float("inf")
+    assert parse(settled.batching).tasks is None
+
+
+def test_what_fails_everywhere_says_why():
+    algo, meta, episodes = problem()
+    wrong = episodes.map(lambda t: t[..., :2] if t.is_floating_point() else t)
+    with pytest.raises(RuntimeError, match="shape"):
+        auto.settle(Counted(), algo, meta, wrong, coming=8)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_much_work_is_compiled_for():
+    algo = MAML(network(lambda: nn.Linear(4, 3)), steps=1)
+    episodes = classification(tasks=2, shape=(4,))
+    _, choice = auto.settle(Adjoint("auto"), algo, algo.init(), episodes)
+    assert {"loop+compile"} <= set(choice.seconds)
+    got, _ = Adjoint("loop+compile")(algo, algo.init(), episodes)
+    assert apart(got, Adjoint()(algo, algo.init(), episodes)[0]) < 1e-12
+
+
+def test_neither_the_gradient_nor_what_is_drawn_changes(monkeypatch):
+    monkeypatch.setattr(auto, "_WORTH_COMPILING", float("inf"))
+    algo, meta, episodes = problem()
+    before = torch.random.get_rng_state()
+    got, _ = Adjoint(batching="auto")(algo, meta, episodes)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert apart(got, Adjoint()(algo, meta, episodes)[0]) < 1e-12
+
+
+def test_other_settings_are_other_questions(tmp_path):
+    algo, meta, episodes = problem()
+    strategy = Adjoint(batching="auto")
+    auto.settle(strategy, algo, meta, episodes, coming=8)
+    auto.settle(dataclasses.replace(strategy, precision="bf16"), algo, meta, episodes, coming=8)
+    assert len(list((tmp_path / "plans").iterdir())) == 2
