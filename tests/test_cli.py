@@ -68,7 +68,7 @@ MISTAKES = {
     "batching=foo": "use auto, or loop, threads, vmap or a number of tasks",
     "batching=loop+fast": "with any of +compile, +forward, +unfold",
     "capture=graph": "capture=graph needs a CUDA device; use capture=none on a CPU",
-    "gradient=implicit": "algorithm=maml cannot use gradient=implicit",
+    "gradient=implicit": "set algorithm.proximal=2",
     "device=tpu": "device='tpu' is not known; use auto, cpu or cuda",
     "device=cuda:99": "device=cuda:99",
     "resume=foo": "resume=foo is not known; use auto or never",

@@ -5,9 +5,11 @@ The trace runs the piece, so whatever Python it holds is gone from the result: t
 tasks in several threads run side by side.
 """
 
+import logging
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,6 +31,18 @@ def check_compiler(device: torch.device) -> None:
         raise UsageError("+compile needs a C++ compiler, and none is there; install g++")
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's word that it found no CUDA, which a CPU does not need."""
+    speaker = logging.getLogger("torch.utils.cpp_extension")
+    before = speaker.level
+    speaker.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        speaker.setLevel(before)
+
+
 class Compiled:
     """A function of flat tensors, compiled for their shapes, and how its outputs are nested."""
 
@@ -47,7 +61,8 @@ class Compiled:
         options: dict[str, Any] = {}
         if tensors[0].device.type == "cpu":
             options = {"cpp_wrapper": True, "cpp.threads": torch.get_num_threads()}
-        self.code: Any = torch._inductor.compile(graph, list(tensors), options=options)
+        with _quiet():
+            self.code: Any = torch._inductor.compile(graph, list(tensors), options=options)
 
     def __call__(self, *tensors: Tensor) -> Any:
         return tree.rebuild(self.outputs, iter(self.code(*tensors)))
