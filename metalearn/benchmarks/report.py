@@ -178,7 +178,10 @@ def markdown(records: Sequence[Record], picture: str) -> str:
     parts.append(NOTES)
     if found:
         parts += [f"![tasks a second]({picture})", "## How many times as fast ours is"]
-        parts += ["Peers as their users run them / with the same tuned allocator as ours.", ratio_table(found)]
+        parts += [
+            "Peers as their users run them / with the same tuned allocator as ours.",
+            ratio_table(found),
+        ]
         if any(r.framework == "ours-bf16" for r in found):
             parts += ["`ours-bf16`:", ratio_table(found, "ours-bf16")]
         parts += ["## Everything that was timed", markdown_table(*_lines(found))]
