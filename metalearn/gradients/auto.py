@@ -93,7 +93,7 @@ def settle(
         # Nothing that is drawn here may show in what follows.
         with torch.random.fork_rng(), torch.no_grad():
             products = algo.steps > 1 and getattr(strategy, "hessian_products", False)
-            short = algo.steps * len(meta["init"]) <= _SHORT
+            short = 1 < algo.steps <= _SHORT / len(meta["init"])
             choice = _measure(trial, len(x), x.device, products, short, coming)
         _keep(question, choice)
     return dataclasses.replace(strategy, batching=str(choice.plan)), choice
