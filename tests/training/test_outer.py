@@ -200,3 +200,20 @@ def test_other_buffers_stay() -> None:
     meta_step(algo, Unroll(), Outer(meta, lambda w: SGD(w, lr=0.5)), meta, vectors())
     assert list(meta["buffers"]) == ["constant"]
     assert torch.equal(meta["buffers"]["constant"], torch.arange(3.0))
+
+
+def test_a_step_that_overflows_is_skipped_where_that_is_asked():
+    algo = ALGORITHMS["maml"]()
+    meta, kept = algo.init(), algo.init()
+    outer = Outer(meta, lambda learned: Adam(learned, lr=0.1), skip_overflow=True)
+    for count in (1, 2):
+        overflowed = random_like(meta, 1)  # a step scales what it is given, in place
+        next(iter(overflowed["init"].values())).div_(0)
+        assert not outer.step(overflowed).isfinite()
+        assert outer.skipped == count
+    torch.testing.assert_close(learned(meta), learned(kept), rtol=0, atol=0)
+    assert not outer.optimizer.state
+    assert outer.step(random_like(meta, 1)).isfinite() and outer.skipped == 0
+    plain = Outer(kept, lambda learned: Adam(learned, lr=0.1))
+    plain.step(random_like(meta, 1))
+    torch.testing.assert_close(learned(meta), learned(kept), rtol=0, atol=0)
