@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from metalearn import stem
+
 
 def max_pool_2x2(x: Tensor) -> Tensor:
     """`F.max_pool2d(x, 2)` by comparing four slices: no indices, which a compiler cannot fuse.
@@ -55,6 +57,34 @@ def unfolded_conv2d(
 
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+SMALL_PRODUCT = 5000
+"""Multiplications up to which a matrix product is cheaper inside another kernel than as a call
+(measured on MLPs of 40 units)."""
+
+
+def small_product(a: Tensor, b: Tensor) -> Any:
+    """`a @ b` of two or three dimensions as a sum, which a compiler fuses; NotImplemented for
+    larger ones."""
+    count = a.shape[-2] * a.shape[-1] * b.shape[-1]
+    wide = a.dtype in (torch.float32, torch.float64)
+    if count > SMALL_PRODUCT or a.device.type != "cpu" or not wide:
+        return NotImplemented
+    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
+
+
+def _small_addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    product = small_product(a, b) if beta == alpha == 1 else NotImplemented
+    return product if product is NotImplemented else product + c
+
+
+DECOMPOSITIONS = {
+    torch.ops.aten.mm.default: small_product,
+    torch.ops.aten.bmm.default: small_product,
+    torch.ops.aten.addmm.default: _small_addmm,
+}
+"""What `make_fx` is to write in place of an operation."""
 
 
 class _Replaced(TorchFunctionMode):
@@ -119,7 +149,7 @@ def _unfolded(
 @contextmanager
 def compiling() -> Iterator[None]:
     """Around the trace of what is to be compiled."""
-    with _Replaced(_pooling):
+    with stem.watching(), _Replaced(_pooling, stem.convolution):
         yield
 
 

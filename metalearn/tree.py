@@ -54,9 +54,14 @@ def leaves(nested: Any) -> list[Any]:
 
 
 def _collect(nested: Any, found: list[Any]) -> None:
-    if isinstance(nested, dict):
+    if isinstance(nested, Tensor):
+        found.append(nested)
+    elif isinstance(nested, dict):
         for part in nested.values():
-            _collect(part, found)
+            if isinstance(part, Tensor):  # most are: spares a call
+                found.append(part)
+            else:
+                _collect(part, found)
     elif isinstance(nested, tuple | list):
         for part in nested:
             _collect(part, found)

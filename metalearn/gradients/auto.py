@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -40,8 +41,9 @@ Trial = Callable[[Plan, int], object]
 
 _MARGIN = 0.6  # of the free memory
 _HOPELESS = 1.5  # times the best so far, on two tasks
-_SHORT = 60  # inner steps times weight tensors that one compiled piece may hold
+_SHORT, _LONG = 60, 300  # inner steps times weight tensors that one compiled piece may hold
 _WORTH_COMPILING = 120.0  # seconds of work to come, uncompiled
+_WORTH_LONG = 1200.0  # the same, where the compiler takes minutes
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Choice:
 
 
 _choices: dict[str, Choice] = {}
+_settled: WeakKeyDictionary[Any, dict[Any, tuple[Any, Choice]]] = WeakKeyDictionary()
+"""Answers by algorithm, for the calls of a loop: to ask `_choices` costs more than a step."""
 
 
 def settle(
@@ -81,6 +85,18 @@ def settle(
     strategy: a dataclass with a field `batching`. coming: tasks that are still to be run, None
     for many; a few are not worth compiling for.
     """
+    shapes = tuple(t.shape for batch in episodes for t in batch if t is not None)
+    x, many = episodes.support.x, coming is None or coming > 1000
+    asked = (strategy, algo.steps, shapes, x.dtype, x.device, torch.get_num_threads(), many)
+    settled = _settled.setdefault(algo, {})
+    if asked not in settled:
+        settled[asked] = _settle(strategy, algo, meta, episodes, coming)
+    return settled[asked]
+
+
+def _settle(
+    strategy: Any, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes, coming: int | None
+) -> tuple[Any, Choice]:
     x = episodes.support.x
     question = f"{_question(strategy, algo, meta, episodes)}\n{coming is None or coming > 1000}"
     choice = _remembered(question)
@@ -93,8 +109,8 @@ def settle(
         # Nothing that is drawn here may show in what follows.
         with torch.random.fork_rng(), torch.no_grad():
             products = algo.steps > 1 and getattr(strategy, "hessian_products", False)
-            short = 1 < algo.steps <= _SHORT / len(meta["init"])
-            choice = _measure(trial, len(x), x.device, products, short, coming)
+            size = algo.steps * len(meta["init"])
+            choice = _measure(trial, len(x), x.device, products, size, coming)
         _keep(question, choice)
     return dataclasses.replace(strategy, batching=str(choice.plan)), choice
 
@@ -127,11 +143,11 @@ def _measure(
     tasks: int,
     device: torch.device,
     forward: bool,
-    short: bool,
+    size: int,
     coming: int | None,
 ) -> Choice:
-    """forward: Hessian-vector products are taken. short: few enough operations to compile as
-    one piece. coming: tasks still to be run."""
+    """forward: Hessian-vector products are taken. size: inner steps times weight tensors.
+    coming: tasks still to be run."""
     stopwatch = _Stopwatch(trial, tasks, device)
     eager = [Plan(), Plan(tasks=0)]
     if tasks > 8:
@@ -155,10 +171,11 @@ def _measure(
         if stopwatch.best().tasks is not None or stopwatch.pays(best, Plan()):
             stopwatch.time(stopwatch.best()._replace(compile=True))
         if stopwatch.pays(Plan(tasks=0), Plan(), 1.5):
-            at_once = Plan(tasks=0, compile=True, forward=forward)
+            whole = size <= (_LONG if ahead > _WORTH_LONG else _SHORT)
+            at_once = Plan(tasks=0, compile=True, forward=forward, whole=whole)
             stopwatch.time(at_once)
-            if short:
-                stopwatch.time(at_once._replace(whole=True))
+            if device.type == "cpu" and torch.get_num_threads() > 1:
+                stopwatch.time(at_once._replace(serial=True))
     return Choice(stopwatch.best(), stopwatch.seconds)
 
 
@@ -192,7 +209,8 @@ class _Stopwatch:
             self.seconds[str(plan)] = float("inf")
 
     def _time(self, plan: Plan) -> float:
-        few = min(2, self.tasks)
+        # What is compiled for all tasks at once would be compiled for two as well.
+        few = self.tasks if plan.compile and plan.tasks == 0 else min(2, self.tasks)
         before = used_memory_bytes(self.device)
         reset_peak_memory(self.device)
         self._run(plan, few)  # compiles, warms up

@@ -19,13 +19,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from metalearn import tree
 from metalearn.errors import UsageError
-from metalearn.kernels import compiling
+from metalearn.kernels import DECOMPOSITIONS, compiling
 
 _cache: WeakKeyDictionary[Any, dict[Any, "Compiled"]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def check_compiler(device: torch.device) -> None:
+def _check_compiler(device: torch.device) -> None:
     """Raise UsageError where nothing could be compiled."""
     if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
         raise UsageError("+compile needs a C++ compiler, and none is there; install g++")
@@ -44,9 +44,14 @@ def _quiet() -> Iterator[None]:
 
 
 class Compiled:
-    """A function of flat tensors, compiled for their shapes, and how its outputs are nested."""
+    """A function of flat tensors, compiled for their shapes, and how its outputs are nested.
+
+    Raises UsageError where nothing can be compiled.
+    """
 
     def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor]):
+        _check_compiler(tensors[0].device)
+
         def flat(*tensors: Tensor) -> list[Tensor]:
             self.outputs = function(*tensors)
             # An output that is an input, or the same twice, is no kernel's result.
@@ -54,7 +59,8 @@ class Compiled:
 
         with torch.no_grad(), compiling():
             # The trace tells inputs apart by object: one given twice would count as one for good.
-            graph = make_fx(flat)(*(t.detach() for t in tensors))
+            graph = make_fx(flat, DECOMPOSITIONS)(*(t.detach() for t in tensors))
+        _keep_layout(graph)
         for node in graph.graph.nodes:
             node.meta.pop("val", None)  # shapes under a mode that the compiler would not share
         self.outputs = tree.rebuild(self.outputs, iter(lambda: None, 0))  # keeps no tensor alive
@@ -66,6 +72,22 @@ class Compiled:
 
     def __call__(self, *tensors: Tensor) -> Any:
         return tree.rebuild(self.outputs, iter(self.code(*tensors)))
+
+
+def _keep_layout(graph: torch.fx.GraphModule) -> None:
+    """Say the strides of one-channel images at every convolution: inductor takes all strides of a
+    dimension of size 1 for the same, and the convolution's output would not be channels-last."""
+    convolution = torch.ops.aten.convolution.default
+    for node in graph.graph.find_nodes(op="call_function", target=convolution):
+        x = node.args[0].meta["val"]
+        if x.shape[1] == 1 and x.is_contiguous(memory_format=torch.channels_last):
+            with graph.graph.inserting_before(node):
+                strides = list(x.shape), _strides(x)
+                view = graph.graph.call_function(
+                    torch.ops.aten.as_strided.default, (node.args[0], *strides)
+                )
+            node.replace_input_with(node.args[0], view)
+    graph.recompile()
 
 
 def compiled(
@@ -83,8 +105,12 @@ def compiled(
 def channels_last(t: Tensor) -> Tensor:
     """`t` `[A, B, H, W]` in memory as `[A, H, W, B]`, with those strides even where B is 1 and
     torch would take any for the same: they choose the layout of a convolution's output."""
-    _, b, h, w = t.shape
-    strides = (h * w * b, 1, w * b, b)
+    strides = _strides(t)
     if t.stride() == strides:
         return t
     return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
+
+
+def _strides(t: Tensor) -> tuple[int, int, int, int]:
+    _, b, h, w = t.shape
+    return h * w * b, 1, w * b, b

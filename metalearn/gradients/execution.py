@@ -54,7 +54,6 @@ class Execution:
         given = (meta, args)
         leaves = tree.leaves(given)
         tensors = [t for t in leaves if isinstance(t, Tensor)]
-        shared = len(tree.leaves(meta))
 
         def flat(*tensors: Tensor) -> Any:
             rest = iter(tensors)
@@ -65,6 +64,7 @@ class Execution:
 
         function = flat
         if self.vmapped:
+            shared = len(tree.leaves(meta))
             in_dims = (*[None] * shared, *[0] * (len(tensors) - shared))
             function = torch.func.vmap(flat, in_dims, randomness="different")
         if not self.compile:

@@ -1,5 +1,6 @@
 """How T tasks are run: a value that a user writes, or that `auto` measures and chooses."""
 
+import functools
 from typing import Literal, NamedTuple
 
 from metalearn.errors import UsageError
@@ -9,7 +10,7 @@ Batching = Literal["auto", "loop", "threads", "vmap"] | str | int
 as in `loop+compile`; or `auto`."""
 
 _WAYS = ("loop", "threads", "vmap")
-_OPTIONS = ("compile", "forward", "unfold", "whole")
+_OPTIONS = ("compile", "forward", "unfold", "whole", "serial")
 
 
 class Plan(NamedTuple):
@@ -21,8 +22,10 @@ class Plan(NamedTuple):
     compile: trace each piece once and compile it.
     forward: Hessian-vector products forward over reverse, in the strategies that take them.
     unfold: convolutions as matrix products of unfolded images.
-    whole: the whole gradient of a task as one piece. For small networks and few steps: no time
-        goes into calls, but the compiler takes longer with every step.
+    whole: the whole gradient of a task, under `vmap` the mean of all, as one piece. For small
+        networks and few steps: no time goes into calls, but the compiler takes longer with every
+        step.
+    serial: every operation on one core. For networks so small that sharing costs more.
     """
 
     tasks: int | None = None
@@ -31,6 +34,7 @@ class Plan(NamedTuple):
     forward: bool = False
     unfold: bool = False
     whole: bool = False
+    serial: bool = False
 
     def __str__(self) -> str:
         way = "threads" if self.threads else "loop"
@@ -40,6 +44,7 @@ class Plan(NamedTuple):
         return "+".join([way, *(name for name in _OPTIONS if getattr(named, name))])
 
 
+@functools.lru_cache(typed=True)
 def parse(batching: Batching) -> Plan | None:
     """The plan that `batching` names, None for "auto". Raises UsageError for anything else."""
     way, *options = str(batching).split("+")

@@ -4,6 +4,7 @@ import contextvars
 import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,6 @@ from metalearn.errors import UsageError
 from metalearn.gradients.auto import settle
 from metalearn.gradients.base import Strategy, check_algorithm
 from metalearn.gradients.capture import captured, check_capture
-from metalearn.gradients.compiler import check_compiler
 from metalearn.gradients.execution import Execution
 from metalearn.gradients.pieces import Run, Task
 from metalearn.gradients.plan import Plan, parse
@@ -115,11 +115,13 @@ def over_tasks(
         return settle(strategy, algo, meta, episodes)[0](algo, meta, episodes)
     if strategy.capture == "compile":
         plan = plan._replace(compile=True)
-    if plan.compile:
-        check_compiler(x.device)
     tasks = Task(episodes.support, episodes.query, seeds(algo, len(x), x.device))
 
     def mean_gradient(meta: Meta, tasks: Task) -> tuple[MetaGradients, Metrics]:
+        if plan.whole and plan.tasks == 0:
+            run = Execution(compile=plan.compile)
+            return run(at_once, algo, meta, tasks, gradient=gradient, plan=plan)
+
         def one(task: Task, run: Run) -> tuple[MetaGradients, Metrics]:
             if plan.whole:
                 return run(whole, algo, meta, task, gradient=gradient, forward=plan.forward)
@@ -127,8 +129,9 @@ def over_tasks(
 
         return _mean(one, tasks, plan)
 
+    cores = _one_thread() if plan.serial else nullcontext()
     # Outside no_grad a caller's own graph would keep every inner step alive.
-    with torch.no_grad(), computing_in(strategy.precision, x.device):
+    with torch.no_grad(), computing_in(strategy.precision, x.device), cores:
         if strategy.capture == "none":
             return mean_gradient(meta, tasks)
         return captured(algo, strategy, mean_gradient, (meta, tasks))
@@ -139,6 +142,27 @@ def whole(
 ) -> tuple[MetaGradients, Metrics]:
     """The gradient of one task as one piece."""
     return gradient(algo, meta, task, Execution(forward=forward, fused=False))
+
+
+def at_once(
+    algo: "MetaAlgorithm", meta: Meta, tasks: Task, gradient: TaskGradient, plan: Plan
+) -> tuple[MetaGradients, Metrics]:
+    """The mean gradient of all tasks, under `vmap`, as one piece."""
+
+    def one(task: Task, run: Run) -> tuple[MetaGradients, Metrics]:
+        return gradient(algo, meta, task, run)
+
+    return _mean(one, tasks, plan._replace(compile=False))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _mean(

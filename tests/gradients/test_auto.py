@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -33,8 +34,14 @@ class Counted:
 @pytest.fixture(autouse=True)
 def fresh(tmp_path, monkeypatch):
     monkeypatch.setenv("METALEARN_CACHE", str(tmp_path))
-    monkeypatch.setattr(auto, "_choices", {})
+    forget(monkeypatch)
     Counted.calls.clear()
+
+
+def forget(monkeypatch) -> None:
+    """As in another process."""
+    monkeypatch.setattr(auto, "_choices", {})
+    monkeypatch.setattr(auto, "_settled", WeakKeyDictionary())
 
 
 def problem(steps: int = 2):
@@ -68,7 +75,7 @@ def test_the_same_question_is_not_measured_twice(monkeypatch):
     settled, choice = auto.settle(Counted(), algo, meta, episodes, coming=8)
     Counted.calls.clear()
     assert auto.settle(Counted(), algo, meta, episodes, coming=8) == (settled, choice)
-    monkeypatch.setattr(auto, "_choices", {})  # as in another process
+    forget(monkeypatch)
     assert auto.settle(Counted(), algo, meta, episodes, coming=8) == (settled, choice)
     assert Counted.calls == []
     other = classification(tasks=3, shape=(4,))
@@ -80,7 +87,7 @@ def test_a_damaged_file_is_measured_anew(tmp_path, monkeypatch):
     auto.settle(Counted(), *problem(), coming=8)
     (kept,) = (tmp_path / "plans").iterdir()
     kept.write_text("{")
-    monkeypatch.setattr(auto, "_choices", {})
+    forget(monkeypatch)
     Counted.calls.clear()
     auto.settle(Counted(), *problem(), coming=8)
     assert Counted.calls and json.loads(kept.read_text())

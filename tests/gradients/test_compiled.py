@@ -37,12 +37,12 @@ STEPS = 3
 
 def convolutions() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding=1),
-        nn.BatchNorm2d(3, track_running_stats=False),
+        nn.Conv2d(1, 9, 3, padding=1),
+        nn.BatchNorm2d(9, track_running_stats=False),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(12, 3),
+        nn.Linear(36, 3),
     )
 
 
@@ -58,8 +58,9 @@ def layers() -> nn.Module:
         (Adjoint, "threads", layers, (4,)),
         (Unroll, "vmap+compile", layers, (4,)),
         (Checkpointed, "loop+compile+whole", layers, (4,)),
+        (Adjoint, "vmap+compile+whole+serial", layers, (4,)),
     ],
-    ids=["adjoint-loop", "adjoint-threads", "unroll-vmap", "checkpointed-whole"],
+    ids=["adjoint-loop", "adjoint-threads", "unroll-vmap", "checkpointed-whole", "at-once"],
 )
 def test_exact(strategy, batching, build, shape):
     module, episodes = network(build), classification(shape=shape)

@@ -60,6 +60,7 @@ PLANS = {
     "2+forward": Plan(tasks=2, forward=True),
     "threads+forward": Plan(threads=True, compile=True, forward=True),
     "16+unfold+compile": Plan(tasks=16, compile=True, unfold=True),
+    "vmap+compile+whole+serial": Plan(tasks=0, compile=True, whole=True, serial=True),
 }
 
 

@@ -26,6 +26,8 @@ def wandb_records(path):
             place += room
             continue
         _, length, kind = struct.unpack_from("<IHB", data, place)
+        if place + _PREFIX + length > len(data):
+            return  # still being written
         parts += data[place + _PREFIX : place + _PREFIX + length]
         place += _PREFIX + length
         if kind in (1, 4):  # a full record, or the last part of one
@@ -44,7 +46,13 @@ def history(path):
 
 
 def recorded(folder):
+    """The file of a finished run, whole: wandb's own process may still be writing its end."""
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        if any(r.WhichOneof("record_type") == "exit" for r in wandb_records(path)):
+            break
+        time.sleep(0.1)
     return path
 
 

@@ -1,0 +1,121 @@
+"""Batch norm after a convolution of the images themselves, without a pass over its output.
+
+The output's moments follow from those of the patches u under the kernel, which no weight
+changes: with mean m and covariance C of the patches, `w @ u + b` has the mean `w @ m + b` and the
+variance `w @ C @ w`. Batch norm is then a convolution with other weights, and its derivatives,
+in every order, are those of two small products. For the 27 numbers of a 3x3 patch of a colour
+image C costs less than half of the convolution, and the output, the largest tensor of a network,
+is neither read for its moments nor for their gradient.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Convolution(NamedTuple):
+    """A convolution of images, and where its output came from."""
+
+    y: Tensor
+    x: Tensor
+    weight: Tensor
+    options: tuple[Any, Any, Any]
+
+
+_seen: ContextVar[dict[int, Convolution] | None] = ContextVar("metalearn_stem", default=None)
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    """Let `seen` know the convolutions of images inside."""
+    token = _seen.set({})
+    try:
+        yield
+    finally:
+        _seen.reset(token)
+
+
+def convolution(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """A rule for `torch.conv2d`: the same, remembered where its moments can be had for less."""
+    if func is not torch.conv2d:
+        return NotImplemented
+    return _convolution(*args, **kwargs)
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    known = _seen.get()
+    small = math.prod(weight.shape[1:]) <= len(weight)
+    if known is None or groups != 1 or not small or x.device.type != "cpu" or not _is_data(x):
+        return NotImplemented
+    y = torch.conv2d(x, weight, bias, stride, padding, dilation)
+    known[id(y)] = Convolution(y, x, weight, (stride, padding, dilation))
+    return y
+
+
+def _is_data(x: Tensor) -> bool:
+    """Whether no transform around here differentiates by `x`."""
+    while not x.requires_grad:
+        if not _functorch.is_functorch_wrapped_tensor(x):
+            return True
+        x = _functorch.get_unwrapped(x)
+    return False
+
+
+def seen(y: Tensor) -> Convolution | None:
+    """The convolution of images that `y` is the output of, if it is one."""
+    return (_seen.get() or {}).get(id(y))
+
+
+def normalised(made: Convolution, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """`made.y` after batch norm by its own mean and biased variance.
+
+    weight, bias: `[C]`, of the norm. The convolution's bias cancels.
+    """
+    kernel = made.weight
+    wide = torch.promote_types(kernel.dtype, torch.float32)
+    mean, covariance = patch_moments(made.x.to(wide), kernel.shape, made.options)
+    # A variance far below that of the patches is a difference of larger numbers: in float64.
+    flat = kernel.flatten(1).double()
+    var = ((flat @ covariance) * flat).sum(1).clamp(min=0)
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight
+    shift = -(flat @ mean) * scale
+    if bias is not None:
+        shift = shift + bias
+    scaled = kernel.to(wide) * scale.to(wide).view(-1, 1, 1, 1)
+    return F.conv2d(made.x, scaled.to(kernel.dtype), shift.to(kernel.dtype), *made.options)
+
+
+def patch_moments(
+    x: Tensor, kernel: torch.Size, options: tuple[Any, Any, Any]
+) -> tuple[Tensor, Tensor]:
+    """Mean `[P]` and biased covariance `[P, P]`, in float64, of the P = channels * height * width
+    numbers under every place of a kernel `[_, channels, height, width]` on images `[B, C, H, W]`.
+
+    options: stride, padding and dilation of the convolution.
+    """
+    size = math.prod(kernel[1:])
+    # Close to the mean, so that the difference of squares below loses little.
+    centre = x.mean((0, 2, 3)).repeat_interleave(size // kernel[1])
+    picks = torch.eye(size, dtype=x.dtype, device=x.device).view(size, *kernel[1:])
+    patches = F.conv2d(x, picks, -centre, *options).movedim(1, -1).flatten(1, 2)  # [B, L, P]
+    count = patches.shape[0] * patches.shape[1]
+    offset = patches.sum(1).double().sum(0) / count
+    products = (patches.mT @ patches).double().sum(0) / count
+    return offset + centre, products - offset.unsqueeze(1) * offset
