@@ -1,6 +1,8 @@
 """Data sets decoded once into memory-mapped arrays, with their splits."""
 
+from metalearn.data.cifar import cifar_fs, fc100
 from metalearn.data.dataset import Classes, ImageDataset
+from metalearn.data.folder import folder
 from metalearn.data.glyphs import glyphs
 from metalearn.data.omniglot import omniglot
 from metalearn.data.paths import data_folder
@@ -16,7 +18,10 @@ __all__ = [
     "ImageStore",
     "Sinusoid",
     "cache_folder",
+    "cifar_fs",
     "data_folder",
+    "fc100",
+    "folder",
     "glyphs",
     "omniglot",
 ]
