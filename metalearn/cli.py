@@ -33,6 +33,7 @@ GROUPS = (
     "inner",
     "backbone",
     "dataset",
+    "augmentation",
     "outer",
     "outer/schedule",
     "tracker",

@@ -121,6 +121,10 @@ OTHERS = {
     "data show episode=first": "episode=first must be a whole number",
     "data show split=dev dataset.classes=60": "split=dev is not known; use train, val, test",
     "data manifest dataset=sinusoid": "only episodes of images have a manifest file",
+    "train augmentation=standard dataset=sinusoid": "augmentation is for images",
+    "train augmentation=standard augmentation.support.flip=2": "augmentation: flip=2 must be 0 to 1",
+    "train augmentation=standard augmentation.support.flop=1": "no key augmentation.support.flop (did you mean",
+    "train +augmentation.queries=1": "no key augmentation.queries",
     "data prepare dataset=folder": "dataset.root is missing; use dataset.root=",
     "data prepare dataset=folder dataset.root=nowhere": "there is no folder or zip archive nowhere",
     "data prepare dataset=gliphs": "dataset=gliphs is not known (did you mean glyphs?)",
@@ -210,3 +214,8 @@ def test_a_run_is_measured_on_a_manifest(workplace: Path) -> None:
     assert "manifest m.json is refused (it lists images of glyphs with hash" in wrong
     two = metalearn("train", *FAST, "evaluation.manifest=m.json", "episodes.ways=3").mistake
     assert two.endswith("the network has 3 outputs; use episodes.ways=5")
+
+
+def test_training_images_are_changed(workplace: Path) -> None:
+    trained = metalearn("train", *FAST, "augmentation=standard", "augmentation.query=null")
+    assert trained.code == 0, trained.err

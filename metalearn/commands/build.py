@@ -19,7 +19,14 @@ from metalearn.algorithms.base import MetaAlgorithm
 from metalearn.algorithms.losses import cross_entropy, mean_squared
 from metalearn.commands.arguments import check_choice, check_node, check_numbers, target
 from metalearn.data import DataError, ImageDataset, Sinusoid
-from metalearn.episodes import EpisodeSource, Manifest, make_episodes, read_manifest
+from metalearn.episodes import (
+    Augmentation,
+    EpisodeSource,
+    Manifest,
+    augmented,
+    make_episodes,
+    read_manifest,
+)
 from metalearn.errors import UsageError
 from metalearn.gradients.base import STRATEGIES, MetaGradient, lacks_proximal_term
 from metalearn.gradients.capture import check_capture
@@ -52,6 +59,7 @@ def build(config: Mapping[str, Any]) -> Built:
     dataset = build_dataset(config)
     training, evaluation = config["training"], config["evaluation"]
     train = _episodes(config, dataset, config["seed"], training, "train")
+    train = augmented(train, **_changes(config))
     test = _test(config, dataset)
     validation = _episodes(config, dataset, evaluation["seed"], {}, "val")
     algo = _algorithm(config, _module(config, dataset), isinstance(dataset, ImageDataset))
@@ -94,6 +102,7 @@ def _check(config: Mapping[str, Any]) -> MetaGradient:
     check_choice("resume", config["resume"], ("auto", "never"))
     check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
     check_numbers(config)
+    _changes(config)
     for name in ("dataset", "inner", "algorithm"):
         check_node(config[name], name)
     given = config["backbone"]
@@ -172,7 +181,7 @@ def _episodes(
 
 def _test(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> Manifest:
     evaluation = config["evaluation"]
-    if evaluation["manifest"] is None:
+    if evaluation.get("manifest") is None:
         source = _episodes(config, dataset, evaluation["seed"], {}, evaluation["split"])
         return Manifest(source, evaluation["split"], evaluation["episodes"])
     if not isinstance(dataset, ImageDataset):
@@ -185,6 +194,17 @@ def _test(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> Manife
             f"use episodes.ways={ways}"
         )
     return manifest
+
+
+def _changes(config: Mapping[str, Any]) -> dict[str, Augmentation | None]:
+    """What is done to the images of training episodes: of the support set, of the queries."""
+    node = config.get("augmentation") or {}
+    if unknown := set(node) - {"support", "query"}:
+        raise UsageError(f"no key augmentation.{min(unknown)}; use augmentation.support or .query")
+    return {
+        part: _make(node[part], f"augmentation.{part}") if node.get(part) else None
+        for part in ("support", "query")
+    }
 
 
 def _held_on(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> torch.device | None:
