@@ -23,6 +23,7 @@ USAGE = """usage: metalearn <command> [overrides]
              | manifest [dataset=...] [evaluation.episodes=600] [out=<file>]
   list       algorithms, backbones, data sets, strategies, experiments
   bench      engine [cells=quick|full|conv4-28/K=1,5/T=4] [part=speed|errors|memory|fit|all]
+             | episodes [datasets=omniglot,cifar_fs] [ways=5] [shots=1] [queries=15]
 
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration."""

@@ -64,7 +64,9 @@ def show(
         path.parent.mkdir(parents=True, exist_ok=True)
         page.save(path, "PNG")
     except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror or error}); use out=<file>") from None
+        raise UsageError(
+            f"cannot write {path} ({error.strerror or error}); use out=<file>"
+        ) from None
     console.print(f"{path}: {page.width}x{page.height}", soft_wrap=True, markup=False)
 
 

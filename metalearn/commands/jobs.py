@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from metalearn import tree
 from metalearn.commands.build import Built, build

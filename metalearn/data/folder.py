@@ -54,7 +54,9 @@ def folder(
     share a class or name one that is not there.
     """
     if root is None:
-        raise DataError("dataset.root is missing; use dataset.root=<folder or zip of class folders>")
+        raise DataError(
+            "dataset.root is missing; use dataset.root=<folder or zip of class folders>"
+        )
     if size < 1 or channels not in (None, 1, 3) or fit not in ("crop", "stretch"):
         raise DataError(
             f"folder: size={size}, channels={channels}, fit={fit} must be 1 or more, 1 or 3, and "

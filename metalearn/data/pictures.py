@@ -11,8 +11,9 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
-from metalearn.data.archive import open_archive
+from metalearn.data.archive import TARS, open_archive, untarred
 from metalearn.errors import DataError
+from metalearn.files import cache_folder
 
 FORMATS = {
     ".png": "PNG",
@@ -76,14 +77,21 @@ def cannot_read(path: Path, error: OSError) -> str:
 
 @contextmanager
 def open_files(path: Path) -> Iterator[Files]:
-    """The files of the folder or zip archive at `path`. Raises DataError where it is neither."""
+    """The files of the folder, zip or tar archive at `path`. Raises DataError where it is none.
+
+    A tar is unpacked to a temporary folder of the cache, since it can only be read from its
+    start.
+    """
     if path.is_dir():
         yield Folder(path)
+    elif path.is_file() and path.name.lower().endswith(TARS):
+        with untarred(path, cache_folder()) as folder:
+            yield Folder(folder)
     elif path.is_file():
         with open_archive(path) as archive:
             yield archive
     else:
-        raise DataError(f"there is no folder or zip archive {path}; correct dataset.root")
+        raise DataError(f"there is no folder or archive {path}; correct dataset.root")
 
 
 def by_class(files: Files) -> dict[str, list[str]]:
@@ -111,8 +119,7 @@ def picture(files: Files, name: str) -> Image.Image:
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split()).replace(repr(data), "")
         raise DataError(
-            f"{name} in {files.path} is no picture that can be read ({reason}); "
-            "mend or remove it"
+            f"{name} in {files.path} is no picture that can be read ({reason}); mend or remove it"
         ) from None
 
 

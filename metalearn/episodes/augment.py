@@ -164,7 +164,7 @@ def _grey(x: Tensor) -> Tensor:
 
 
 def _erased(x: Tensor, chosen: Tensor, place: Tensor, shape: Tensor) -> Tensor:
-    """A black rectangle where `chosen` `[B]`. place: area, row and column `[B, 3]`; shape: `[B]`."""
+    """A black rectangle where `chosen` `[B]`. place: area, row, column `[B, 3]`; shape: `[B]`."""
     h, w = x.shape[-2:]
     area = (ERASED[0] + (ERASED[1] - ERASED[0]) * place[:, 0]) * h * w
     low, high = np.log(RATIO)

@@ -46,7 +46,9 @@ def episode_sheet(source: FewShotEpisodes, split: str, index: int) -> Image.Imag
     return page
 
 
-def class_sheet(dataset: ImageDataset, split: str, classes: int = 20, each: int = 10) -> Image.Image:
+def class_sheet(
+    dataset: ImageDataset, split: str, classes: int = 20, each: int = 10
+) -> Image.Image:
     """The first images of the first classes of a split, a row for each class."""
     names = dataset.splits[split].names(dataset.store)[:classes]
     sizes = dataset.examples_in(split, np.arange(len(names)))

@@ -110,10 +110,7 @@ class EpisodeTasks:
             batch.x[0].unflatten(0, (each, ways)).transpose(0, 1)
             for batch, each in ((support, shots), (query, queries))
         ]
-        if shots == queries:
-            data = torch.stack(parts, 2).flatten(1, 2)
-        else:
-            data = torch.cat(parts, 1)
+        data = torch.stack(parts, 2).flatten(1, 2) if shots == queries else torch.cat(parts, 1)
         return data.flatten(0, 1), torch.arange(ways).repeat_interleave(shots + queries)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -157,7 +157,7 @@ BAD = {
     "dangling link": (unreadable, {}, "cannot read"),
     "two classes": (lambda root: shutil.rmtree(root / "cow"), {}, "2 classes"),
     "empty": (lambda root: [shutil.rmtree(p) for p in root.iterdir()], {}, "no pictures"),
-    "gone": (shutil.rmtree, {}, "no folder or zip"),
+    "gone": (shutil.rmtree, {}, "no folder or archive"),
     "size": (None, {"size": 0}, "size=0"),
     "channels": (None, {"channels": 2}, "channels=2"),
     "fit": (None, {"fit": "pad"}, "fit=pad"),

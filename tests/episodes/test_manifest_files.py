@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from metalearn.data import DataError
+from metalearn.data import DataError, Sinusoid
 from metalearn.episodes import FewShotEpisodes, Manifest, read_manifest, write_manifest
 from metalearn.episodes.source import SinusoidEpisodes
-from metalearn.data import Sinusoid
 from metalearn.errors import UsageError
 from tests.images import tiny_dataset
 
