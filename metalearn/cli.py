@@ -18,10 +18,12 @@ from metalearn.errors import UsageError, nearest
 USAGE = """usage: metalearn <command> [overrides]
 
   train      train, validate and test; `-m` sweeps over comma-separated values
-  evaluate   measure a run again: run=<folder> [evaluation.episodes=1000 ...]
-  data       list | prepare [dataset=...] | verify [dataset=...]
+  evaluate   measure a run again: run=<folder> [manifest=<file>] [evaluation.episodes=1000 ...]
+  data       list | prepare [dataset=...] | verify [...] | show [split=test] [episode=0] [...]
+             | manifest [dataset=...] [evaluation.episodes=600] [out=<file>]
   list       algorithms, backbones, data sets, strategies, experiments
   bench      engine [cells=quick|full|conv4-28/K=1,5/T=4] [part=speed|errors|memory|fit|all]
+             | episodes [datasets=omniglot,cifar_fs] [ways=5] [shots=1] [queries=15]
 
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration."""
@@ -32,6 +34,7 @@ GROUPS = (
     "inner",
     "backbone",
     "dataset",
+    "augmentation",
     "outer",
     "outer/schedule",
     "tracker",
@@ -44,6 +47,9 @@ OPTIONS = {
     **dict.fromkeys(("-c", "--cfg", "-p", "--package", "-i", "--info"), True),
     **dict.fromkeys(("-cd", "--config-dir"), True),
 }
+
+OWN = {"show": ("split", "episode", "out"), "manifest": ("out",)}
+"""Arguments of `metalearn data <action>` that are no overrides."""
 
 
 def train(arguments: list[str], console: Console) -> None:
@@ -103,7 +109,9 @@ def evaluate(arguments: list[str], console: Console) -> None:
     if len(runs) != 1 or not runs[0]:
         raise UsageError("evaluate needs one run: metalearn evaluate run=<folder> [overrides]")
     run = Path(runs[0])
-    config = reopen(run, [a for a in arguments if not a.startswith("run=")])
+    overrides = [a for a in arguments if not a.startswith("run=")]
+    overrides = [f"evaluation.{a}" if a.startswith("manifest=") else a for a in overrides]
+    config = reopen(run, overrides)
     if not (run / "weights.safetensors").exists():
         raise UsageError(f"{run} has not finished; the command that started it goes on with it")
     from metalearn.commands import jobs
@@ -113,20 +121,29 @@ def evaluate(arguments: list[str], console: Console) -> None:
 
 
 def data(arguments: list[str], console: Console) -> None:
-    """`metalearn data list|prepare|verify`."""
+    """`metalearn data list|prepare|verify|show|manifest`."""
     action, *overrides = arguments or ["list"]
     if "=" in action:
         action, overrides = "prepare", arguments
-    actions = ("list", "prepare", "verify")
+    actions = ("list", "prepare", "verify", "show", "manifest")
     if action not in actions:
         near = nearest(action, actions)
         raise UsageError(f"no data command {action}{near}; use {', '.join(actions)}")
     if action == "list":
         console.print(_options(["dataset"]))
         return
-    from metalearn.commands import jobs
+    from metalearn.commands import data as sets
 
-    jobs.prepare_data(compose(overrides), console, verify=action == "verify")
+    own = OWN.get(action, ())
+    given = {n: v for n, _, v in (a.partition("=") for a in overrides) if n in own}
+    overrides = [a for a in overrides if a.partition("=")[0] not in own]
+    if action == "show":
+        sets.show(compose(overrides), console, **given)
+        return
+    if action == "manifest":
+        sets.manifest(compose(overrides), console, **given)
+        return
+    sets.prepare(compose(overrides), console, verify=action == "verify")
 
 
 def listing(arguments: list[str], console: Console) -> None:

@@ -116,7 +116,17 @@ OTHERS = {
     "evaluate": "evaluate needs one run: metalearn evaluate run=<folder> [overrides]",
     "evaluate run=": "evaluate needs one run",
     "evaluate run=nowhere": "nowhere is not a run folder (no config.yaml); see `ls runs`",
-    "data lst": "no data command lst (did you mean list?); use list, prepare, verify",
+    "data lst": "no data command lst (did you mean list?); use list, prepare, verify, show",
+    "data show dataset=sinusoid": "dataset=sinusoid has no images to show",
+    "data show episode=first": "episode=first must be a whole number",
+    "data show split=dev dataset.classes=60": "split=dev is not known; use train, val, test",
+    "data manifest dataset=sinusoid": "only episodes of images have a manifest file",
+    "train augmentation=standard dataset=sinusoid": "augmentation is for images",
+    "train augmentation=standard augmentation.support.flip=2": "flip=2 must be 0 to 1",
+    "train augmentation=standard augmentation.support.flop=1": "no key augmentation.support.flop",
+    "train +augmentation.queries=1": "no key augmentation.queries",
+    "data prepare dataset=folder": "dataset.root is missing; use dataset.root=",
+    "data prepare dataset=folder dataset.root=nowhere": "there is no folder or archive nowhere",
     "data prepare dataset=gliphs": "dataset=gliphs is not known (did you mean glyphs?)",
     "list algoritm": "no group algoritm (did you mean algorithm?)",
 }
@@ -184,3 +194,28 @@ def test_the_installed_command_exits_with_two(workplace: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     told = "metalearn: no key seeed (did you mean seed?); see metalearn train --cfg job\n"
     assert done.stderr == told
+
+
+def test_data_is_shown(workplace: Path) -> None:
+    assert "glyphs-test-classes.png: " in metalearn("data", "show", "dataset.classes=60").out
+    shown = metalearn("data", "show", "dataset.classes=60", "split=val", "episode=3", "out=a/e.png")
+    assert shown.out.startswith("a/e.png: ") and shown.code == 0
+    for path in ("glyphs-test-classes.png", "a/e.png"):
+        assert (workplace / path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_is_measured_on_a_manifest(workplace: Path) -> None:
+    listed = metalearn("data", "manifest", *FAST[1:2], "evaluation.episodes=7", "out=m.json")
+    assert listed.out.startswith("m.json: 7 episodes, 5-way 1-shot, 15 queries a class, hash ")
+    metalearn("train", *FAST, "run_dir=run")
+    measured = metalearn("evaluate", "run=run", "manifest=m.json")
+    assert measured.code == 0 and listed.out.split()[-1][:12] in measured.out
+    wrong = metalearn("train", *FAST, "evaluation.manifest=m.json", "dataset.seed=1").mistake
+    assert "manifest m.json is refused (it lists images of glyphs with hash" in wrong
+    two = metalearn("train", *FAST, "evaluation.manifest=m.json", "episodes.ways=3").mistake
+    assert two.endswith("the network has 3 outputs; use episodes.ways=5")
+
+
+def test_training_images_are_changed(workplace: Path) -> None:
+    trained = metalearn("train", *FAST, "augmentation=standard", "augmentation.query=null")
+    assert trained.code == 0, trained.err

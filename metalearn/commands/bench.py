@@ -1,7 +1,6 @@
 """`metalearn bench engine`: the meta-gradient beside other packages' engines."""
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from metalearn.benchmarks.machine import processors
 from metalearn.benchmarks.plots import plot_memory
 from metalearn.benchmarks.records import Record, read
 from metalearn.benchmarks.speed import Settings, race
-from metalearn.commands.arguments import check_choice
-from metalearn.errors import UsageError, nearest
+from metalearn.commands.arguments import check_choice, read_options
+from metalearn.commands.bench_episodes import bench_episodes
+from metalearn.errors import UsageError
 from metalearn.files import write_atomic
 from metalearn.training.device import torch_device
 
@@ -44,26 +44,7 @@ class Options:
 
 def options(arguments: Sequence[str]) -> Options:
     """From `name=value`. Raises UsageError for a name or a value that is not known."""
-    given: dict[str, Any] = {}
-    defaults = Options()
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals:
-            raise UsageError(f"cannot read {argument!r}; write name=value")
-        known = list(vars(defaults))
-        if name not in known:
-            raise UsageError(f"no option {name}{nearest(name, known)}; use {', '.join(known)}")
-        default = getattr(defaults, name)
-        if isinstance(default, int | float):
-            try:
-                given[name] = type(default)(value)
-            except ValueError:
-                raise UsageError(f"{name}={value} must be a number") from None
-            if not 0 < given[name] < math.inf:
-                raise UsageError(f"{name}={value} must be above 0")
-        else:
-            given[name] = value
-    chosen = Options(**given)
+    chosen = read_options(arguments, Options())
     check_choice("part", chosen.part, (*PARTS, "all"))
     check_choice("allocator", chosen.allocator, tuple(ALLOCATORS))
     if chosen.threads > processors():
@@ -74,10 +55,15 @@ def options(arguments: Sequence[str]) -> Options:
 
 
 def bench(arguments: list[str], console: Console) -> None:
-    """`metalearn bench engine [name=value ...]`. Raises UsageError."""
+    """`metalearn bench engine|episodes [name=value ...]`. Raises UsageError."""
     what, *rest = arguments or [""]
+    if what == "episodes":
+        bench_episodes(rest, console)
+        return
     if what != "engine":
-        raise UsageError(f"no benchmark {what!r}; use metalearn bench engine [name=value ...]")
+        raise UsageError(
+            f"no benchmark {what!r}; use metalearn bench engine or episodes [name=value ...]"
+        )
     chosen = options(rest)
     cells = grid.parse(chosen.cells)
     # The quick benchmark leaves out the variant that takes a minute to compile.

@@ -19,7 +19,14 @@ from metalearn.algorithms.base import MetaAlgorithm
 from metalearn.algorithms.losses import cross_entropy, mean_squared
 from metalearn.commands.arguments import check_choice, check_node, check_numbers, target
 from metalearn.data import DataError, ImageDataset, Sinusoid
-from metalearn.episodes import EpisodeSource, Manifest, make_episodes
+from metalearn.episodes import (
+    Augmentation,
+    EpisodeSource,
+    Manifest,
+    augmented,
+    make_episodes,
+    read_manifest,
+)
 from metalearn.errors import UsageError
 from metalearn.gradients.base import STRATEGIES, MetaGradient, lacks_proximal_term
 from metalearn.gradients.capture import check_capture
@@ -52,7 +59,8 @@ def build(config: Mapping[str, Any]) -> Built:
     dataset = build_dataset(config)
     training, evaluation = config["training"], config["evaluation"]
     train = _episodes(config, dataset, config["seed"], training, "train")
-    test = _episodes(config, dataset, evaluation["seed"], {}, evaluation["split"])
+    train = augmented(train, **_changes(config))
+    test = _test(config, dataset)
     validation = _episodes(config, dataset, evaluation["seed"], {}, "val")
     algo = _algorithm(config, _module(config, dataset), isinstance(dataset, ImageDataset))
     _check_fit(config, gradient, algo)
@@ -71,12 +79,20 @@ def build(config: Mapping[str, Any]) -> Built:
         evaluation["steps"],
     )
     outer = _outer(config, meta)
-    return Built(problem, Manifest(test, evaluation["split"], evaluation["episodes"]), meta, outer)
+    return Built(problem, test, meta, outer)
 
 
 def build_dataset(config: Mapping[str, Any]) -> ImageDataset | Sinusoid:
     """The data set alone, prepared if it was not."""
     return _make(config["dataset"], "dataset")
+
+
+def build_source(config: Mapping[str, Any], split: str) -> EpisodeSource:
+    """The episodes of `split` that a run with this configuration draws, without its network."""
+    config = {**config, "outputs": None}
+    own = config["training"] if split == "train" else {}
+    seed = config["seed"] if split == "train" else config["evaluation"]["seed"]
+    return _episodes(config, build_dataset(config), seed, own, split)
 
 
 def _check(config: Mapping[str, Any]) -> MetaGradient:
@@ -86,6 +102,7 @@ def _check(config: Mapping[str, Any]) -> MetaGradient:
     check_choice("resume", config["resume"], ("auto", "never"))
     check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
     check_numbers(config)
+    _changes(config)
     for name in ("dataset", "inner", "algorithm"):
         check_node(config[name], name)
     given = config["backbone"]
@@ -157,11 +174,45 @@ def _episodes(
             f"{name}.ways={shape['ways']}, but the network has {config['outputs']} outputs; only "
             "algorithms without a head, as algorithm=protonet, can take other ways"
         )
-    device = torch_device(config["device"])
-    held = images and device.type == "cuda" and dataset.fits(device)
-    source = make_episodes(dataset, **shape, seed=seed, device=device if held else None)
+    source = make_episodes(dataset, **shape, seed=seed, device=_held_on(config, dataset))
     source.check(split)
     return source
+
+
+def _test(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> Manifest:
+    evaluation = config["evaluation"]
+    if evaluation.get("manifest") is None:
+        source = _episodes(config, dataset, evaluation["seed"], {}, evaluation["split"])
+        return Manifest(source, evaluation["split"], evaluation["episodes"])
+    if not isinstance(dataset, ImageDataset):
+        raise UsageError("evaluation.manifest lists images; regression has none")
+    manifest = read_manifest(Path(evaluation["manifest"]), dataset, _held_on(config, dataset))
+    ways = manifest.source.shape[0]
+    if config["outputs"] not in (None, ways):
+        raise UsageError(
+            f"the manifest has {ways} ways, but the network has {config['outputs']} outputs; "
+            f"use episodes.ways={ways}"
+        )
+    return manifest
+
+
+def _changes(config: Mapping[str, Any]) -> dict[str, Augmentation | None]:
+    """What is done to the images of training episodes: of the support set, of the queries."""
+    node = config.get("augmentation") or {}
+    if unknown := set(node) - {"support", "query"}:
+        raise UsageError(f"no key augmentation.{min(unknown)}; use augmentation.support or .query")
+    return {
+        part: _make(node[part], f"augmentation.{part}") if node.get(part) else None
+        for part in ("support", "query")
+    }
+
+
+def _held_on(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> torch.device | None:
+    """The device that the images are kept on; None for the host."""
+    device = torch_device(config["device"])
+    if not isinstance(dataset, ImageDataset) or device.type != "cuda":
+        return None
+    return device if dataset.fits(device) else None
 
 
 def _module(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> nn.Module:

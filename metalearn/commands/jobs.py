@@ -10,13 +10,10 @@ from typing import Any, cast
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from metalearn import tree
-from metalearn.commands.build import Built, build, build_dataset
+from metalearn.commands.build import Built, build
 from metalearn.commands.result import write_result
-from metalearn.data import ImageDataset
-from metalearn.data.store import verify as verify_store
 from metalearn.evaluation.plots import plot_learning_curve
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.evaluation.report import result_table
@@ -179,26 +176,6 @@ def show_finished(folder: Path, result: Mapping[str, Any], console: Console) -> 
     )
     console.print(result_table(result))
     return result["validation_score"]
-
-
-def prepare_data(config: Mapping[str, Any], console: Console, verify: bool = False) -> None:
-    """Prepare a data set and print what it holds; `verify` reads every byte of it again."""
-    started = time.monotonic()
-    dataset = build_dataset(config)
-    table = Table(title=config["dataset"]["_target_"].rpartition(".")[2], show_header=False)
-    if isinstance(dataset, ImageDataset):
-        images = dataset.store.images
-        if verify:
-            verify_store(Path(str(images.filename)).parent)  # type: ignore[attr-defined]
-        table.add_row("images", f"{len(images)} of {'x'.join(map(str, dataset.image_shape))}")
-        for split in dataset.splits:
-            table.add_row(f"{split} classes", str(dataset.class_count(split)))
-        table.add_row("store", f"{images.nbytes / 2**20:.1f} MiB")
-        table.add_row("hash", dataset.digest + (" (verified)" if verify else ""))
-    else:
-        table.add_row("family", repr(dataset))
-    table.add_row("time", f"{time.monotonic() - started:.1f} s")
-    console.print(table)
 
 
 def evaluate_run(

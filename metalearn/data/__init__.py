@@ -1,7 +1,11 @@
 """Data sets decoded once into memory-mapped arrays, with their splits."""
 
+from metalearn.data.cifar import cifar_fs, fc100
+from metalearn.data.cub import cub
 from metalearn.data.dataset import Classes, ImageDataset
+from metalearn.data.folder import folder
 from metalearn.data.glyphs import glyphs
+from metalearn.data.mini_imagenet import mini_imagenet
 from metalearn.data.omniglot import omniglot
 from metalearn.data.paths import data_folder
 from metalearn.data.sinusoid import Sinusoid
@@ -16,7 +20,12 @@ __all__ = [
     "ImageStore",
     "Sinusoid",
     "cache_folder",
+    "cifar_fs",
+    "cub",
     "data_folder",
+    "fc100",
+    "folder",
     "glyphs",
+    "mini_imagenet",
     "omniglot",
 ]

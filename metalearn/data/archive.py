@@ -1,8 +1,11 @@
-"""Reading zip archives that nobody vouches for: members in memory, nothing ever extracted."""
+"""Archives that nobody vouches for: zip members in memory, tars unpacked within bounds."""
 
+import lzma
 import re
 import stat
 import struct
+import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -11,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metalearn.errors import DataError
+
+
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,67 @@ def open_archive(path: Path, limits: Limits | None = None) -> Iterator[Archive]:
         if problem:
             raise DataError(_refusal(path, problem))
         yield Archive(path, file)
+
+
+@contextmanager
+def untarred(path: Path, place: Path, limits: Limits | None = None) -> Iterator[Path]:
+    """A temporary folder under `place` with the files of a tar, removed after.
+
+    Raises DataError for what is no whole tar file, and for members that climb out of the archive,
+    that are links or devices, or beyond `limits`; then nothing is left.
+    """
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        work = tempfile.TemporaryDirectory(prefix=".unpacking-", dir=place)
+    except OSError as error:
+        raise DataError(_no_room(path, place, error)) from None
+    with work as folder:
+        try:
+            _unpack(path, Path(folder), limits or Limits())
+        except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
+            raise DataError(_refusal(path, f"it is no whole tar file: {error}")) from None
+        except OSError as error:
+            if error.errno is None:  # what gzip and bz2 raise for damaged data
+                raise DataError(_refusal(path, f"it is no whole tar file: {error}")) from None
+            raise DataError(_no_room(path, place, error)) from None
+        yield Path(folder)
+
+
+def _unpack(path: Path, folder: Path, limits: Limits) -> None:
+    packed = path.stat().st_size
+    with tarfile.open(path) as archive:
+        members = total = 0
+        for member in archive:
+            members, total = members + 1, total + member.size
+            if problem := _tar_problem(member, members, total, packed, limits):
+                raise DataError(_refusal(path, problem))
+            archive.extract(member, folder, filter="data")
+        while archive.fileobj and archive.fileobj.read(1 << 20):
+            pass  # a checksum stands at the very end, after the tar's own
+
+
+def _no_room(path: Path, place: Path, error: OSError) -> str:
+    reason = f"cannot unpack {path} in {place} ({error.strerror or error})"
+    return f"{reason}; set METALEARN_CACHE to another place"
+
+
+def _tar_problem(
+    member: tarfile.TarInfo, members: int, total: int, packed: int, limits: Limits
+) -> str | None:
+    parts = re.split(r"[/\\]", member.name)
+    if ".." in parts or parts[0] == "" or re.match(r"[A-Za-z]:", member.name):
+        return f"member {member.name!r} points outside the archive"
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        return f"member {member.name!r} is a link or a device, not a file"
+    if member.size > limits.member_bytes:
+        return f"member {member.name!r} would unpack to {member.size} bytes"
+    if members > limits.members:
+        return f"it has more than {limits.members} members"
+    if total > limits.total_bytes:
+        return f"it would unpack to more than {limits.total_bytes} bytes"
+    if total > limits.ratio * packed:
+        return f"it would unpack to more than {limits.ratio:g} times its size"
+    return None
 
 
 def _problem(file: zipfile.ZipFile, limits: Limits, packed: int) -> str | None:

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from metalearn.data.archive import Archive, open_archive
-from metalearn.data.dataset import Classes, ImageDataset, turned, unturned
+from metalearn.data.dataset import SPLITS, ImageDataset, turned, unturned
 from metalearn.data.download import download
+from metalearn.data.parting import packaged, shuffled
 from metalearn.data.paths import data_folder
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
@@ -61,9 +62,11 @@ def omniglot(
     else:
         archives = [find_archive(name, root) for name in CHARACTERS]
         store = decode(archives, folder, size)
-    lists = vinyals(store) if split == "vinyals" else shuffled(store, seed)
     as_classes = turned if rotations else unturned
-    splits: dict[str, Classes] = {name: as_classes(index) for name, index in lists.items()}
+    if split == "vinyals":
+        return ImageDataset("omniglot", store, packaged(store, "omniglot_vinyals", as_classes))
+    parts = np.split(shuffled(len(store.classes), seed), [1100, 1200])
+    splits = {name: as_classes(index) for name, index in zip(SPLITS, parts, strict=True)}
     return ImageDataset("omniglot", store, splits)
 
 
@@ -99,26 +102,6 @@ def decode(
         names = sorted(found)
         blocks = (_images(found[name], size) for name in names)
         return build_store(folder, "omniglot", names, blocks)
-
-
-def vinyals(store: ImageStore) -> dict[str, np.ndarray]:
-    """The packaged character lists as class numbers of `store`."""
-    number = {name: i for i, name in enumerate(store.classes)}
-    lists = {}
-    for split in ("train", "val", "test"):
-        source = Path(__file__).parent / "splits" / f"omniglot_vinyals_{split}.txt"
-        names = source.read_text(encoding="utf-8").split()
-        lists[split] = np.array([number[name] for name in names])
-    return lists
-
-
-def shuffled(store: ImageStore, seed: int) -> dict[str, np.ndarray]:
-    """The characters in an order that depends on `seed` alone, cut after 1100 and 1200."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    # Sorted random keys: unlike `permutation`, numpy does not change how `random` draws.
-    order = np.argsort(rng.random(len(store.classes)), kind="stable")
-    train, val, test = np.split(order, [1100, 1200])
-    return {"train": train, "val": val, "test": test}
 
 
 def _characters(archive: Archive, expected: dict[str, int]) -> dict[str, list[tuple[Archive, str]]]:

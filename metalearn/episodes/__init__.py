@@ -3,10 +3,22 @@
 import torch
 
 from metalearn.data import ImageDataset, Sinusoid
-from metalearn.episodes.manifest import Manifest
+from metalearn.episodes.augment import Augmentation, AugmentedEpisodes, augmented
+from metalearn.episodes.manifest import Manifest, read_manifest, write_manifest
 from metalearn.episodes.source import EpisodeSource, FewShotEpisodes, SinusoidEpisodes
 
-__all__ = ["EpisodeSource", "FewShotEpisodes", "Manifest", "SinusoidEpisodes", "make_episodes"]
+__all__ = [
+    "Augmentation",
+    "AugmentedEpisodes",
+    "EpisodeSource",
+    "FewShotEpisodes",
+    "Manifest",
+    "SinusoidEpisodes",
+    "augmented",
+    "make_episodes",
+    "read_manifest",
+    "write_manifest",
+]
 
 
 def make_episodes(

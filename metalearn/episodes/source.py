@@ -68,6 +68,38 @@ class EpisodeIds(NamedTuple):
     support: np.ndarray
     query: np.ndarray
 
+    def encode(self) -> bytes:
+        """The numbers as little-endian int64."""
+        return b"".join(part.astype("<i8").tobytes() for part in self)
+
+
+def gather(
+    dataset: ImageDataset,
+    split: str,
+    drawn: Sequence[EpisodeIds],
+    device: torch.device | None = None,
+) -> Episodes:
+    """The images of episodes of one shape, pixels scaled to [0, 1]: support `[T, N*K, C, H, W]`.
+
+    device: where the images are kept and gathered, None for the host, straight from the store.
+    """
+    classes = np.stack([ids.classes for ids in drawn])
+
+    def examples(which: np.ndarray) -> Batch:
+        tasks, ways, each = which.shape
+        chosen = split, classes[:, None, :], which.transpose(0, 2, 1)
+        if device is None:
+            images = torch.from_numpy(dataset.images(*chosen))
+        else:
+            images = dataset.images_on(device, *chosen)
+        labels = torch.arange(ways, device=images.device).repeat(tasks, each)
+        return Batch(scaled(images.flatten(1, 2)), labels)
+
+    return Episodes(
+        examples(np.stack([ids.support for ids in drawn])),
+        examples(np.stack([ids.query for ids in drawn])),
+    )
+
 
 @dataclass(frozen=True)
 class FewShotEpisodes:
@@ -133,26 +165,11 @@ class FewShotEpisodes:
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
         """Episodes `indices`: pixels scaled to [0, 1], support `[T, N*K, C, H, W]`."""
         drawn = [self.draw(split, index) for index in indices]
-        classes = np.stack([ids.classes for ids in drawn])
-
-        def examples(which: np.ndarray) -> Batch:
-            tasks, ways, each = which.shape
-            chosen = split, classes[:, None, :], which.transpose(0, 2, 1)
-            if self.device is None:
-                images = torch.from_numpy(self.dataset.images(*chosen))
-            else:
-                images = self.dataset.images_on(self.device, *chosen)
-            labels = torch.arange(ways, device=images.device).repeat(tasks, each)
-            return Batch(scaled(images.flatten(1, 2)), labels)
-
-        return Episodes(
-            examples(np.stack([ids.support for ids in drawn])),
-            examples(np.stack([ids.query for ids in drawn])),
-        )
+        return gather(self.dataset, split, drawn, self.device)
 
     def fingerprint(self, split: str, index: int) -> bytes:
         """The class and example numbers, as little-endian int64."""
-        return b"".join(part.astype("<i8").tobytes() for part in self.draw(split, index))
+        return self.draw(split, index).encode()
 
 
 @dataclass(frozen=True)

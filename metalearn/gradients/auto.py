@@ -164,9 +164,10 @@ def _measure(
     ahead = float("inf") if coming is None else coming * stopwatch.seconds[str(best)]
     if ahead > _WORTH_COMPILING:
         forward = stopwatch.pays(Plan(forward=True), Plan())
-        if device.type == "cpu" and torch.get_num_threads() > 1:
+        cores = torch.get_num_threads() if device.type == "cpu" else 1
+        if cores > 1 and tasks >= cores:
             stopwatch.time(Plan(threads=True, compile=True, forward=forward))
-        else:
+        if tasks % cores or cores == 1:  # else tasks side by side leave no core idle
             stopwatch.time(Plan(compile=True, forward=forward))
         if stopwatch.best().tasks is not None or stopwatch.pays(best, Plan()):
             stopwatch.time(stopwatch.best()._replace(compile=True))
@@ -174,7 +175,7 @@ def _measure(
             whole = size <= (_LONG if ahead > _WORTH_LONG else _SHORT)
             at_once = Plan(tasks=0, compile=True, forward=forward, whole=whole)
             stopwatch.time(at_once)
-            if device.type == "cpu" and torch.get_num_threads() > 1:
+            if cores > 1:
                 stopwatch.time(at_once._replace(serial=True))
     return Choice(stopwatch.best(), stopwatch.seconds)
 

@@ -1,8 +1,9 @@
 """How one piece is run: as it stands, under `vmap`, compiled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,14 @@ from metalearn.types import Meta
 
 if TYPE_CHECKING:
     from metalearn.algorithms.base import MetaAlgorithm
+
+
+_KIND = attrgetter("shape", "dtype")
+
+
+def _others(leaves: Sequence[Any]) -> list[Any]:
+    """What is no tensor, and where it stands."""
+    return [(i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -71,10 +80,9 @@ class Execution:
             return function(*tensors)
         if not self.vmapped:
             tensors = [channels_last(t) if t.ndim == 4 else t for t in tensors]
-        threads = torch.get_num_threads()
-        shapes = [(t.shape, t.dtype) if isinstance(t, Tensor) else t for t in leaves]
-        key = (piece, *options.items(), self, mode(), threads, *shapes)
-        return compiled(algo, key, function, tensors)(*tensors)
+        others = () if len(tensors) == len(leaves) else _others(leaves)
+        same = piece, self, mode(), torch.get_num_threads(), *others, *options.items()
+        return compiled(algo, (same, *map(_KIND, tensors)), function, tensors)(*tensors)
 
     def numbers(self, steps: int, task: Task) -> Tensor:
         """The numbers of the inner steps, `[steps]`, or `[steps, T]` under `vmap`."""

@@ -105,14 +105,14 @@ def over_tasks(
     where `algo` is not defined for the strategy.
     """
     x = episodes.support.x
+    if not len(x):
+        raise UsageError("no episodes in the meta-batch; use training.meta_batch of 1 or more")
+    if (plan := parse(strategy.batching)) is None:
+        strategy = settle(strategy, algo, meta, episodes)[0]
+        plan = parse(strategy.batching) or Plan()
     check_precision(strategy.precision)
     check_capture(strategy.capture, x.device)
     check_algorithm(strategy, algo)
-    if not len(x):
-        raise UsageError("no episodes in the meta-batch; use training.meta_batch of 1 or more")
-    plan = parse(strategy.batching)
-    if plan is None:
-        return settle(strategy, algo, meta, episodes)[0](algo, meta, episodes)
     if strategy.capture == "compile":
         plan = plan._replace(compile=True)
     tasks = Task(episodes.support, episodes.query, seeds(algo, len(x), x.device))

@@ -46,7 +46,8 @@ class EvaluationSettings:
     episodes, validation_episodes: in the test and the validation manifest. split: what
     `metalearn evaluate` measures. seed: of the manifests; runs of different seeds share them.
     steps: inner steps, where they differ from training's. untrained: also measure the weights
-    before training.
+    before training. manifest: a file of `metalearn data manifest`, whose episodes take the place
+    of those that episodes, split and seed name.
     """
 
     episodes: int = 600
@@ -55,3 +56,4 @@ class EvaluationSettings:
     seed: int = 0
     steps: int | None = None
     untrained: bool = True
+    manifest: str | None = None

@@ -1,0 +1,86 @@
+"""What `metalearn data` does: prepare, verify and show data sets, list episodes in a file."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from metalearn.commands.build import build_dataset, build_source, option
+from metalearn.data import ImageDataset
+from metalearn.data.store import verify as verify_store
+from metalearn.episodes import FewShotEpisodes, Manifest, write_manifest
+from metalearn.episodes.sheet import class_sheet, episode_sheet
+from metalearn.errors import UsageError
+
+
+def prepare(config: Mapping[str, Any], console: Console, verify: bool = False) -> None:
+    """Prepare a data set and print what it holds; `verify` reads every byte of it again."""
+    started = time.monotonic()
+    dataset = build_dataset(config)
+    table = Table(title=config["dataset"]["_target_"].rpartition(".")[2], show_header=False)
+    if isinstance(dataset, ImageDataset):
+        images = dataset.store.images
+        if verify:
+            verify_store(Path(str(images.filename)).parent)  # type: ignore[attr-defined]
+        table.add_row("images", f"{len(images)} of {'x'.join(map(str, dataset.image_shape))}")
+        for split in dataset.splits:
+            table.add_row(f"{split} classes", str(dataset.class_count(split)))
+        table.add_row("store", f"{images.nbytes / 2**20:.1f} MiB")
+        table.add_row("hash", dataset.digest + (" (verified)" if verify else ""))
+    else:
+        table.add_row("family", repr(dataset))
+    table.add_row("time", f"{time.monotonic() - started:.1f} s")
+    console.print(table)
+
+
+def show(
+    config: Mapping[str, Any],
+    console: Console,
+    split: str = "test",
+    episode: str | None = None,
+    out: str | None = None,
+) -> None:
+    """Write a PNG of an episode, or of the classes of a split. Raises UsageError."""
+    if episode is None:
+        dataset = build_dataset(config)
+        if not isinstance(dataset, ImageDataset):
+            raise UsageError("dataset=sinusoid has no images to show")
+        if split not in dataset.splits:
+            raise UsageError(f"split={split} is not known; use {', '.join(dataset.splits)}")
+        page, name = class_sheet(dataset, split), f"{dataset.name}-{split}-classes.png"
+    else:
+        if not episode.isdecimal():
+            raise UsageError(f"episode={episode} must be a whole number, as in episode=0")
+        source = build_source(config, split)
+        if not isinstance(source, FewShotEpisodes):
+            raise UsageError("dataset=sinusoid has no images to show")
+        page = episode_sheet(source, split, int(episode))
+        name = f"{source.dataset.name}-{split}-episode{episode}.png"
+    path = Path(out or name.replace(" ", "_"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page.save(path, "PNG")
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path} ({error.strerror or error}); use out=<file>"
+        ) from None
+    console.print(f"{path}: {page.width}x{page.height}", soft_wrap=True, markup=False)
+
+
+def manifest(config: Mapping[str, Any], console: Console, out: str | None = None) -> None:
+    """Write the episodes of an evaluation to a file. Raises UsageError where it has no images."""
+    evaluation = config["evaluation"]
+    split = evaluation["split"]
+    listed = Manifest(build_source(config, split), split, evaluation["episodes"])
+    path = Path(out or f"{option(config['dataset'])}-{split}-{listed.hash[:8]}.json")
+    write_manifest(listed, path)
+    ways, shots, queries = listed.source.shape
+    console.print(
+        f"{path}: {listed.episodes} episodes, {ways}-way {shots}-shot, {queries} queries a class, "
+        f"hash {listed.hash}",
+        soft_wrap=True,
+        highlight=False,
+    )

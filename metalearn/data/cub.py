@@ -1,0 +1,73 @@
+"""CUB-200-2011 (Wah et al. 2011): 200 species of birds, about 59 photographs each."""
+
+from pathlib import Path
+
+import numpy as np
+
+from metalearn.data.dataset import ImageDataset, unturned
+from metalearn.data.download import download
+from metalearn.data.paths import data_folder
+from metalearn.data.pictures import by_class, open_files, picture, pixels
+from metalearn.data.store import ImageStore, build_store, open_store
+from metalearn.errors import DataError
+from metalearn.files import cache_folder
+
+VERSION = 1  # raise it whenever a change below changes a pixel
+CLASSES = 200
+OFFICIAL = "CUB_200_2011.tgz"
+MD5 = "97eceeb196236b17998738112f37df78"
+MIRRORS = (f"https://data.caltech.edu/records/65de6-vp158/files/{OFFICIAL}",)
+
+
+def cub(root: Path | None = None, archive: Path | None = None, size: int = 84) -> ImageDataset:
+    """CUB, 100/50/50 species, the middle square at [3, size, size].
+
+    The split is that of Chen et al. 2019: of the species in order, every second trains, and the
+    others validate and test in turns. archive: `CUB_200_2011.tgz`, or a folder or zip of the same
+    files; by default it is found in `cub/` of the data folder, or downloaded to `root` (the cache
+    folder), where the decoded images stay. Raises DataError where it cannot be had, or is no CUB.
+    """
+    if size < 1:
+        raise DataError(f"cub: size must be 1 or more, not {size}")
+    root = Path(root) if root else cache_folder()
+    folder = root / f"cub-v{VERSION}-{size}px"
+    if folder.exists():
+        store = open_store(folder)
+    else:
+        path = Path(archive).expanduser() if archive else find_archive(root)
+        store = decode(path, folder, size)
+    every = np.arange(len(store.classes))
+    splits = {"train": every[::2], "val": every[1::4], "test": every[3::4]}
+    return ImageDataset("cub", store, {name: unturned(index) for name, index in splits.items()})
+
+
+def find_archive(root: Path) -> Path:
+    """The user's own archive, else the official one, downloaded to `root` before or now."""
+    data = data_folder()
+    if data is not None and (data / "cub" / OFFICIAL).is_file():
+        return data / "cub" / OFFICIAL
+    target = root / "cub" / OFFICIAL
+    if not target.is_file():
+        place = f"put it by hand at cub/{OFFICIAL} in a folder named by METALEARN_DATA"
+        download(MIRRORS, target, md5=MD5, by_hand=place)
+    return target
+
+
+def decode(path: Path, folder: Path, size: int, classes: int = CLASSES) -> ImageStore:
+    """Build the store from the pictures in `.../images/<number>.<species>/`."""
+    with open_files(path) as files:
+        found = {
+            label.split("/")[-1]: names
+            for label, names in by_class(files).items()
+            if label.split("/")[-2:-1] == ["images"]
+        }
+        if len(found) != classes:
+            raise DataError(
+                f"{path} holds {len(found)} species under images/, not {classes}; "
+                f"put {OFFICIAL} in its place"
+            )
+        blocks = (
+            np.stack([pixels(picture(files, name), size, 3) for name in found[label]])
+            for label in sorted(found)
+        )
+        return build_store(folder, "cub", sorted(found), blocks)

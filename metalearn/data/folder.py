@@ -1,0 +1,158 @@
+"""Any folder or zip archive of class folders as a data set."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from metalearn.data.dataset import SPLITS, Classes, ImageDataset, unturned
+from metalearn.data.parting import by_fractions, from_files
+from metalearn.data.pictures import (
+    Files,
+    Fit,
+    by_class,
+    cannot_read,
+    is_grey,
+    open_files,
+    picture,
+    pixels,
+)
+from metalearn.data.store import ImageStore, build_store, open_store
+from metalearn.errors import DataError
+from metalearn.files import cache_folder
+
+VERSION = 1  # raise it whenever a change below changes a pixel
+CALLED = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Folders that are splits, by their names."""
+
+
+def folder(
+    root: str | Path | None = None,
+    size: int = 84,
+    channels: int | None = None,
+    fit: Fit = "crop",
+    invert: bool = False,
+    splits: str | Path | None = None,
+    fractions: Sequence[float] = (0.64, 0.16, 0.2),
+    seed: int = 0,
+    cache: Path | None = None,
+) -> ImageDataset:
+    """The pictures under `root`, a folder or a zip archive: a class for each folder that holds
+    some, named by its path, at [channels, size, size].
+
+    channels: 1 or 3; None takes 1 where the first picture of every class is grey.
+    fit: "crop" keeps the middle square, "stretch" all of it. invert: 255 - pixel, for dark ink.
+    splits: a folder with `train.txt`, `val.txt` and `test.txt`, a class name a line; classes
+        that stand in none are left out. Without it, folders named train, val and test at the top
+        are the splits; else `seed` shuffles the classes and `fractions` cuts them.
+    cache: where the decoded images are kept, by default the cache folder. A picture that is
+        added, removed or changed under `root` is seen.
+
+    Raises DataError where there are no pictures, or one that cannot be read, and for splits that
+    share a class or name one that is not there.
+    """
+    if root is None:
+        raise DataError(
+            "dataset.root is missing; use dataset.root=<folder or zip of class folders>"
+        )
+    if size < 1 or channels not in (None, 1, 3) or fit not in ("crop", "stretch"):
+        raise DataError(
+            f"folder: size={size}, channels={channels}, fit={fit} must be 1 or more, 1 or 3, and "
+            "crop or stretch"
+        )
+    path = Path(root).expanduser()
+    with open_files(path) as files:
+        classes = by_class(files)
+        if not classes:
+            raise DataError(
+                f"there are no pictures in {path}; it needs a folder for each class, with PNG or "
+                "JPEG files"
+            )
+        if "." in classes:
+            raise DataError(
+                f"{classes['.'][0]} lies in {path} itself; put every picture into the folder of "
+                "its class"
+            )
+        # The prefix that all share says nothing: a zip of one folder is that folder.
+        prefix = _shared(list(classes))
+        classes = {label[len(prefix) :]: names for label, names in classes.items()}
+        settings = f"{VERSION} {size} {channels} {fit} {invert}"
+        key = _digest(path, files, classes, settings)
+        kept = (cache or cache_folder()) / f"folder-{_safe(path.stem)}-{key[:16]}"
+        store = open_store(kept) if kept.exists() else None
+        if store is None:
+            depth = channels or _channels(files, classes)
+            blocks = (
+                np.stack([pixels(picture(files, n), size, depth, fit, invert) for n in names])
+                for names in classes.values()
+            )
+            store = build_store(kept, path.stem, list(classes), blocks)
+    return ImageDataset(path.stem, store, _splits(store, splits, fractions, seed))
+
+
+def _splits(
+    store: ImageStore, lists: str | Path | None, fractions: Sequence[float], seed: int
+) -> Mapping[str, Classes]:
+    if lists is not None:
+        return from_files(store, Path(lists).expanduser())
+    tops = [label.split("/")[0].lower() for label in store.classes]
+    if set(tops) <= set(CALLED):
+        return _by_top(store, [CALLED[top] for top in tops])
+    return by_fractions(store, fractions, seed)
+
+
+def _by_top(store: ImageStore, owners: list[str]) -> dict[str, Classes]:
+    if missing := [split for split in SPLITS if split not in owners]:
+        raise DataError(
+            f"{store.name} has no folder {' and '.join(missing)} beside {', '.join(set(owners))}; "
+            "add it, or give lists with dataset.splits=<folder>"
+        )
+    seen: dict[str, str] = {}
+    for label, owner in zip(store.classes, owners, strict=True):
+        name = label.partition("/")[2]
+        if seen.setdefault(name, owner) != owner:
+            raise DataError(
+                f"class {name} of {store.name} is in both {seen[name]} and {owner}; few-shot "
+                "splits have different classes: use dataset.root on one of these folders"
+            )
+    where = np.array(owners)
+    return {split: unturned(np.flatnonzero(where == split)) for split in SPLITS}
+
+
+def _channels(files: Files, classes: Mapping[str, Sequence[str]]) -> int:
+    return 1 if all(is_grey(picture(files, names[0])) for names in classes.values()) else 3
+
+
+def _shared(labels: Sequence[str]) -> str:
+    """The leading folders that all labels have in common, the last of each label left out."""
+    first = labels[0].split("/")[:-1]
+    while first and not all(label.startswith("/".join(first) + "/") for label in labels):
+        first.pop()
+    return "/".join(first) + "/" if first else ""
+
+
+def _digest(path: Path, files: Files, classes: Mapping[str, Sequence[str]], settings: str) -> str:
+    """Of what decides the store's content: names, sizes and times of the files, the settings."""
+    total = hashlib.sha256(f"{settings}\n".encode())
+    if path.is_file():
+        _add(total, path)
+    for names in classes.values():
+        for name in names:
+            total.update(f"{name}\n".encode(errors="surrogateescape"))
+            if path.is_dir():
+                _add(total, path / name)
+    return total.hexdigest()
+
+
+def _add(total: "hashlib._Hash", file: Path) -> None:
+    try:
+        facts = file.stat()
+    except OSError as error:
+        raise DataError(cannot_read(file, error)) from None
+    total.update(f"{facts.st_size} {facts.st_mtime_ns}\n".encode())
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:40] or "images"

@@ -1,0 +1,74 @@
+"""Which classes train, validate and test: lists of names in files, or fractions."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from metalearn.data.dataset import SPLITS, Classes, unturned
+from metalearn.data.store import ImageStore
+from metalearn.errors import DataError
+
+PACKAGED = Path(__file__).parent / "splits"
+
+
+def packaged(
+    store: ImageStore, name: str, classes: Callable[[np.ndarray], Classes] = unturned
+) -> dict[str, Classes]:
+    """The lists `name_train.txt` ... that come with this package."""
+    files = {split: PACKAGED / f"{name}_{split}.txt" for split in SPLITS}
+    return {split: classes(index) for split, index in _listed(store, files).items()}
+
+
+def from_files(store: ImageStore, folder: Path) -> dict[str, Classes]:
+    """The user's own `train.txt`, `val.txt` and `test.txt` in `folder`: a class name a line.
+
+    Raises DataError for a missing list and for a name that the store lacks.
+    """
+    files = {split: folder / f"{split}.txt" for split in SPLITS}
+    return {split: unturned(index) for split, index in _listed(store, files).items()}
+
+
+def by_fractions(store: ImageStore, fractions: Sequence[float], seed: int) -> dict[str, Classes]:
+    """The classes in an order that depends on `seed` alone, cut by three fractions that sum to 1;
+    every split gets one class at least. Raises DataError where that cannot be."""
+    parts = [float(f) for f in fractions]
+    if len(parts) != 3 or min(parts) <= 0 or abs(sum(parts) - 1) > 1e-6:
+        raise DataError(f"fractions={list(fractions)} must be three numbers above 0 that sum to 1")
+    count = len(store.classes)
+    if count < 3:
+        raise DataError(
+            f"{store.name} has {count} classes, and three splits need 3 at least; "
+            "put the images of each class in a folder of its own"
+        )
+    order = shuffled(count, seed)
+    first = min(max(1, round(parts[0] * count)), count - 2)
+    second = min(max(first + 1, round((parts[0] + parts[1]) * count)), count - 1)
+    cut = np.split(order, [first, second])
+    return {split: unturned(index) for split, index in zip(SPLITS, cut, strict=True)}
+
+
+def shuffled(count: int, seed: int) -> np.ndarray:
+    """0 ... count - 1 in an order that depends on `seed` alone."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    # Sorted random keys: unlike `permutation`, numpy does not change how `random` draws.
+    return np.argsort(rng.random(count), kind="stable")
+
+
+def _listed(store: ImageStore, files: dict[str, Path]) -> dict[str, np.ndarray]:
+    number = {name: i for i, name in enumerate(store.classes)}
+    lists = {}
+    for split, file in files.items():
+        try:
+            names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise DataError(f"cannot read the list of classes {file} ({reason})") from None
+        names = [name for name in names if name]
+        if unknown := [name for name in names if name not in number]:
+            raise DataError(
+                f"{file} names {len(unknown)} classes that {store.name} lacks, such as "
+                f"{unknown[0]!r}; it has {', '.join(store.classes[:3])}, ..."
+            )
+        lists[split] = np.array([number[name] for name in names], dtype=np.int64)
+    return lists

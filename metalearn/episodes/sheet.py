@@ -1,0 +1,95 @@
+"""Contact sheets: what an episode, or a data set, looks like on one page."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from metalearn.data import ImageDataset
+from metalearn.episodes.source import FewShotEpisodes
+
+TILE = 56  # pixels that an image gets at least, by whole multiples of its own
+GAP, MARGIN, LINE = 4, 12, 16
+PAPER, INK, RULE = "white", "black", (200, 60, 40)
+
+
+def episode_sheet(source: FewShotEpisodes, split: str, index: int) -> Image.Image:
+    """Episode `index`: a column for each class, its support above the line, its queries below."""
+    ids = source.draw(split, index)
+    names = source.dataset.splits[split].names(source.dataset.store)
+    columns = [
+        _tiles(source.dataset.images(split, number, np.concatenate([support, query])))
+        for number, support, query in zip(ids.classes, ids.support, ids.query, strict=True)
+    ]
+    title = (
+        f"{source.dataset.name}, {split} episode {index}, seed {source.seed}: "
+        f"{source.ways} classes, {source.shots} support above the line, {source.queries} queries"
+    )
+    side = columns[0][0].width
+    width, rows = side + GAP, len(columns[0])
+    top = MARGIN + 3 * LINE
+    page = _page(
+        max(2 * MARGIN + source.ways * max(width, 7 * LINE), MARGIN + 7 * len(title)),
+        top + rows * width + 2 * GAP + MARGIN,
+        title,
+    )
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default()
+    step = max(width, 7 * LINE)
+    for c, (tiles, number) in enumerate(zip(columns, ids.classes, strict=True)):
+        x = MARGIN + c * step
+        _name(pen, font, names[number], x, top - LINE, step)
+        for row, tile in enumerate(tiles):
+            below = 2 * GAP if row >= source.shots else 0
+            page.paste(tile, (x, top + row * width + below))
+    y = top + source.shots * width + GAP // 2
+    pen.line((MARGIN, y, page.width - MARGIN, y), RULE, 2)
+    return page
+
+
+def class_sheet(
+    dataset: ImageDataset, split: str, classes: int = 20, each: int = 10
+) -> Image.Image:
+    """The first images of the first classes of a split, a row for each class."""
+    names = dataset.splits[split].names(dataset.store)[:classes]
+    sizes = dataset.examples_in(split, np.arange(len(names)))
+    rows = [
+        _tiles(dataset.images(split, c, np.arange(min(each, size)))) for c, size in enumerate(sizes)
+    ]
+    side = rows[0][0].width
+    width, left = side + GAP, MARGIN + 10 * LINE
+    total = dataset.class_count(split)
+    title = f"{dataset.name}, {split}: {len(names)} of {total} classes, {dataset.digest[:12]}"
+    page = _page(left + each * width + MARGIN, MARGIN + 2 * LINE + len(rows) * width, title)
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default()
+    for row, (tiles, name, size) in enumerate(zip(rows, names, sizes, strict=True)):
+        y = MARGIN + 2 * LINE + row * width
+        _name(pen, font, name, MARGIN, y, 10 * LINE - GAP)
+        pen.text((MARGIN, y + LINE), f"{size} images", "gray", font)
+        for column, tile in enumerate(tiles):
+            page.paste(tile, (left + column * width, y))
+    return page
+
+
+def _page(width: int, height: int, title: str) -> Image.Image:
+    page = Image.new("RGB", (width, height), PAPER)
+    ImageDraw.Draw(page).text((MARGIN, MARGIN), title, INK, ImageFont.load_default())
+    return page
+
+
+def _tiles(images: np.ndarray) -> Sequence[Image.Image]:
+    """uint8 [n, C, H, W] as pictures, enlarged without smoothing."""
+    times = max(1, -(-TILE // images.shape[-1]))
+    channels = images.shape[1]
+    shown = images[:, 0] if channels == 1 else images[:, :3].transpose(0, 2, 3, 1)
+    large = shown.repeat(times, 1).repeat(times, 2)
+    return [Image.fromarray(np.ascontiguousarray(image)).convert("RGB") for image in large]
+
+
+def _name(
+    pen: ImageDraw.ImageDraw, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", text: str,
+    x: int, y: int, room: int,
+) -> None:  # fmt: skip
+    """Write `text`, its beginning left out where there is no room for it."""
+    while len(text) > 4 and pen.textlength(text, font) > room:
+        text = "..." + text.removeprefix("...")[1:]
+    pen.text((x, y), text, INK, font)

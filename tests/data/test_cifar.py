@@ -1,0 +1,258 @@
+"""CIFAR-100 from either archive: the same store; the published splits; hostile archives."""
+
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metalearn.data import DataError, cifar_fs, data_folder, fc100
+from metalearn.data.cifar import cifar100, decode
+from metalearn.data.store import verify
+
+CLASSES, EXAMPLES = ["apple", "bee", "cup"], 4
+# The superclasses of CIFAR-100, as its site lists them.
+SUPERCLASSES = """
+beaver dolphin otter seal whale/aquarium_fish flatfish ray shark trout
+orchid poppy rose sunflower tulip/bottle bowl can cup plate
+apple mushroom orange pear sweet_pepper/clock keyboard lamp telephone television
+bed chair couch table wardrobe/bee beetle butterfly caterpillar cockroach
+bear leopard lion tiger wolf/bridge castle house road skyscraper
+cloud forest mountain plain sea/camel cattle chimpanzee elephant kangaroo
+fox porcupine possum raccoon skunk/crab lobster snail spider worm
+baby boy girl man woman/crocodile dinosaur lizard snake turtle
+hamster mouse rabbit shrew squirrel/maple_tree oak_tree palm_tree pine_tree willow_tree
+bicycle bus motorcycle pickup_truck train/lawn_mower rocket streetcar tank tractor
+"""
+
+
+def images() -> np.ndarray:
+    """uint8 [classes, examples, 32, 32, 3]."""
+    shape = (len(CLASSES), EXAMPLES, 32, 32, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def name(c: int, e: int) -> str:
+    return f"{CLASSES[c]}_s_{7 * e % 4:06d}.png"
+
+
+def zipped(path: Path, side: int = 32, skip: int = 0) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        for c in range(len(CLASSES)):
+            for e in range(EXAMPLES - (skip if c == 1 else 0)):
+                out = io.BytesIO()
+                Image.fromarray(images()[c, e][:side]).save(out, "PNG")
+                file.writestr(f"cifar100/data/{CLASSES[c]}/{name(c, e)}", out.getvalue())
+    return path
+
+
+class Python2:
+    """Pickles as Python 2 wrote them in 2009, protocol 2: its `str` is what is bytes now."""
+
+    def __init__(self) -> None:
+        self.out = bytearray(b"\x80\x02")
+
+    def text(self, value: bytes) -> None:
+        short = len(value) < 256
+        self.out += b"U" + bytes([len(value)]) if short else b"T" + len(value).to_bytes(4, "little")
+        self.out += value
+
+    def number(self, value: int) -> None:
+        self.out += b"J" + value.to_bytes(4, "little", signed=True)
+
+    def save(self, value: object) -> None:
+        match value:
+            case bytes():
+                self.text(value)
+            case int():
+                self.number(value)
+            case list():
+                self.out += b"]("
+                for part in value:
+                    self.save(part)
+                self.out += b"e"
+            case dict():
+                self.out += b"}("
+                for pair in value.items():
+                    for part in pair:
+                        self.save(part)
+                self.out += b"u"
+            case np.ndarray():
+                self.array(value)
+
+    def array(self, value: np.ndarray) -> None:
+        self.out += b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+        self.number(0)
+        self.out += b"\x85"
+        self.text(b"b")
+        self.out += b"\x87R("
+        self.number(1)
+        for size in value.shape:
+            self.number(size)
+        self.out += b"\x86cnumpy\ndtype\n"
+        self.text(b"u1")
+        self.number(0)
+        self.number(1)
+        self.out += b"\x87R("
+        self.number(3)
+        self.text(b"|")
+        self.out += b"NNN"
+        for flag in (-1, -1, 0):
+            self.number(flag)
+        self.out += b"tb\x89"
+        self.text(value.tobytes())
+        self.out += b"tb"
+
+    @staticmethod
+    def dumps(value: object) -> bytes:
+        writer = Python2()
+        writer.save(value)
+        return bytes(writer.out + b".")
+
+
+def official(path: Path, **instead: bytes | None) -> Path:
+    """A tar as the data set's site has it, its images dealt to train and test."""
+    places = [(c, e) for e in range(EXAMPLES) for c in range(len(CLASSES))]
+    flat = images().transpose(0, 1, 4, 2, 3).reshape(len(CLASSES), EXAMPLES, 3072)
+
+    def batch(part: list[tuple[int, int]]) -> bytes:
+        return Python2.dumps(
+            {
+                b"filenames": [name(c, e).encode() for c, e in part],
+                b"fine_labels": [c for c, _ in part],
+                b"coarse_labels": [0 for _ in part],
+                b"data": np.stack([flat[c, e] for c, e in part]),
+            }
+        )
+
+    members: dict[str, bytes | None] = {
+        "meta": Python2.dumps({b"fine_label_names": [c.encode() for c in CLASSES]}),
+        "train": batch(places[:8]),
+        "test": batch(places[8:]),
+        "file.txt~": b"",
+        **instead,
+    }
+    with tarfile.open(path, "w:gz") as file:
+        for member, content in members.items():
+            if content is not None:
+                info = tarfile.TarInfo(f"cifar-100-python/{member}")
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_either_archive_gives_the_same_store(tmp_path: Path) -> None:
+    one = decode(zipped(tmp_path / "a.zip"), tmp_path / "a", 3, EXAMPLES)
+    other = decode(official(tmp_path / "b.tar.gz"), tmp_path / "b", 3, EXAMPLES)
+    assert one.digest == other.digest
+    assert one.classes == tuple(CLASSES)
+    order = np.argsort([name(0, e) for e in range(EXAMPLES)])
+    np.testing.assert_array_equal(one.images[:EXAMPLES], images()[0][order])
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (os.environ["EVIL"],)
+
+
+BAD_TARS = {
+    "lacks test": ({"test": None}, "lacks test"),
+    "no pickle": ({"meta": b"nonsense"}, "cannot be read"),
+    "cut short": ({"train": Python2.dumps({b"data": b""})[:-4]}, "cannot be read"),
+    "no table": ({"meta": Python2.dumps({b"names": [b"a"]})}, "tables are not CIFAR-100's"),
+    "a list": ({"train": Python2.dumps([1])}, "tables are not CIFAR-100's"),
+    "label of no class": (
+        {"meta": Python2.dumps({b"fine_label_names": [b"apple"]})},
+        "tables are not CIFAR-100's",
+    ),
+}
+
+
+@pytest.mark.parametrize("instead, said", BAD_TARS.values(), ids=BAD_TARS)
+def test_damaged_official_archives(tmp_path: Path, one_line, instead, said) -> None:
+    with pytest.raises(DataError) as caught:
+        decode(official(tmp_path / "c.tar.gz", **instead), tmp_path / "store", 3, EXAMPLES)
+    assert said in one_line(caught)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_pickle_runs_nothing(tmp_path: Path, monkeypatch, one_line) -> None:
+    monkeypatch.setenv("EVIL", str(tmp_path / "evil"))
+    archive = official(tmp_path / "c.tar.gz", train=pickle.dumps(Evil(), 2))
+    with pytest.raises(DataError) as caught:
+        decode(archive, tmp_path / "store", 3, EXAMPLES)
+    assert "asks for" in one_line(caught) and not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tar", b"\x1f\x8b\x08broken"])
+def test_no_archive_at_all(tmp_path: Path, one_line, content: bytes) -> None:
+    path = tmp_path / "cifar-100-python.tar.gz"
+    path.write_bytes(content)
+    for given in (path, tmp_path / "nowhere.tar.gz", tmp_path / "nowhere.zip"):
+        with pytest.raises(DataError) as caught:
+            cifar100(tmp_path / "root", given)
+        assert given.name in one_line(caught)
+
+
+@pytest.mark.parametrize("kind", [{"side": 16}, {"skip": 1}], ids=str)
+def test_zips_of_something_else(tmp_path: Path, one_line, kind) -> None:
+    with pytest.raises(DataError) as caught:
+        decode(zipped(tmp_path / "a.zip", **kind), tmp_path / "store", 3, EXAMPLES)
+    assert "put CIFAR-100 in its place" in one_line(caught)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = data_folder()
+    if folder is None or not (folder / "cifar100" / "cifar100.zip").is_file():
+        pytest.skip("no real CIFAR-100: neither METALEARN_DATA nor ../shared/data holds cifar100/")
+    root = tmp_path_factory.mktemp("cifar")
+    cifar_fs(root)
+    return root
+
+
+def test_the_real_one(root: Path) -> None:
+    data = cifar_fs(root)
+    assert data.store.images.shape == (60000, 32, 32, 3)
+    assert data.image_shape == (3, 32, 32)
+    assert len(data.store.classes) == 100 and (np.diff(data.store.offsets) == 600).all()
+    assert [data.class_count(s) for s in ("train", "val", "test")] == [64, 16, 20]
+    assert [fc100(root).class_count(s) for s in ("train", "val", "test")] == [60, 20, 20]
+    verify(root / "cifar100-v1")
+    # The mean and deviation that everybody quotes for CIFAR-100's training images.
+    sample = np.asarray(data.store.images[::7], dtype=np.float64) / 255
+    np.testing.assert_allclose(sample.mean((0, 1, 2)), [0.507, 0.487, 0.441], atol=3e-3)
+    np.testing.assert_allclose(sample.std((0, 1, 2)), [0.267, 0.256, 0.276], atol=3e-3)
+
+
+def lists(benchmark: str) -> dict[str, list[str]]:
+    folder = Path(cifar_fs.__globals__["__file__"]).parent / "splits"
+    splits = ("train", "val", "test")
+    return {s: (folder / f"{benchmark}_{s}.txt").read_text().split() for s in splits}
+
+
+def test_packaged_lists() -> None:
+    groups = [set(line.split()) for line in SUPERCLASSES.strip().replace("/", "\n").split("\n")]
+    every = set().union(*groups)
+    assert len(groups) == 20 and len(every) == 100
+    for benchmark, sizes in (("cifar_fs", [64, 16, 20]), ("fc100", [60, 20, 20])):
+        found = lists(benchmark)
+        assert [len(names) for names in found.values()] == sizes
+        assert set().union(*found.values()) == every
+    for names in lists("fc100").values():  # no superclass in two splits
+        assert all(group <= set(names) or not group & set(names) for group in groups)
+
+
+def test_packaged_lists_equal_the_published_ones(root: Path) -> None:
+    folder = data_folder()
+    assert folder is not None
+    for benchmark, place in (("cifar_fs", "cifar-fs"), ("fc100", "fc100")):
+        for split, names in lists(benchmark).items():
+            published = folder / "cifar100" / "splits" / place / f"{split}.txt"
+            assert names == published.read_text().split()
