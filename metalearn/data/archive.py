@@ -15,7 +15,6 @@ from pathlib import Path
 
 from metalearn.errors import DataError
 
-
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 

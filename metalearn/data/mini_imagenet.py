@@ -57,9 +57,7 @@ def find_images() -> Path:
     )
 
 
-def decode(
-    path: Path, folder: Path, size: int, classes: int = CLASSES, examples: int = EXAMPLES
-):
+def decode(path: Path, folder: Path, size: int, classes: int = CLASSES, examples: int = EXAMPLES):
     """Build the store from the images under `path`. Raises DataError where they are others."""
     with open_files(path) as files:
         found: dict[str, list[str]] = defaultdict(list)

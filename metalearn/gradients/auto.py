@@ -42,6 +42,7 @@ Trial = Callable[[Plan, int], object]
 _MARGIN = 0.6  # of the free memory
 _HOPELESS = 1.5  # times the best so far, on two tasks
 _SHORT, _LONG = 60, 300  # inner steps times weight tensors that one compiled piece may hold
+_SMALL = 20_000  # weights; an eager `vmap` may look slow where its threads miss one another
 _WORTH_COMPILING = 120.0  # seconds of work to come, uncompiled
 _WORTH_LONG = 1200.0  # the same, where the compiler takes minutes
 
@@ -110,7 +111,8 @@ def _settle(
         with torch.random.fork_rng(), torch.no_grad():
             products = algo.steps > 1 and getattr(strategy, "hessian_products", False)
             size = algo.steps * len(meta["init"])
-            choice = _measure(trial, len(x), x.device, products, size, coming)
+            small = sum(t.numel() for t in meta["init"].values()) <= _SMALL
+            choice = _measure(trial, len(x), x.device, products, size, small, coming)
         _keep(question, choice)
     return dataclasses.replace(strategy, batching=str(choice.plan)), choice
 
@@ -144,10 +146,11 @@ def _measure(
     device: torch.device,
     forward: bool,
     size: int,
+    small: bool,
     coming: int | None,
 ) -> Choice:
     """forward: Hessian-vector products are taken. size: inner steps times weight tensors.
-    coming: tasks still to be run."""
+    small: so few weights that time goes into calls. coming: tasks still to be run."""
     stopwatch = _Stopwatch(trial, tasks, device)
     eager = [Plan(), Plan(tasks=0)]
     if tasks > 8:
@@ -171,7 +174,7 @@ def _measure(
             stopwatch.time(Plan(compile=True, forward=forward))
         if stopwatch.best().tasks is not None or stopwatch.pays(best, Plan()):
             stopwatch.time(stopwatch.best()._replace(compile=True))
-        if stopwatch.pays(Plan(tasks=0), Plan(), 1.5):
+        if small or stopwatch.pays(Plan(tasks=0), Plan(), 1.5):
             whole = size <= (_LONG if ahead > _WORTH_LONG else _SHORT)
             at_once = Plan(tasks=0, compile=True, forward=forward, whole=whole)
             stopwatch.time(at_once)
