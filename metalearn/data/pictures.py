@@ -38,7 +38,11 @@ class Files(Protocol):
     """Files under relative names with forward slashes."""
 
     path: Path
-    names: Sequence[str]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """All of them."""
+        ...
 
     def read(self, name: str) -> bytes:
         """The bytes of one file; raises DataError where it cannot be read."""
@@ -60,7 +64,7 @@ class Folder:
             folders[:] = [f for f in folders if not f.startswith(".")]
             inside = Path(base).relative_to(path)
             found += [(inside / file).as_posix() for file in files]
-        self.names: Sequence[str] = sorted(found)
+        self.names = sorted(found)
 
     def read(self, name: str) -> bytes:
         """The bytes of one file; raises DataError where it cannot be read."""

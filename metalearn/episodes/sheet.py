@@ -53,7 +53,8 @@ def class_sheet(
     names = dataset.splits[split].names(dataset.store)[:classes]
     sizes = dataset.examples_in(split, np.arange(len(names)))
     rows = [
-        _tiles(dataset.images(split, c, np.arange(min(each, size)))) for c, size in enumerate(sizes)
+        _tiles(dataset.images(split, np.array(c), np.arange(min(each, size))))
+        for c, size in enumerate(sizes)
     ]
     side = rows[0][0].width
     width, left = side + GAP, MARGIN + 10 * LINE
