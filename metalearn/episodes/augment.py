@@ -88,7 +88,8 @@ class AugmentedEpisodes:
         turns, numbers = [], []
         for index in indices:
             rng = generator(f"{source.dataset.digest}/augmented", split, source.seed, index)
-            turns.append(rng.integers(4, size=ways))
+            # Of `random` alone: unlike `integers`, numpy does not change how it draws.
+            turns.append((rng.random(ways) * 4).astype(np.int64))
             numbers.append(rng.random((sum(examples), NUMBERS), np.float32))
         device = drawn.support.x.device
         turn = torch.from_numpy(np.stack(turns)).to(device)

@@ -44,19 +44,26 @@ class Plan(NamedTuple):
         return "+".join([way, *(name for name in _OPTIONS if getattr(named, name))])
 
 
-@functools.lru_cache(typed=True)
 def parse(batching: Batching) -> Plan | None:
     """The plan that `batching` names, None for "auto". Raises UsageError for anything else."""
-    way, *options = str(batching).split("+")
-    number = way.isdecimal() and int(way) > 0 and not isinstance(batching, bool)
-    known = way in _WAYS or number
     if batching == "auto":
         return None
-    if not known or not set(options) <= set(_OPTIONS) or len(set(options)) < len(options):
+    if (plan := _plan(str(batching))) is None:
         raise UsageError(
             f"batching={batching!r} is not known; use auto, or {', '.join(_WAYS)} or a number of "
             f"tasks, with any of {', '.join('+' + name for name in _OPTIONS)}"
         )
+    return plan
+
+
+@functools.cache
+def _plan(text: str) -> Plan | None:
+    """None where `text` names no plan. Kept: it is asked for at every meta-step."""
+    way, *options = text.split("+")
+    number = way.isdecimal() and int(way) > 0
+    unknown = way not in _WAYS and not number
+    if unknown or not set(options) <= set(_OPTIONS) or len(set(options)) < len(options):
+        return None
     tasks = int(way) if number else 0 if way == "vmap" else None
     threads = way == "threads"
     return Plan(

@@ -83,7 +83,7 @@ def test_plans_as_text():
 UNKNOWN = [
     *("nonsense", "", "+", "+compile", "loop+", "loop+fast", "loop compile", "vmap+vmap"),
     *("auto+compile", "loop+compile+compile", "Loop", "0", "-1", "1.5", "0+compile", "٣+fast"),
-    *(0, -1, True, False, 1.5, None),
+    *(0, -1, True, False, 1.5, None, ["loop"]),
 ]
 
 
