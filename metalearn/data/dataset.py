@@ -1,7 +1,7 @@
 """Classes of a store, divided into train, val and test, and the gathering of their images."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -50,15 +50,21 @@ def turned(index: np.ndarray) -> Classes:
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """A store and its three splits. No class of the store is in two of them, turned or not."""
+    """A store and its three splits. No class of the store is in two of them, turned or not.
+
+    groups: the superclass of each class of the store (an alphabet, a family), None without any.
+    """
 
     name: str
     store: ImageStore
     splits: Mapping[str, Classes]
+    groups: Sequence[str] | None = None
     _held: dict[torch.device, DeviceImages] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Raises DataError for wrong splits: other names, classes shared, repeated or unknown."""
+        if self.groups is not None and len(self.groups) != len(self.store.classes):
+            raise DataError(f"{self.name}: every class needs one group, or none has any")
         if set(self.splits) != set(SPLITS):
             raise DataError(f"{self.name}: splits are {sorted(self.splits)}, not {list(SPLITS)}")
         owner = np.full(len(self.store.classes), -1)
