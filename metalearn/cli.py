@@ -34,6 +34,7 @@ GROUPS = (
     "inner",
     "backbone",
     "dataset",
+    "sampling",
     "augmentation",
     "outer",
     "outer/schedule",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from metalearn.types import Batch, Metrics
@@ -21,6 +22,16 @@ def cross_entropy(logits: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
     loss = mean(-logits.log_softmax(1).gather(1, labels).squeeze(1), batch.weight)
     right = (logits.detach().argmax(1) == batch.y).to(logits.dtype)
     return loss, {"loss": loss.detach(), "accuracy": mean(right, batch.weight)}
+
+
+def present_cross_entropy(logits: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
+    """`cross_entropy` among the classes that have an example in the batch, padding left out: for
+    tasks that may have fewer classes than the network has outputs."""
+    member = batch.y.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device)
+    if batch.weight is not None:
+        member = member & (batch.weight > 0).unsqueeze(1)
+    absent = torch.finfo(logits.dtype).min
+    return cross_entropy(torch.where(member.any(0), logits, absent), batch)
 
 
 def mean_squared(values: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:

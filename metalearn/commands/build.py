@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from metalearn import tree
 from metalearn.algorithms.base import MetaAlgorithm
-from metalearn.algorithms.losses import cross_entropy, mean_squared
+from metalearn.algorithms.losses import cross_entropy, mean_squared, present_cross_entropy
 from metalearn.commands.arguments import check_choice, check_node, check_numbers, target
-from metalearn.data import DataError, ImageDataset, Sinusoid
+from metalearn.data import DataError, Harmonic, ImageDataset, Mixture, Sinusoid
 from metalearn.episodes import (
     Augmentation,
     EpisodeSource,
@@ -39,6 +39,9 @@ from metalearn.twice import check_twice_differentiable
 from metalearn.types import Meta
 
 _FROM_DATA = ("channels", "size", "inputs")
+
+Images = ImageDataset | Mixture
+Curves = Sinusoid | Harmonic
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def build(config: Mapping[str, Any]) -> Built:
     train = augmented(train, **_changes(config))
     test = _test(config, dataset)
     validation = _episodes(config, dataset, evaluation["seed"], {}, "val")
-    algo = _algorithm(config, _module(config, dataset), isinstance(dataset, ImageDataset))
+    algo = _algorithm(config, _module(config, dataset), isinstance(dataset, Images))
     _check_fit(config, gradient, algo)
     meta = algo.init(torch.Generator().manual_seed(config["seed"]))
     meta = tree.map_meta(lambda t: t.to(device), meta)
@@ -82,7 +85,7 @@ def build(config: Mapping[str, Any]) -> Built:
     return Built(problem, test, meta, outer)
 
 
-def build_dataset(config: Mapping[str, Any]) -> ImageDataset | Sinusoid:
+def build_dataset(config: Mapping[str, Any]) -> Images | Curves:
     """The data set alone, prepared if it was not."""
     return _make(config["dataset"], "dataset")
 
@@ -103,6 +106,7 @@ def _check(config: Mapping[str, Any]) -> MetaGradient:
     check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
     check_numbers(config)
     _changes(config)
+    _sampling(config)
     for name in ("dataset", "inner", "algorithm"):
         check_node(config[name], name)
     given = config["backbone"]
@@ -131,6 +135,11 @@ def _check_fit(config: Mapping[str, Any], gradient: MetaGradient, algo: MetaAlgo
         use = " or ".join(f"gradient={fitting}" for fitting in strategies)
         raise UsageError(f"algorithm={name} cannot use gradient={strategy}; use {use}")
     rule = option(config["inner"])
+    if _sampling(config)["sizes"] and algo.steps and algo.rule.batch_size is not None:
+        raise UsageError(
+            "inner.batch_size leaves classes out of an inner step, which sampling.sizes cannot "
+            "tell from classes that the task lacks; use inner.batch_size=null"
+        )
     if kind == "displacement" and algo.init(torch.Generator())["hyper"]:
         raise UsageError(f"algorithm={name} learns no rates, as inner={rule} does; use inner=sgd")
 
@@ -167,24 +176,27 @@ def _episodes(
         name: value if own.get(name) is None else own[name]
         for name, value in config["episodes"].items()
     }
-    images = isinstance(dataset, ImageDataset)
+    images = isinstance(dataset, Images)
     if images and config["outputs"] is not None and shape["ways"] != config["outputs"]:
         name = "episodes" if own.get("ways") is None else "training"
         raise UsageError(
             f"{name}.ways={shape['ways']}, but the network has {config['outputs']} outputs; only "
             "algorithms without a head, as algorithm=protonet, can take other ways"
         )
-    source = make_episodes(dataset, **shape, seed=seed, device=_held_on(config, dataset))
+    how = _sampling(config)
+    if not images and (how["sizes"] or how["within_superclass"]):
+        raise UsageError("sampling is of classes, and regression has none; use sampling=uniform")
+    source = make_episodes(dataset, **shape, **how, seed=seed, device=_held_on(config, dataset))
     source.check(split)
     return source
 
 
-def _test(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> Manifest:
+def _test(config: Mapping[str, Any], dataset: Images | Curves) -> Manifest:
     evaluation = config["evaluation"]
     if evaluation.get("manifest") is None:
         source = _episodes(config, dataset, evaluation["seed"], {}, evaluation["split"])
         return Manifest(source, evaluation["split"], evaluation["episodes"])
-    if not isinstance(dataset, ImageDataset):
+    if not isinstance(dataset, Images):
         raise UsageError("evaluation.manifest lists images; regression has none")
     manifest = read_manifest(Path(evaluation["manifest"]), dataset, _held_on(config, dataset))
     ways = manifest.source.shape[0]
@@ -194,6 +206,20 @@ def _test(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> Manife
             f"use episodes.ways={ways}"
         )
     return manifest
+
+
+def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How ways, shots and classes are drawn, where not uniformly."""
+    node = config.get("sampling") or {}
+    if unknown := set(node) - {"sizes", "within_superclass"}:
+        raise UsageError(
+            f"no key sampling.{min(unknown)}; use sampling.sizes or sampling.within_superclass"
+        )
+    within = node.get("within_superclass", False)
+    if not isinstance(within, bool):
+        raise UsageError(f"sampling.within_superclass={within} must be true or false")
+    sizes = _make(node["sizes"], "sampling.sizes") if node.get("sizes") else None
+    return {"sizes": sizes, "within_superclass": within}
 
 
 def _changes(config: Mapping[str, Any]) -> dict[str, Augmentation | None]:
@@ -207,16 +233,15 @@ def _changes(config: Mapping[str, Any]) -> dict[str, Augmentation | None]:
     }
 
 
-def _held_on(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> torch.device | None:
-    """The device that the images are kept on; None for the host."""
+def _held_on(config: Mapping[str, Any], dataset: Images | Curves) -> torch.device | None:
+    """The device that the images are kept on, ready to be gathered; None where they do not fit,
+    and come from the store's file."""
     device = torch_device(config["device"])
-    if not isinstance(dataset, ImageDataset) or device.type != "cuda":
-        return None
-    return device if dataset.fits(device) else None
+    return device if isinstance(dataset, Images) and dataset.fits(device) else None
 
 
-def _module(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> nn.Module:
-    images = isinstance(dataset, ImageDataset)
+def _module(config: Mapping[str, Any], dataset: Images | Curves) -> nn.Module:
+    images = isinstance(dataset, Images)
     if not images and "rule" not in _parameters(config):
         name = option(config["algorithm"])
         raise UsageError(f"algorithm={name} classifies; use algorithm=maml or anil for regression")
@@ -236,7 +261,10 @@ def _module(config: Mapping[str, Any], dataset: ImageDataset | Sinusoid) -> nn.M
 
 
 def _algorithm(config: Mapping[str, Any], module: nn.Module, images: bool) -> MetaAlgorithm:
-    made: dict[str, Any] = {"module": module, "loss": cross_entropy if images else mean_squared}
+    loss = mean_squared
+    if images:
+        loss = present_cross_entropy if _sampling(config)["sizes"] else cross_entropy
+    made: dict[str, Any] = {"module": module, "loss": loss}
     if "rule" in _parameters(config):
         made["rule"] = _make(config["inner"], "inner")
     made = {name: value for name, value in made.items() if name in _parameters(config)}

@@ -46,6 +46,7 @@ class RunSettings:
     inner: Any = MISSING
     backbone: Any = MISSING
     dataset: Any = MISSING
+    sampling: Any = field(default_factory=dict)
     augmentation: Any = MISSING
     outer: Any = MISSING
     tracker: TrackerSettings = field(default_factory=TrackerSettings)

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from metalearn.commands.build import build_dataset, build_source, option
-from metalearn.data import ImageDataset
+from metalearn.commands.result import described
+from metalearn.data import ImageDataset, Mixture
 from metalearn.data.store import verify as verify_store
-from metalearn.episodes import FewShotEpisodes, Manifest, write_manifest
+from metalearn.episodes import FewShotEpisodes, Manifest, MixedEpisodes, write_manifest
 from metalearn.episodes.sheet import class_sheet, episode_sheet
 from metalearn.errors import UsageError
 
@@ -46,8 +47,10 @@ def show(
     """Write a PNG of an episode, or of the classes of a split. Raises UsageError."""
     if episode is None:
         dataset = build_dataset(config)
+        if isinstance(dataset, Mixture):
+            raise UsageError("dataset=mixture has no classes of its own; use episode=0")
         if not isinstance(dataset, ImageDataset):
-            raise UsageError("dataset=sinusoid has no images to show")
+            raise UsageError("regression has no images to show")
         if split not in dataset.splits:
             raise UsageError(f"split={split} is not known; use {', '.join(dataset.splits)}")
         page, name = class_sheet(dataset, split), f"{dataset.name}-{split}-classes.png"
@@ -55,8 +58,8 @@ def show(
         if not episode.isdecimal():
             raise UsageError(f"episode={episode} must be a whole number, as in episode=0")
         source = build_source(config, split)
-        if not isinstance(source, FewShotEpisodes):
-            raise UsageError("dataset=sinusoid has no images to show")
+        if not isinstance(source, FewShotEpisodes | MixedEpisodes):
+            raise UsageError("regression has no images to show")
         page = episode_sheet(source, split, int(episode))
         name = f"{source.dataset.name}-{split}-episode{episode}.png"
     path = Path(out or name.replace(" ", "_"))
@@ -77,9 +80,9 @@ def manifest(config: Mapping[str, Any], console: Console, out: str | None = None
     listed = Manifest(build_source(config, split), split, evaluation["episodes"])
     path = Path(out or f"{option(config['dataset'])}-{split}-{listed.hash[:8]}.json")
     write_manifest(listed, path)
-    ways, shots, queries = listed.source.shape
+    shape = listed.source.shape
     console.print(
-        f"{path}: {listed.episodes} episodes, {ways}-way {shots}-shot, {queries} queries a class, "
+        f"{path}: {listed.episodes} episodes, {described(shape)}, {shape[-1]} queries a class, "
         f"hash {listed.hash}",
         soft_wrap=True,
         highlight=False,

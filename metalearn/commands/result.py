@@ -59,17 +59,25 @@ def write_result(
         **extra,
     }
     write_episode_file(folder / "episodes.csv", _rows(report))
-    task = f"{ways}-way {shots}-shot" if ways else f"{shots} points"
+    task = described(built.test.source.shape)
     plot_accuracy_by_step(
         by_step,
         folder / f"{measure}_by_step.png",
         title=f"{name('algorithm')} on {name('dataset')}, {task}",
         label="query accuracy" if ways else "mean squared error",
-        chance=1 / ways if ways else None,
+        chance=1 / ways if ways and shots else None,
         percent=ways is not None,
     )
     write_json(folder / "result.json", result)
     return result
+
+
+def described(shape: tuple[int | None, int | None, int]) -> str:
+    """The shape of a source's episodes in words."""
+    ways, shots, _ = shape
+    if ways is None:
+        return f"{shots} points"
+    return f"{ways}-way {shots}-shot" if shots else f"at most {ways}-way, any shots"
 
 
 def _rows(report: EvalReport) -> list[dict[str, Any]]:

@@ -5,7 +5,9 @@ from metalearn.data.cub import cub
 from metalearn.data.dataset import Classes, ImageDataset
 from metalearn.data.folder import folder
 from metalearn.data.glyphs import glyphs
+from metalearn.data.harmonic import Harmonic
 from metalearn.data.mini_imagenet import mini_imagenet
+from metalearn.data.mixture import Mixture
 from metalearn.data.omniglot import omniglot
 from metalearn.data.paths import data_folder
 from metalearn.data.sinusoid import Sinusoid
@@ -16,8 +18,10 @@ from metalearn.files import cache_folder
 __all__ = [
     "Classes",
     "DataError",
+    "Harmonic",
     "ImageDataset",
     "ImageStore",
+    "Mixture",
     "Sinusoid",
     "cache_folder",
     "cifar_fs",

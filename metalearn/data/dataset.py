@@ -113,10 +113,22 @@ class ImageDataset:
         """How many classes `split` has, turned ones included."""
         return len(self._split(split).index)
 
+    @cached_property
+    def sizes(self) -> dict[str, np.ndarray]:
+        """By split, how many examples each class has: int64 `[C]`."""
+        return {
+            split: self.store.offsets[index + 1] - self.store.offsets[index]
+            for split, (index, _) in self.splits.items()
+        }
+
     def examples_in(self, split: str, classes: np.ndarray) -> np.ndarray:
         """How many examples each of `classes` (int, any shape, numbered within `split`) has."""
-        index = self._split(split).index[classes]
-        return self.store.offsets[index + 1] - self.store.offsets[index]
+        self._split(split)
+        return self.sizes[split][classes]
+
+    def member(self, name: str) -> "ImageDataset":
+        """This data set, as a `Mixture` of one."""
+        return self
 
     def images(self, split: str, classes: np.ndarray, examples: np.ndarray) -> np.ndarray:
         """Gather images: uint8 [..., C, H, W], where `...` is what the two indices broadcast to.
@@ -144,10 +156,12 @@ class ImageDataset:
             self._held[device] = DeviceImages(self.store, self._turns, device)
         return self._held[device].gather(rows, turns)
 
-    def fits(self, device: torch.device) -> bool:
-        """Whether what `images_on` keeps on `device` takes at most a quarter of its free memory."""
+    def fits(self, device: torch.device, among: int = 1) -> bool:
+        """Whether what `images_on` keeps on `device` takes at most a quarter of its free memory,
+        shared `among` so many data sets."""
         free = free_memory_bytes(device)
-        return free is not None and 4 * len(self._turns) * self.store.images.nbytes <= free
+        needed = among * len(self._turns) * self.store.images.nbytes
+        return free is not None and 4 * needed <= free
 
     @property
     def _turns(self) -> list[int]:

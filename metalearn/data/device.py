@@ -26,7 +26,7 @@ class DeviceImages:
             part = np.array(store.images[rows].transpose(0, 3, 1, 2), order="C")
             images = torch.from_numpy(part).to(device)
             for place, turn in enumerate(turns):
-                held[place, rows] = torch.rot90(images, turn, (2, 3))
+                held[place, rows] = torch.rot90(images, turn, (2, 3)) if turn else images
         self._turns = np.asarray(turns)
         self._count = count
         self._images = held.flatten(0, 1)

@@ -1,6 +1,7 @@
 """The sinusoid regression family of MAML: one amplitude and one phase are one task."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +25,7 @@ class Sinusoid:
     def __post_init__(self) -> None:
         """Raises DataError for a range that does not rise."""
         for name in ("amplitude", "phase", "x"):
-            # One form for [0, 1] and (0.0, 1.0): the episodes' seeds come from it.
-            low, high = map(float, getattr(self, name))
-            object.__setattr__(self, name, (low, high))
-            if not low < high:
-                raise DataError(f"sinusoid: {name} must rise, but is [{low}, {high}]")
+            object.__setattr__(self, name, rising("sinusoid", name, getattr(self, name)))
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
         """One task and `count` points of it: x and y, float32 [count, 1] each."""
@@ -36,3 +33,12 @@ class Sinusoid:
         phase = rng.uniform(*self.phase)
         x = rng.uniform(*self.x, size=(count, 1))
         return x.astype(np.float32), (amplitude * np.sin(x - phase)).astype(np.float32)
+
+
+def rising(family: str, name: str, bounds: Sequence[float]) -> tuple[float, float]:
+    """A range in one form, whether it came as [0, 1] or (0.0, 1.0): the episodes' seeds come
+    from it. Raises DataError where it does not rise."""
+    low, high = map(float, bounds)
+    if not -math.inf < low < high < math.inf:
+        raise DataError(f"{family}: {name} must rise, but is [{low}, {high}]")
+    return low, high

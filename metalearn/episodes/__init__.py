@@ -2,18 +2,26 @@
 
 import torch
 
-from metalearn.data import ImageDataset, Sinusoid
+from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid
 from metalearn.episodes.augment import Augmentation, AugmentedEpisodes, augmented
+from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.manifest import Manifest, read_manifest, write_manifest
-from metalearn.episodes.source import EpisodeSource, FewShotEpisodes, SinusoidEpisodes
+from metalearn.episodes.mixed import MixedEpisodes
+from metalearn.episodes.regression import CurveEpisodes
+from metalearn.episodes.sizes import ImbalancedSizes, MetaDatasetSizes, Sizes
+from metalearn.episodes.source import EpisodeSource
 
 __all__ = [
     "Augmentation",
     "AugmentedEpisodes",
+    "CurveEpisodes",
     "EpisodeSource",
     "FewShotEpisodes",
+    "ImbalancedSizes",
     "Manifest",
-    "SinusoidEpisodes",
+    "MetaDatasetSizes",
+    "MixedEpisodes",
+    "Sizes",
     "augmented",
     "make_episodes",
     "read_manifest",
@@ -22,18 +30,28 @@ __all__ = [
 
 
 def make_episodes(
-    dataset: ImageDataset | Sinusoid,
+    dataset: ImageDataset | Mixture | Sinusoid | Harmonic,
     *,
     ways: int,
     shots: int,
     queries: int,
     seed: int,
     device: torch.device | None = None,
+    sizes: Sizes | None = None,
+    within_superclass: bool = False,
 ) -> EpisodeSource:
     """The episodes that fit the kind of data set.
 
-    device: where images are kept and gathered. It and `ways` have no meaning for regression.
+    device: where images are kept and gathered. It, `ways`, `sizes` and `within_superclass` have
+    no meaning for regression.
     """
-    if isinstance(dataset, Sinusoid):
-        return SinusoidEpisodes(dataset, shots, queries, seed)
-    return FewShotEpisodes(dataset, ways, shots, queries, seed, device)
+    if isinstance(dataset, Sinusoid | Harmonic):
+        return CurveEpisodes(dataset, shots, queries, seed)
+
+    def of(one: ImageDataset) -> FewShotEpisodes:
+        return FewShotEpisodes(one, ways, shots, queries, seed, device, sizes, within_superclass)
+
+    if isinstance(dataset, Mixture):
+        sources = {name: of(one) for name, one in dataset.sets.items()}
+        return MixedEpisodes(dataset, sources, seed, device)
+    return of(dataset)

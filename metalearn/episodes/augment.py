@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.episodes.source import EpisodeSource, FewShotEpisodes, generator
+from metalearn.episodes.few_shot import FewShotEpisodes
+from metalearn.episodes.source import EpisodeSource, generator
 from metalearn.errors import UsageError
 from metalearn.types import Batch, Episodes
 

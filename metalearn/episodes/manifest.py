@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from metalearn.data import DataError, ImageDataset
-from metalearn.episodes.source import EpisodeIds, EpisodeSource, FewShotEpisodes, gather
+from metalearn.data import DataError, ImageDataset, Mixture
+from metalearn.episodes.few_shot import FewShotEpisodes
+from metalearn.episodes.gather import EpisodeIds, gather
+from metalearn.episodes.mixed import MixedEpisodes
+from metalearn.episodes.source import EpisodeSource
 from metalearn.errors import UsageError
 from metalearn.files import write_atomic
 from metalearn.types import Episodes
@@ -49,18 +52,16 @@ class Manifest:
 
 @dataclass(frozen=True)
 class RecordedEpisodes:
-    """Episodes that a file lists, all of one split: an `EpisodeSource` that draws nothing."""
+    """Episodes that a file lists, all of one split: an `EpisodeSource` that draws nothing.
 
-    dataset: ImageDataset
+    shape: (N, K, queries a class); the most of each, and None for K, where they differ.
+    """
+
+    dataset: ImageDataset | Mixture
     split: str
     drawn: tuple[EpisodeIds, ...]
+    shape: tuple[int, int | None, int]
     device: torch.device | None = None
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(N, K, queries a class)."""
-        ids = self.drawn[0]
-        return len(ids.classes), ids.support.shape[1], ids.query.shape[1]
 
     def check(self, split: str) -> None:
         """Raise UsageError for another split than the file's."""
@@ -68,39 +69,40 @@ class RecordedEpisodes:
             raise UsageError(f"the manifest lists episodes of {self.split}, not of {split}")
 
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
-        """Episodes `indices`: pixels scaled to [0, 1], support `[T, N*K, C, H, W]`."""
+        """Episodes `indices`: pixels scaled to [0, 1], support `[T, S, C, H, W]`."""
         self.check(split)
-        return gather(self.dataset, split, [self.drawn[i] for i in indices], self.device)
+        drawn = [self.drawn[i] for i in indices]
+        return gather(self.dataset, split, drawn, self.device, varied=self.shape[1] is None)
 
     def fingerprint(self, split: str, index: int) -> bytes:
         """The class and example numbers, as little-endian int64."""
-        return self.drawn[index].encode()
+        return self.drawn[index].encode(varied=self.shape[1] is None)
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Write `manifest` as JSON, an episode a line. Raises UsageError where it has no images."""
     source, split = manifest.source, manifest.split
-    if not isinstance(source, FewShotEpisodes):
+    if not isinstance(source, FewShotEpisodes | MixedEpisodes):
         raise UsageError("only episodes of images have a manifest file")
     dataset = source.dataset
+    sets = dataset.sets if isinstance(dataset, Mixture) else {"": dataset}
+    names = {name: one.splits[split].names(one.store) for name, one in sets.items()}
     head = {
         "format": FORMAT,
         "dataset": dataset.name,
         "dataset_hash": dataset.digest,
         "split": split,
+        "shape": source.shape,
         "hash": manifest.hash,
-        "classes": dataset.splits[split].names(dataset.store),
+        "classes": names if isinstance(dataset, Mixture) else names[""],
     }
-    lines = (
-        json.dumps({name: part.tolist() for name, part in ids._asdict().items()})
-        for ids in (source.draw(split, index) for index in range(manifest.episodes))
-    )
+    lines = (json.dumps(_listed(source.draw(split, i))) for i in range(manifest.episodes))
     body = ",\n".join(lines)
     write_atomic(path, f'{json.dumps(head, indent=1)[:-2]},\n "episodes": [\n{body}\n]}}\n')
 
 
 def read_manifest(
-    path: Path, dataset: ImageDataset, device: torch.device | None = None
+    path: Path, dataset: ImageDataset | Mixture, device: torch.device | None = None
 ) -> Manifest:
     """The manifest in `path`. Raises DataError where it is none, is damaged, or was written for
     other data than `dataset`."""
@@ -109,9 +111,9 @@ def read_manifest(
         if saved["format"] != FORMAT:
             raise ValueError(f"its format is {saved['format']}, not {FORMAT}")
         split, told = str(saved["split"]), str(saved["dataset_hash"])
-        drawn = tuple(EpisodeIds(*(_ids(e[name]) for name in EpisodeIds._fields))
-                      for e in saved["episodes"])  # fmt: skip
+        drawn = tuple(_drawn(episode) for episode in saved["episodes"])
         name, claimed = saved["dataset"], saved["hash"]
+        ways, shots, queries = saved["shape"] if "shape" in saved else _shape(drawn)
     except OSError as error:
         raise DataError(f"cannot read the manifest {path} ({error.strerror or error})") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -119,12 +121,31 @@ def read_manifest(
     if told != dataset.digest:
         reason = f"it lists images of {name} with hash {told[:12]}, and these are {dataset.name}"
         raise DataError(_refused(path, f"{reason} with {dataset.digest[:12]}"))
-    if problem := _problem(drawn, dataset, split):
+    if problem := _problem(drawn, dataset, split, shots is None):
         raise DataError(_refused(path, problem))
-    manifest = Manifest(RecordedEpisodes(dataset, split, drawn, device), split, len(drawn))
+    source = RecordedEpisodes(dataset, split, drawn, (ways, shots, queries), device)
+    manifest = Manifest(source, split, len(drawn))
     if manifest.hash != claimed:
         raise DataError(_refused(path, "its episodes are not those that its hash names"))
     return manifest
+
+
+def _listed(ids: EpisodeIds) -> dict[str, Any]:
+    """As plain lists; a class with fewer support examples has a shorter one."""
+    support = [[int(i) for i in row if i >= 0] for row in ids.support]
+    listed = {"classes": ids.classes.tolist(), "support": support, "query": ids.query.tolist()}
+    return {"member": ids.member, **listed} if ids.member else listed
+
+
+def _drawn(episode: Any) -> EpisodeIds:
+    """The inverse of `_listed`."""
+    rows = episode["support"]
+    longest = max(map(len, rows), default=0)
+    if any(type(i) is int and i < 0 for row in rows for i in row):
+        raise ValueError("numbers of examples must be 0 or more")
+    padded = [[*row, *[-1] * (longest - len(row))] for row in rows]
+    member = episode.get("member", "")
+    return EpisodeIds(_ids(episode["classes"]), _ids(padded), _ids(episode["query"]), str(member))
 
 
 def _ids(numbers: Any) -> np.ndarray:
@@ -134,22 +155,37 @@ def _ids(numbers: Any) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _problem(drawn: Sequence[EpisodeIds], dataset: ImageDataset, split: str) -> str | None:
+def _shape(drawn: Sequence[EpisodeIds]) -> tuple[int, int, int]:
+    """Of files from before shapes could vary."""
+    if not drawn or drawn[0].support.ndim != 2 or drawn[0].query.ndim != 2:
+        return 0, 0, 0
+    ids = drawn[0]
+    return len(ids.classes), ids.support.shape[1], ids.query.shape[1]
+
+
+def _problem(
+    drawn: Sequence[EpisodeIds], dataset: ImageDataset | Mixture, split: str, varied: bool
+) -> str | None:
     if not drawn:
         return "it lists no episodes"
     if split not in dataset.splits:
         return f"it names split {split!r}, which is none"
-    shapes = [part.shape for part in drawn[0]]
-    if any([part.shape for part in ids] != shapes for ids in drawn):
-        return "its episodes differ in shape"
-    if [len(shape) for shape in shapes] != [1, 2, 2] or len({shape[0] for shape in shapes}) != 1:
-        return "its episodes do not list examples of every class"
+    members = dataset.sets if isinstance(dataset, Mixture) else {"": dataset}
     for ids in drawn:
-        examples = np.concatenate([ids.support, ids.query], 1)
-        if (ids.classes < 0).any() or (ids.classes >= dataset.class_count(split)).any():
+        shapes = [part.shape for part in ids[:3]]
+        if [len(s) for s in shapes] != [1, 2, 2] or len({s[0] for s in shapes}) != 1:
+            return "its episodes do not list examples of every class"
+        if not varied and shapes != [part.shape for part in drawn[0][:3]]:
+            return "its episodes differ in shape"
+        if (ids.support[:, 0] < 0).any() or (not varied and (ids.support < 0).any()):
+            return "its episodes do not list examples of every class"
+        if ids.member not in members:
+            return f"it names data set {ids.member!r}, which is none of these"
+        member = members[ids.member]
+        if (ids.classes < 0).any() or (ids.classes >= member.class_count(split)).any():
             return "it names a class that the split lacks"
-        sizes = dataset.examples_in(split, ids.classes)[:, None]
-        if (examples < 0).any() or (examples >= sizes).any():
+        sizes = member.examples_in(split, ids.classes)[:, None]
+        if (np.concatenate([ids.support, ids.query], 1) >= sizes).any() or (ids.query < 0).any():
             return "it names an example that its class lacks"
     return None
 

@@ -6,30 +6,33 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from metalearn.data import ImageDataset
-from metalearn.episodes.source import FewShotEpisodes
+from metalearn.episodes.few_shot import FewShotEpisodes
+from metalearn.episodes.mixed import MixedEpisodes
 
 TILE = 56  # pixels that an image gets at least, by whole multiples of its own
 GAP, MARGIN, LINE = 4, 12, 16
 PAPER, INK, RULE = "white", "black", (200, 60, 40)
 
 
-def episode_sheet(source: FewShotEpisodes, split: str, index: int) -> Image.Image:
+def episode_sheet(source: FewShotEpisodes | MixedEpisodes, split: str, index: int) -> Image.Image:
     """Episode `index`: a column for each class, its support above the line, its queries below."""
     ids = source.draw(split, index)
-    names = source.dataset.splits[split].names(source.dataset.store)
-    columns = [
-        _tiles(source.dataset.images(split, number, np.concatenate([support, query])))
-        for number, support, query in zip(ids.classes, ids.support, ids.query, strict=True)
-    ]
+    dataset = source.dataset.member(ids.member)
+    names = dataset.splits[split].names(dataset.store)
+    ways, shots = ids.support.shape
+    columns = []
+    for number, support, query in zip(ids.classes, ids.support, ids.query, strict=True):
+        above = _tiles(dataset.images(split, number, support[support >= 0]))
+        columns.append((above, _tiles(dataset.images(split, number, query))))
     title = (
-        f"{source.dataset.name}, {split} episode {index}, seed {source.seed}: "
-        f"{source.ways} classes, {source.shots} support above the line, {source.queries} queries"
+        f"{dataset.name}, {split} episode {index}, seed {source.seed}: {ways} classes, "
+        f"{(ids.support >= 0).sum()} support above the line, {ids.query.size} queries"
     )
-    side = columns[0][0].width
-    width, rows = side + GAP, len(columns[0])
+    side = columns[0][1][0].width
+    width, rows = side + GAP, shots + ids.query.shape[1]
     top = MARGIN + 3 * LINE
     page = _page(
-        max(2 * MARGIN + source.ways * max(width, 7 * LINE), MARGIN + 7 * len(title)),
+        max(2 * MARGIN + ways * max(width, 7 * LINE), MARGIN + 7 * len(title)),
         top + rows * width + 2 * GAP + MARGIN,
         title,
     )
@@ -38,10 +41,12 @@ def episode_sheet(source: FewShotEpisodes, split: str, index: int) -> Image.Imag
     for c, (tiles, number) in enumerate(zip(columns, ids.classes, strict=True)):
         x = MARGIN + c * step
         _name(pen, font, names[number], x, top - LINE, step)
-        for row, tile in enumerate(tiles):
-            below = 2 * GAP if row >= source.shots else 0
-            page.paste(tile, (x, top + row * width + below))
-    y = top + source.shots * width + GAP // 2
+        above, below = tiles
+        for row, tile in enumerate(above):
+            page.paste(tile, (x, top + row * width))
+        for row, tile in enumerate(below):
+            page.paste(tile, (x, top + (shots + row) * width + 2 * GAP))
+    y = top + shots * width + GAP // 2
     pen.line((MARGIN, y, page.width - MARGIN, y), RULE, 2)
     return page
 

@@ -87,6 +87,10 @@ def settle(
     for many; a few are not worth compiling for.
     """
     shapes = tuple(t.shape for batch in episodes for t in batch if t is not None)
+    if episodes.support.weight is not None:
+        # Tasks of unequal size: every batch has other shapes. One answer serves all, and nothing
+        # is compiled for a shape that may not come again.
+        shapes, coming = (), 0
     x, many = episodes.support.x, coming is None or coming > 1000
     asked = (strategy, algo.steps, shapes, x.dtype, x.device, torch.get_num_threads(), many)
     settled = _settled.setdefault(algo, {})

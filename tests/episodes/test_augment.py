@@ -6,7 +6,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 
 from metalearn.data import Sinusoid
-from metalearn.episodes import FewShotEpisodes, SinusoidEpisodes
+from metalearn.episodes import FewShotEpisodes, CurveEpisodes
 from metalearn.episodes.augment import NUMBERS, Augmentation, AugmentedEpisodes, augmented
 from metalearn.errors import UsageError
 from tests.images import tiny_dataset
@@ -128,7 +128,7 @@ def test_a_class_turns_as_one(source):
 def test_what_is_refused(source):
     assert augmented(source, None, None) is source
     with pytest.raises(UsageError, match="augmentation is for images"):
-        augmented(SinusoidEpisodes(Sinusoid(), 5, 4), STRONG, None)
+        augmented(CurveEpisodes(Sinusoid(), 5, 4), STRONG, None)
     for wrong in ({"flip": 1.5}, {"crop": -1}, {"jitter": -0.1}, {"erase": 2.0}):
         with pytest.raises(UsageError, match="must be 0"):
             Augmentation(**wrong)

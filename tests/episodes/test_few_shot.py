@@ -35,7 +35,7 @@ def test_an_episode_is_sound(tiny, shape, split, index) -> None:
     assert len(set(ids.classes)) == ways == len(ids.classes)
     assert set(ids.classes) <= set(range(tiny.class_count(split)))
     assert ids.support.shape == (ways, shots) and ids.query.shape == (ways, queries)
-    for class_, support, query in zip(*ids, strict=True):
+    for class_, support, query in zip(*ids[:3], strict=True):
         drawn = [*support, *query]
         assert len(set(drawn)) == shots + queries, "an example came twice"
         assert set(drawn) <= set(range(tiny.examples_in(split, class_)))
@@ -108,7 +108,7 @@ def test_no_image_is_in_two_splits_and_all_come_up(tiny) -> None:
         rows[split] = {
             int(tiny.store.offsets[index[c]] + example)
             for ids in drawn
-            for c, *examples in zip(*ids, strict=True)
+            for c, *examples in zip(*ids[:3], strict=True)
             for example in np.concatenate(examples)
         }
     assert not rows["train"] & rows["val"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metalearn.data import Sinusoid
-from metalearn.episodes import FewShotEpisodes, Manifest, SinusoidEpisodes
+from metalearn.episodes import FewShotEpisodes, Manifest, CurveEpisodes
 from tests.images import tiny_dataset
 
 # Another value here means that published manifests no longer name the same episodes.
@@ -23,7 +23,7 @@ def few_shot(dataset, seed=0, split="test", shape=(3, 2, 3), episodes=10) -> str
 
 def sinusoid(family=None, seed=0, split="test", shape=(5, 4), episodes=10) -> str:
     family = family or Sinusoid()
-    return Manifest(SinusoidEpisodes(family, *shape, seed), split, episodes).hash
+    return Manifest(CurveEpisodes(family, *shape, seed), split, episodes).hash
 
 
 def test_the_pinned_hashes(tiny) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from metalearn.data import DataError, Sinusoid
 from metalearn.episodes import FewShotEpisodes, Manifest, read_manifest, write_manifest
-from metalearn.episodes.source import SinusoidEpisodes
+from metalearn.episodes import CurveEpisodes
 from metalearn.errors import UsageError
 from tests.images import tiny_dataset
 
@@ -58,7 +58,7 @@ SPOILT = {
         lambda s: s["episodes"][3]["query"][0].__setitem__(0, 99),
         "example that its class lacks",
     ),
-    "below 0": (lambda s: s["episodes"][3]["support"][0].__setitem__(0, -1), "example that"),
+    "below 0": (lambda s: s["episodes"][3]["support"][0].__setitem__(0, -1), "must be 0 or more"),
     "ragged": (lambda s: s["episodes"][3]["query"][0].pop(), "damaged: ValueError"),
     "shapes": (lambda s: [q.pop() for q in s["episodes"][3]["query"]], "differ in shape"),
     "flat": (
@@ -93,4 +93,4 @@ def test_no_file_no_json_no_images(tiny, tmp_path) -> None:
     with pytest.raises(DataError, match="is refused"):
         read_manifest(tmp_path / "m.json", tiny)
     with pytest.raises(UsageError, match="only episodes of images"):
-        write_manifest(Manifest(SinusoidEpisodes(Sinusoid(), 5, 4), "val", 2), tmp_path / "s.json")
+        write_manifest(Manifest(CurveEpisodes(Sinusoid(), 5, 4), "val", 2), tmp_path / "s.json")

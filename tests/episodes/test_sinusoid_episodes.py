@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metalearn.data import Sinusoid
-from metalearn.episodes import SinusoidEpisodes, make_episodes
+from metalearn.episodes import CurveEpisodes, make_episodes
 from metalearn.errors import UsageError
 
 SPLITS = ("train", "val", "test")
@@ -40,7 +40,7 @@ def test_support_and_query_are_on_one_curve_in_range() -> None:
 
 def test_the_family_is_the_data_sets() -> None:
     family = Sinusoid(amplitude=(2.0, 3.0), phase=(0.5, 1.0), x=(1.0, 2.0))
-    episodes = SinusoidEpisodes(family, 8, 8).batch("test", range(20))
+    episodes = CurveEpisodes(family, 8, 8).batch("test", range(20))
     assert episodes.query.x.min() >= 1 and episodes.query.x.max() <= 2
     for x, y in zip(episodes.query.x, episodes.query.y, strict=True):
         amplitude, phase = fitted(x, y)
@@ -48,8 +48,8 @@ def test_the_family_is_the_data_sets() -> None:
 
 
 def test_neither_order_nor_batch_matters() -> None:
-    whole = SinusoidEpisodes(Sinusoid(), 4, 3, seed=9).batch("val", range(6))
-    mixed = SinusoidEpisodes(Sinusoid(), 4, 3, seed=9)
+    whole = CurveEpisodes(Sinusoid(), 4, 3, seed=9).batch("val", range(6))
+    mixed = CurveEpisodes(Sinusoid(), 4, 3, seed=9)
     for indices in ([5, 0], [3], [4, 1, 2]):
         batch = mixed.batch("val", indices)
         for got, want in zip(batch, whole, strict=True):
@@ -59,7 +59,7 @@ def test_neither_order_nor_batch_matters() -> None:
 
 def test_other_families_seeds_splits_and_indices_give_other_episodes() -> None:
     seen = [
-        SinusoidEpisodes(family, 2, 2, seed).fingerprint(split, index)
+        CurveEpisodes(family, 2, 2, seed).fingerprint(split, index)
         for family in (Sinusoid(), Sinusoid(amplitude=(0.1, 4.0)))
         for seed in (0, 1, 11)
         for split in SPLITS
@@ -76,7 +76,7 @@ def test_a_shape_that_is_not_positive(name) -> None:
 
 
 def test_an_unknown_split() -> None:
-    source = SinusoidEpisodes(Sinusoid(), 1, 1)
+    source = CurveEpisodes(Sinusoid(), 1, 1)
     for split in SPLITS:
         source.check(split)
     with pytest.raises(UsageError) as caught:

@@ -11,7 +11,7 @@ from metalearn.algorithms import ANIL, MAML, ProtoNet
 from metalearn.algorithms.losses import mean_squared
 from metalearn.backbones import MLP
 from metalearn.data import Sinusoid
-from metalearn.episodes import FewShotEpisodes, Manifest, SinusoidEpisodes
+from metalearn.episodes import FewShotEpisodes, Manifest, CurveEpisodes
 from metalearn.errors import UsageError
 from metalearn.inner import lslr, sgd
 from metalearn.norms import BatchNorm
@@ -159,7 +159,7 @@ def test_no_episodes(manifest, batching) -> None:
 def test_regression_has_a_loss_alone(batching) -> None:
     module = network(lambda: MLP(1, 1, (8,)), dtype=torch.float32)
     algo = MAML(module, 2, sgd(0.01), loss=mean_squared)
-    manifest = Manifest(SinusoidEpisodes(Sinusoid(), 5, 4), "val", 9)
+    manifest = Manifest(CurveEpisodes(Sinusoid(), 5, 4), "val", 9)
     report = evaluate(algo, algo.init(), manifest, batching=batching)
     assert set(report.by_step) == {"loss"}
     assert report.measure == "loss"

@@ -11,7 +11,7 @@ from metalearn import tree
 from metalearn.algorithms import MAML
 from metalearn.algorithms.losses import mean_squared
 from metalearn.data import Sinusoid
-from metalearn.episodes import EpisodeSource, Manifest, SinusoidEpisodes
+from metalearn.episodes import EpisodeSource, Manifest, CurveEpisodes
 from metalearn.gradients import Unroll
 from metalearn.inner import lslr
 from metalearn.tracking import Tracker
@@ -39,7 +39,7 @@ def problem(
 ) -> Problem:
     """One-step MAML with learned rates on sine curves."""
     algo = MAML(network(build, dtype=torch.float32), 1, lslr(0.01), loss=mean_squared)
-    source = SinusoidEpisodes(Sinusoid(), 5, 5)
+    source = CurveEpisodes(Sinusoid(), 5, 5)
     return Problem(
         algo,
         Unroll(),

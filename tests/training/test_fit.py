@@ -9,7 +9,7 @@ import torch
 
 from metalearn import evaluate
 from metalearn.data import Sinusoid
-from metalearn.episodes import Manifest, SinusoidEpisodes
+from metalearn.episodes import Manifest, CurveEpisodes
 from metalearn.errors import UsageError
 from metalearn.training.checkpoint import latest_checkpoint, load_checkpoint
 from tests.training.problems import Recorder, flat, problem, same, trained
@@ -19,7 +19,7 @@ class Rigged:
     """A source that notes what is asked for, and changes it."""
 
     def __init__(self, change=lambda call, episodes: episodes) -> None:
-        self.source = SinusoidEpisodes(Sinusoid(), 5, 5)
+        self.source = CurveEpisodes(Sinusoid(), 5, 5)
         self.change, self.asked = change, []
 
     @property
@@ -103,7 +103,7 @@ def test_selection_is_by_validation_alone(tmp_path) -> None:
         for name, weight in state.best[part].items():
             assert torch.equal(weight, at_six[part][name])
             assert not torch.equal(weight, state.meta[part][name])
-    fresh = Manifest(SinusoidEpisodes(Sinusoid(), 5, 5), "val", 3)
+    fresh = Manifest(CurveEpisodes(Sinusoid(), 5, 5), "val", 3)
     assert evaluate(of.algo, state.best, fresh).score == pytest.approx(state.best_score)
     assert evaluate(of.algo, state.meta, fresh).score != pytest.approx(state.best_score, rel=1e-4)
 

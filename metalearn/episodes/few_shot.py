@@ -1,0 +1,169 @@
+"""N-way K-shot episodes of one data set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from metalearn.data import ImageDataset
+from metalearn.episodes.gather import EpisodeIds, gather
+from metalearn.episodes.sizes import Sizes
+from metalearn.episodes.source import generator
+from metalearn.errors import UsageError
+from metalearn.types import Episodes
+
+
+def smallest(values: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` smallest of every row of `values` `[R, n]`, in order: a stable
+    argsort cut short."""
+    rows, length = values.shape
+    if length > 64 and count < length:  # below, sorting all is faster
+        last = np.partition(values, count - 1, axis=1)[:, count - 1 : count]
+        found = np.flatnonzero(values <= last)
+        if len(found) == rows * count:  # else two are equal at the limit
+            order = np.argsort(values.ravel()[found].reshape(rows, count), axis=1, kind="stable")
+            start = np.arange(rows)[:, None]
+            return found[order + start * count] - start * length
+    return np.argsort(values, axis=1, kind="stable")[:, :count]
+
+
+@dataclass(frozen=True)
+class FewShotEpisodes:
+    """N-way K-shot classification with `queries` query examples a class.
+
+    Classes and examples are drawn uniformly without replacement. A class's label is its place
+    in the draw. Examples go shot by shot, one of every class, so that minibatches of a multiple
+    of N examples are balanced.
+
+    device: where the images are kept and gathered, None for the host, straight from the store.
+    What an episode holds is the same to the bit.
+    sizes: draws ways and shots anew for every episode; `ways` and `queries` are the most then,
+    and `shots` has no meaning.
+    within_superclass: all classes of an episode are of one superclass, which is drawn uniformly
+    from those that have enough.
+
+    Raises UsageError for a shape that is not positive; `check` tells whether a split can fill it.
+    """
+
+    dataset: ImageDataset
+    ways: int
+    shots: int
+    queries: int
+    seed: int = 0
+    device: torch.device | None = None
+    sizes: Sizes | None = None
+    within_superclass: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("ways", "shots", "queries"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"episodes.{name}={getattr(self, name)} must be 1 or more")
+        if self.within_superclass and self.dataset.groups is None:
+            raise UsageError(
+                f"{self.dataset.name} has no superclasses; use sampling.within_superclass=false"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int | None, int]:
+        """(N, K, queries a class); the most of each, and None for K, where sizes are drawn."""
+        return self.ways, None if self.sizes else self.shots, self.queries
+
+    def check(self, split: str) -> None:
+        """Raise UsageError where `split` cannot give one episode of this shape."""
+        if split not in self.dataset.splits:
+            raise UsageError(f"split={split!r} is not known; use {', '.join(self.dataset.splits)}")
+        ways = self.sizes.least_ways(self.ways) if self.sizes else self.ways
+        available = self.dataset.class_count(split)
+        if ways > available:
+            raise UsageError(
+                f"episodes.ways={ways}, but {self.dataset.name} has {available} classes "
+                f"in its {split} split; use at most {available}"
+            )
+        if self.within_superclass and not self._pools[split]:
+            largest = max(np.unique(self._groups(split), return_counts=True)[1])
+            raise UsageError(
+                f"episodes.ways={ways}, but no superclass of {self.dataset.name} ({split}) has "
+                f"more than {largest} classes; use at most {largest}"
+            )
+        examples = int(self.dataset.sizes[split].min())
+        needed = self.shots + self.queries
+        if self.sizes:
+            needed = self.sizes.least_examples(self.queries)
+        if needed > examples:
+            shots = "the shots of sampling.sizes" if self.sizes else "episodes.shots"
+            raise UsageError(
+                f"{shots} + episodes.queries = {needed}, but a class of "
+                f"{self.dataset.name} ({split}) has {examples} examples; use at most {examples}"
+            )
+
+    def draw(self, split: str, index: int) -> EpisodeIds:
+        """The classes and examples of episode `index`."""
+        rng = generator(self.dataset.digest, split, self.seed, index)
+        pool = None
+        if self.within_superclass:
+            pools = self._pools[split]
+            pool = pools[int(rng.random() * len(pools))]
+        count = self.dataset.class_count(split) if pool is None else len(pool)
+        ways = self.sizes.ways(rng, self.ways, count) if self.sizes else self.ways
+        # The order of uniform numbers, which numpy keeps from version to version.
+        classes = _lowest(rng.random(count), ways)
+        if pool is not None:
+            classes = pool[classes]
+        available = self.dataset.sizes[split][classes]
+        if self.sizes is None:
+            examples = _first(rng, available, self.shots + self.queries)
+            return EpisodeIds(classes, examples[:, : self.shots], examples[:, self.shots :])
+        shots, queries = self.sizes.shots(rng, available, self.queries)
+        most = int(shots.max())
+        examples = _first(rng, available, queries + most)
+        support = np.where(np.arange(most) < shots[:, None], examples[:, queries:], -1)
+        return EpisodeIds(classes, support, examples[:, :queries])
+
+    def batch(self, split: str, indices: Sequence[int]) -> Episodes:
+        """Episodes `indices`: pixels scaled to [0, 1], support `[T, S, C, H, W]`."""
+        drawn = [self.draw(split, index) for index in indices]
+        return gather(self.dataset, split, drawn, self.device, varied=self.sizes is not None)
+
+    def fingerprint(self, split: str, index: int) -> bytes:
+        """The class and example numbers, as little-endian int64."""
+        return self.draw(split, index).encode(varied=self.sizes is not None)
+
+    @cached_property
+    def _pools(self) -> dict[str, list[np.ndarray]]:
+        """By split, the classes of every superclass that has enough of them."""
+        ways = self.sizes.least_ways(self.ways) if self.sizes else self.ways
+        found = {}
+        for split in self.dataset.splits:
+            groups = self._groups(split)
+            members = (np.flatnonzero(groups == name) for name in np.unique(groups))
+            found[split] = [classes for classes in members if len(classes) >= ways]
+        return found
+
+    def _groups(self, split: str) -> np.ndarray:
+        assert self.dataset.groups is not None
+        return np.asarray(self.dataset.groups)[self.dataset.splits[split].index]
+
+
+def _lowest(uniform: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` smallest of numbers that are uniform in [0, 1), in order."""
+    # They are almost surely among these few; where they are not, all are sorted.
+    likely = np.flatnonzero(uniform < 8 * count / len(uniform))
+    if len(likely) < count:
+        likely = np.arange(len(uniform))
+    return likely[np.argsort(uniform[likely], kind="stable")[:count]]
+
+
+def _first(rng: np.random.Generator, available: np.ndarray, count: int) -> np.ndarray:
+    """`[N, count]`: the first examples of each class in a random order of all that it has;
+    those past the end of a smaller class are no examples of it."""
+    most = int(available.max())
+    total = int(available.sum())
+    # Class by class from one stream; what a smaller class lacks is never among the first.
+    if total == most * len(available):
+        order = rng.random((len(available), most))
+    else:
+        order = np.full((len(available), most), np.inf)
+        order[np.arange(most) < available[:, None]] = rng.random(total)
+    return smallest(order, count)

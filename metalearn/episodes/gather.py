@@ -1,0 +1,124 @@
+"""From the numbers of an episode's examples to its images, a meta-batch at a time."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metalearn.data import ImageDataset, Mixture
+from metalearn.episodes.fitting import fitted
+from metalearn.types import Batch, Episodes
+
+
+class EpisodeIds(NamedTuple):
+    """Which examples an episode holds. classes: `[N]`, numbered within the split;
+    support: `[N, K]` and query: `[N, Q/N]`, numbered within each class.
+
+    A class with fewer than K support examples has -1 in the places that it leaves.
+    member: the data set, where there are several.
+    """
+
+    classes: np.ndarray
+    support: np.ndarray
+    query: np.ndarray
+    member: str = ""
+
+    def encode(self, varied: bool = False) -> bytes:
+        """The numbers as little-endian int64; their shape before them where it varies."""
+        numbers = b"".join(part.astype("<i8").tobytes() for part in self[:3])
+        shape = f"{self.support.shape} {self.query.shape} " if varied else ""
+        return f"{self.member}{shape}".encode() + numbers
+
+
+def gather(
+    dataset: ImageDataset | Mixture,
+    split: str,
+    drawn: Sequence[EpisodeIds],
+    device: torch.device | None = None,
+    varied: bool = False,
+) -> Episodes:
+    """The images of episodes, pixels scaled to [0, 1]: support `[T, S, C, H, W]`.
+
+    Examples go shot by shot, one of every class. varied: the episodes are not of one shape, and
+    get padding of weight 0 at their end. device: where the images are kept and gathered, None for
+    the host, straight from the store.
+    """
+    if varied or isinstance(dataset, Mixture):
+        return _one_by_one(dataset, split, drawn, device, varied)
+    classes = np.stack([ids.classes for ids in drawn])
+
+    def examples(which: np.ndarray) -> Batch:
+        tasks, ways, each = which.shape
+        images = _images(dataset, split, classes[:, None, :], which.transpose(0, 2, 1), device)
+        labels = torch.arange(ways, device=images.device).repeat(tasks, each)
+        return Batch(scaled(images.flatten(1, 2)), labels)
+
+    return Episodes(
+        examples(np.stack([ids.support for ids in drawn])),
+        examples(np.stack([ids.query for ids in drawn])),
+    )
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """uint8 to float32 in [0, 1], the nearest to pixel / 255 on every device."""
+    if pixels.device.type == "cpu":
+        # Faster than torch, and leaves torch's threads to whoever computes meanwhile.
+        return torch.from_numpy(np.divide(pixels.numpy(), np.float32(255)))
+    # By a tensor: a plain 255 CUDA turns into a factor of 1/255, a bit off for half the values.
+    return pixels.float().div_(torch.full((), 255.0, device=pixels.device))
+
+
+def room(examples: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: unequal tasks come in few sizes, so that
+    what is measured, compiled or allocated for one serves another."""
+    power = 1 << max(examples - 1, 0).bit_length()
+    return power * 3 // 4 if power >= 4 and examples <= power * 3 // 4 else power
+
+
+def _images(
+    dataset: ImageDataset,
+    split: str,
+    classes: np.ndarray,
+    examples: np.ndarray,
+    device: torch.device | None,
+) -> Tensor:
+    if device is None:
+        return torch.from_numpy(dataset.images(split, classes, examples))
+    return dataset.images_on(device, split, classes, examples)
+
+
+def _one_by_one(
+    dataset: ImageDataset | Mixture,
+    split: str,
+    drawn: Sequence[EpisodeIds],
+    device: torch.device | None,
+    varied: bool,
+) -> Episodes:
+    """Episodes that differ in size or come from several data sets."""
+
+    def examples(ids: EpisodeIds, which: np.ndarray) -> tuple[Tensor, Tensor]:
+        order = which.T
+        there = order >= 0
+        labels = np.broadcast_to(np.arange(len(ids.classes)), order.shape)[there]
+        images = _images(
+            dataset.member(ids.member), split, ids.classes[labels], order[there], device
+        )
+        return fitted(scaled(images), dataset.image_shape), torch.from_numpy(labels)
+
+    def stacked(parts: Sequence[tuple[Tensor, Tensor]]) -> Batch:
+        longest = max(len(y) for _, y in parts)
+        length = room(longest) if varied else longest
+        on = parts[0][0].device
+        x = torch.zeros(len(parts), length, *dataset.image_shape, device=on)
+        y = torch.zeros(len(parts), length, dtype=torch.int64)
+        weight = torch.zeros(len(parts), length)
+        for t, (images, labels) in enumerate(parts):
+            x[t, : len(labels)], y[t, : len(labels)], weight[t, : len(labels)] = images, labels, 1
+        return Batch(x, y.to(on), weight.to(on) if varied else None)
+
+    return Episodes(
+        stacked([examples(ids, ids.support) for ids in drawn]),
+        stacked([examples(ids, ids.query) for ids in drawn]),
+    )

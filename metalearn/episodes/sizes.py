@@ -1,0 +1,139 @@
+"""How many classes an episode has and how many examples each gives, where that differs."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from metalearn.errors import UsageError
+
+
+class Sizes(Protocol):
+    """Ways and shots drawn anew for every episode, from `rng.random` alone: unlike numpy's other
+    draws it stays the same from version to version."""
+
+    def least_ways(self, most: int) -> int:
+        """The fewest ways of an episode of at most `most`."""
+        ...
+
+    def least_examples(self, queries: int) -> int:
+        """How many examples every class must have, for at most `queries` queries of it."""
+        ...
+
+    def ways(self, rng: np.random.Generator, most: int, classes: int) -> int:
+        """The ways of an episode, out of so many classes."""
+        ...
+
+    def shots(
+        self, rng: np.random.Generator, examples: np.ndarray, queries: int
+    ) -> tuple[np.ndarray, int]:
+        """Support examples of each class, int64 `[N]`, and queries of every class, at most
+        `queries`. examples: how many each class has, `[N]`."""
+        ...
+
+
+@dataclass(frozen=True)
+class MetaDatasetSizes:
+    """Ways and shots as Meta-Dataset draws them (Triantafillou et al. 2020, appendix A).
+
+        N ~ U{least, ..., min(most, classes)}
+        q = min(queries, min_c |c| / 2)
+        S = min(max_support, sum_c ceil(beta * min(max_class_support, |c| - q))),  beta ~ U(0, 1]
+        R_c ~ |c| * exp(alpha_c),  alpha_c ~ U[log 0.5, log 2),  sum_c R_c = 1
+        K_c = min(floor(R_c * (S - N)) + 1, |c| - q)
+
+    min_ways: fewest classes. max_support: most support examples in all. max_class_support: most
+    that a class counts for in S. Raises UsageError for numbers out of range.
+    """
+
+    min_ways: int = 5
+    max_support: int = 500
+    max_class_support: int = 100
+
+    def __post_init__(self) -> None:
+        if self.min_ways < 2 or self.max_support < self.min_ways or self.max_class_support < 1:
+            raise UsageError(
+                f"sampling.sizes: min_ways={self.min_ways} must be 2 or more, max_support="
+                f"{self.max_support} no less than that, max_class_support="
+                f"{self.max_class_support} 1 or more"
+            )
+
+    def least_ways(self, most: int) -> int:
+        """`min_ways`. Raises UsageError where an episode may not have so many."""
+        if not self.min_ways <= most <= self.max_support:
+            raise UsageError(
+                f"episodes.ways={most} is the most ways that sampling=meta_dataset draws; use "
+                f"{self.min_ways} to {self.max_support}, as 50"
+            )
+        return self.min_ways
+
+    def least_examples(self, queries: int) -> int:
+        """One support example and one query."""
+        return 2
+
+    def ways(self, rng: np.random.Generator, most: int, classes: int) -> int:
+        """N."""
+        return self.min_ways + int(rng.random() * (min(most, classes) - self.min_ways + 1))
+
+    def shots(
+        self, rng: np.random.Generator, examples: np.ndarray, queries: int
+    ) -> tuple[np.ndarray, int]:
+        """K_c `[N]` and q."""
+        asked = min(queries, int(examples.min()) // 2)
+        left = examples - asked
+        # floor + 1 of a number in [0, 1) is ceil of one in (0, 1].
+        counted = np.floor(rng.random() * np.minimum(self.max_class_support, left)) + 1
+        total = min(self.max_support, counted.sum())
+        log_weight = math.log(0.5) + rng.random(len(examples)) * math.log(4)
+        share = examples * np.exp(log_weight)
+        wanted = np.floor(share / share.sum() * (total - len(examples))) + 1
+        return np.minimum(wanted, left).astype(np.int64), asked
+
+
+@dataclass(frozen=True)
+class ImbalancedSizes:
+    """Support sets whose classes have between `low` and `high` examples (Ochal et al. 2021).
+
+    kind: "linear" spreads the numbers of shots evenly from low to high; "step" gives half of the
+    classes low and the others high; "random" draws each. Which class gets which is drawn.
+    Raises UsageError for other values.
+    """
+
+    low: int = 1
+    high: int = 9
+    kind: Literal["linear", "step", "random"] = "linear"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.low <= self.high:
+            raise UsageError(
+                f"sampling.sizes: low={self.low} must be 1 or more, and high={self.high} no less"
+            )
+        if self.kind not in ("linear", "step", "random"):
+            raise UsageError(f"sampling.sizes: kind={self.kind!r} must be linear, step or random")
+
+    def least_ways(self, most: int) -> int:
+        """Ways do not vary."""
+        return most
+
+    def least_examples(self, queries: int) -> int:
+        """`high` support examples and the queries."""
+        return self.high + queries
+
+    def ways(self, rng: np.random.Generator, most: int, classes: int) -> int:
+        """`most`."""
+        return most
+
+    def shots(
+        self, rng: np.random.Generator, examples: np.ndarray, queries: int
+    ) -> tuple[np.ndarray, int]:
+        """Shots of each class, and `queries`."""
+        ways = len(examples)
+        if self.kind == "random":
+            spread = np.floor(rng.random(ways) * (self.high - self.low + 1)) + self.low
+        elif self.kind == "step":
+            spread = np.where(np.arange(ways) < (ways + 1) // 2, self.low, self.high)
+        else:
+            # To the nearest, halves up.
+            spread = np.floor(np.linspace(self.low, self.high, ways) + 0.5)
+        return spread[np.argsort(rng.random(ways), kind="stable")].astype(np.int64), queries
