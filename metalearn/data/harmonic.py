@@ -14,9 +14,10 @@ from metalearn.errors import DataError
 class Harmonic:
     """y = a1 sin(w x + b1) + a2 sin(2 w x + b2) + noise.
 
-    w and the phases b are uniform in the ranges given, the amplitudes a standard normal; x is
-    normal around a centre of the task's own, uniform in `center`, with standard deviation 1. The
-    ranges are those of Lacoste et al. 2018 (Uncertainty in Multitask Transfer Learning). noise: standard deviation of what is added to y. Splits are independent seeds of `draw`.
+    w and the phases b are uniform in the ranges given, the amplitudes standard normal; x is
+    normal with standard deviation 1 around a centre of the task's own, uniform in `center`. The
+    ranges are those of Lacoste et al. 2018 (Uncertainty in Multitask Transfer Learning). noise:
+    standard deviation of what is added to y. Splits are independent seeds of `draw`.
     """
 
     frequency: tuple[float, float] = (5.0, 7.0)

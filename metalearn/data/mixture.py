@@ -31,9 +31,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if len(self.sets) < 2:
-            raise DataError(
-                "a mixture needs two data sets or more; use one without dataset=mixture"
-            )
+            raise DataError("mixture: it needs two data sets or more; use dataset=<the one>")
         if self.size < 1 or self.channels not in (1, 3):
             raise DataError(f"mixture: size={self.size} must be 1 or more, channels 1 or 3")
         for name, dataset in self.sets.items():

@@ -32,9 +32,7 @@ class MixedEpisodes:
 
     def check(self, split: str) -> None:
         """Raise UsageError where a data set that has a part in `split` cannot give an episode."""
-        for (name, source), share in zip(
-            self.sources.items(), self.dataset.shares(split), strict=True
-        ):
+        for source, share in zip(self.sources.values(), self.dataset.shares(split), strict=True):
             if share:
                 source.check(split)
 

@@ -104,8 +104,9 @@ class EpisodeTasks:
         if not 0 <= index < self.count:
             raise IndexError(f"task {index} of {self.count}")
         ways, shots, queries = self.source.shape
+        if ways is None or shots is None:
+            raise UsageError("a task set has classes, and as many examples of each in every task")
         support, query = self.source.batch(self.split, [index])
-        assert ways is not None, "regression has no classes"
         parts = [
             batch.x[0].unflatten(0, (each, ways)).transpose(0, 1)
             for batch, each in ((support, shots), (query, queries))

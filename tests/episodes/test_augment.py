@@ -6,7 +6,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 
 from metalearn.data import Sinusoid
-from metalearn.episodes import FewShotEpisodes, CurveEpisodes
+from metalearn.episodes import CurveEpisodes, FewShotEpisodes
 from metalearn.episodes.augment import NUMBERS, Augmentation, AugmentedEpisodes, augmented
 from metalearn.errors import UsageError
 from tests.images import tiny_dataset

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metalearn.data import Sinusoid
-from metalearn.episodes import FewShotEpisodes, Manifest, CurveEpisodes
+from metalearn.episodes import CurveEpisodes, FewShotEpisodes, Manifest
 from tests.images import tiny_dataset
 
 # Another value here means that published manifests no longer name the same episodes.

@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from metalearn.data import DataError, Sinusoid
-from metalearn.episodes import FewShotEpisodes, Manifest, read_manifest, write_manifest
-from metalearn.episodes import CurveEpisodes
+from metalearn.episodes import (
+    CurveEpisodes,
+    FewShotEpisodes,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
 from metalearn.errors import UsageError
 from tests.images import tiny_dataset
 

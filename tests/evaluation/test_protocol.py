@@ -11,7 +11,7 @@ from metalearn.algorithms import ANIL, MAML, ProtoNet
 from metalearn.algorithms.losses import mean_squared
 from metalearn.backbones import MLP
 from metalearn.data import Sinusoid
-from metalearn.episodes import FewShotEpisodes, Manifest, CurveEpisodes
+from metalearn.episodes import CurveEpisodes, FewShotEpisodes, Manifest
 from metalearn.errors import UsageError
 from metalearn.inner import lslr, sgd
 from metalearn.norms import BatchNorm

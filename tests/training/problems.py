@@ -11,7 +11,7 @@ from metalearn import tree
 from metalearn.algorithms import MAML
 from metalearn.algorithms.losses import mean_squared
 from metalearn.data import Sinusoid
-from metalearn.episodes import EpisodeSource, Manifest, CurveEpisodes
+from metalearn.episodes import CurveEpisodes, EpisodeSource, Manifest
 from metalearn.gradients import Unroll
 from metalearn.inner import lslr
 from metalearn.tracking import Tracker

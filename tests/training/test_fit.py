@@ -9,7 +9,7 @@ import torch
 
 from metalearn import evaluate
 from metalearn.data import Sinusoid
-from metalearn.episodes import Manifest, CurveEpisodes
+from metalearn.episodes import CurveEpisodes, Manifest
 from metalearn.errors import UsageError
 from metalearn.training.checkpoint import latest_checkpoint, load_checkpoint
 from tests.training.problems import Recorder, flat, problem, same, trained
