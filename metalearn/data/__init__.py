@@ -6,10 +6,12 @@ from metalearn.data.dataset import Classes, ImageDataset
 from metalearn.data.folder import folder
 from metalearn.data.glyphs import glyphs
 from metalearn.data.mini_imagenet import mini_imagenet
+from metalearn.data.mnist import mnist
 from metalearn.data.omniglot import omniglot
 from metalearn.data.paths import data_folder
 from metalearn.data.sinusoid import Sinusoid
 from metalearn.data.store import ImageStore
+from metalearn.data.tiered_imagenet import tiered_imagenet
 from metalearn.errors import DataError
 from metalearn.files import cache_folder
 
@@ -27,5 +29,7 @@ __all__ = [
     "folder",
     "glyphs",
     "mini_imagenet",
+    "mnist",
     "omniglot",
+    "tiered_imagenet",
 ]

@@ -137,6 +137,11 @@ class FewShotEpisodes:
         if split not in self.dataset.splits:
             raise UsageError(f"split={split!r} is not known; use {', '.join(self.dataset.splits)}")
         available = self.dataset.class_count(split)
+        if not available:
+            raise UsageError(
+                f"{self.dataset.name} has no classes in its {split} split; use another split, or "
+                "give it some by dataset.fractions or dataset.splits"
+            )
         if self.ways > available:
             raise UsageError(
                 f"episodes.ways={self.ways}, but {self.dataset.name} has {available} classes "
