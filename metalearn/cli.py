@@ -49,6 +49,10 @@ OPTIONS = {
     **dict.fromkeys(("-cd", "--config-dir"), True),
 }
 
+STATES = """
+prepared: decoded, in the cache; found: its archive is on this machine
+download: fetched when used; yours: give your own copy; made: computed"""
+
 OWN = {"show": ("split", "episode", "out"), "manifest": ("out",)}
 """Arguments of `metalearn data <action>` that are no overrides."""
 
@@ -131,7 +135,10 @@ def data(arguments: list[str], console: Console) -> None:
         near = nearest(action, actions)
         raise UsageError(f"no data command {action}{near}; use {', '.join(actions)}")
     if action == "list":
-        console.print(_options(["dataset"]))
+        from metalearn.data.sources import state
+
+        console.print(_options(["dataset"], state))
+        console.print(STATES, style="dim", highlight=False)
         return
     from metalearn.commands import data as sets
 
@@ -155,12 +162,13 @@ def listing(arguments: list[str], console: Console) -> None:
     console.print(_options(arguments or GROUPS))
 
 
-def _options(groups: Sequence[str]) -> Table:
+def _options(groups: Sequence[str], state: Callable[[str], str] | None = None) -> Table:
     """The choices of each config group with the first comments of their files."""
-    table = Table("override", "what it is", box=None, pad_edge=False)
+    table = Table("override", *(["state"] if state else []), "what it is", box=None, pad_edge=False)
     for group in groups:
         for path in sorted((conf_folder() / group).glob("*.yaml")):
-            table.add_row(f"{group}={path.stem}", _description(path))
+            states = [state(path.stem)] if state else []
+            table.add_row(f"{group}={path.stem}", *states, _description(path))
     return table
 
 

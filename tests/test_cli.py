@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from metalearn.commands import jobs
 from tests.command import FAST, metalearn
+from tests.data.idx import write
 
 ALGORITHMS = "anil, imaml, maml, protonet, reptile"
 
@@ -177,8 +179,52 @@ def test_list_describes_every_choice(workplace: Path) -> None:
     assert rows["gradient=adjoint"].startswith("Exact;")
     assert {"backbone=conv4", "dataset=glyphs", "inner=lslr", "outer/schedule=cosine"} <= set(rows)
     assert [name for name, told in rows.items() if not told] == []
-    assert "dataset=omniglot" in metalearn("data", "list").out
     assert metalearn("list", "inner").out.count("inner=") == 9
+
+
+def test_data_list_says_what_is_here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METALEARN_CACHE", str(workplace / "cache"))
+    monkeypatch.setenv("METALEARN_DATA", str(workplace))
+
+    def states() -> dict[str, str]:
+        rows = [line.split() for line in metalearn("data", "list").out.splitlines()]
+        return {
+            row[0].removeprefix("dataset="): row[1] for row in rows if row and "dataset=" in row[0]
+        }
+
+    assert states() == {
+        **dict.fromkeys(("cifar_fs", "cub", "fc100", "mnist", "omniglot"), "download"),
+        **dict.fromkeys(("folder", "mini_imagenet", "tiered_imagenet"), "yours"),
+        **dict.fromkeys(("glyphs", "sinusoid"), "made"),
+    }
+    metalearn("data", "prepare", "dataset.classes=24")
+    (workplace / "mini_imagenet.zip").touch()
+    (workplace / "cache" / "cifar100").mkdir()  # downloaded, and not decoded yet
+    (workplace / "cache" / "cifar100" / "cifar-100-python.tar.gz").touch()
+    found = states()
+    assert (found["glyphs"], found["mini_imagenet"]) == ("prepared", "found")
+    assert found["cifar_fs"] == found["fc100"] == "found" and found["cub"] == "download"
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, metalearn("data", "list").out.splitlines())) <= 80
+
+
+def test_a_set_that_is_only_tested_on(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.tile(np.arange(10), 40)
+    images = np.random.default_rng(0).integers(0, 256, (400, 28, 28), np.uint8)
+    write(workplace / "data", images, labels)
+    monkeypatch.setenv("METALEARN_DATA", str(workplace / "data"))
+    chosen = ("dataset=mnist", "dataset.fractions=[0,0,1]")
+    prepared = metalearn("data", "prepare", *chosen)
+    rows = [
+        line.strip("│ \n").split("│") for line in prepared.out.splitlines() if "classes" in line
+    ]
+    assert [row[1].strip() for row in rows] == ["0", "0", "10"]
+    listed = metalearn("data", "manifest", *chosen, "evaluation.episodes=3", "out=m.json")
+    assert listed.out.startswith("m.json: 3 episodes, 3-way")
+    none = "mnist has no classes in its train split"
+    for command in (("data", "show", "split=train"), ("data", "show", "split=train", "episode=0")):
+        assert none in metalearn(*command, *chosen).mistake
+    assert f"{none}; use another split, or give it" in metalearn("train", *chosen).mistake
 
 
 def test_data_is_prepared_and_verified(workplace: Path) -> None:

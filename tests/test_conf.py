@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,10 @@ from PIL import Image
 
 from metalearn.commands.config import compose, conf_folder
 from metalearn.data import data_folder
+from metalearn.data.parting import listed
 from metalearn.data.store import build_store
 from tests.command import metalearn
+from tests.data.idx import write
 
 FILES = sorted(
     path.relative_to(conf_folder())
@@ -72,6 +73,10 @@ def stand_in(name: str, workplace: Path) -> list[str]:
     override."""
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, (200, 16, 16, 16, 3), np.uint8)
+    if name == "mnist":
+        images = rng.integers(0, 256, (400, 28, 28), np.uint8)
+        write(workplace / "cache", images, np.arange(400) % 10)
+        return []
     if name == "folder":
         for c in range(15):
             (workplace / "mine" / f"class{c}").mkdir(parents=True)
@@ -82,11 +87,9 @@ def stand_in(name: str, workplace: Path) -> list[str]:
     if name == "cub":
         classes = [f"{c:03d}.Bird" for c in range(200)]
     else:
-        lists = Path(str(files("metalearn.data"))) / "splits"
-        classes = sorted(
-            line for f in lists.glob("mini_imagenet_*.txt") for line in f.read_text().split()
-        )
-    build_store(workplace / "cache" / f"{name}-v1-16px", name, classes, blocks[: len(classes)])
+        classes = sorted(sum(listed(name).values(), []))
+    images = (blocks[c % len(blocks)] for c in range(len(classes)))
+    build_store(workplace / "cache" / f"{name}-v1-16px", name, classes, images)
     return ["dataset.size=16"]
 
 
@@ -107,7 +110,7 @@ def test_a_config_composes_and_takes_one_step(
         data = data_folder()
         if data is None or not (data / archive).is_file():
             pytest.skip(f"no {archive} in METALEARN_DATA or ../shared/data")
-    if name in ("cub", "folder", "mini_imagenet"):
+    if name in ("cub", "folder", "mini_imagenet", "mnist", "tiered_imagenet"):
         monkeypatch.setenv("METALEARN_CACHE", str(workplace / "cache"))
         chosen += stand_in(name, workplace)
     outcome = metalearn("train", *chosen, *small(chosen))

@@ -53,6 +53,8 @@ def show(
             raise UsageError("regression has no images to show")
         if split not in dataset.splits:
             raise UsageError(f"split={split} is not known; use {', '.join(dataset.splits)}")
+        if not dataset.class_count(split):
+            raise UsageError(f"{dataset.name} has no classes in its {split} split to show")
         page, name = class_sheet(dataset, split), f"{dataset.name}-{split}-classes.png"
     else:
         if not episode.isdecimal():

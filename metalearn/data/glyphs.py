@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from metalearn.data.dataset import ImageDataset, unturned
+from metalearn.data.paths import Source
 from metalearn.data.store import build_store, open_store
 from metalearn.errors import DataError
 from metalearn.files import cache_folder
 
 VERSION = 3  # raise it whenever a change below changes a pixel
+SOURCE = Source("made", f"glyphs-v{VERSION}")
 POINTS = 64  # drawn points a stroke; under a pixel apart at 28x28
 MARGIN = 0.14  # of the width, kept free around the skeleton on each side
 
@@ -35,8 +37,8 @@ def glyphs(
     """
     if classes < 24 or drawings < 1 or size < 8:
         raise DataError("glyphs: needs classes >= 24, drawings >= 1 and size >= 8")
-    key = f"v{VERSION}-{size}px-{classes}x{drawings}-seed{seed}"
-    folder = (root or cache_folder()) / f"glyphs-{key}"
+    key = f"{size}px-{classes}x{drawings}-seed{seed}"
+    folder = (root or cache_folder()) / f"{SOURCE.store}-{key}"
     if folder.exists():
         store = open_store(folder)
     else:

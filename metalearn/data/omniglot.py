@@ -14,7 +14,7 @@ from metalearn.data.archive import Archive, open_archive
 from metalearn.data.dataset import SPLITS, ImageDataset, turned, unturned
 from metalearn.data.download import download
 from metalearn.data.parting import packaged, shuffled
-from metalearn.data.paths import data_folder
+from metalearn.data.paths import Source, data_folder
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 from metalearn.files import cache_folder
@@ -31,6 +31,8 @@ MIRRORS = (
     "https://github.com/brendenlake/omniglot/raw/master/python/{}.zip",
     "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{}.zip",
 )
+# Of the two archives, the one that is fetched last.
+SOURCE = Source("download", f"omniglot-v{VERSION}", ("omniglot/images_evaluation.zip",))
 MEMBER = re.compile(r"(images_\w+)/([^/]+/character\d\d)/\d{4}_\d\d\.png")
 
 
@@ -46,6 +48,7 @@ def omniglot(
     split "vinyals": 1028/172/423 characters, the lists that Snell et al. 2017 took from Vinyals
     et al. 2016. "random": `seed` shuffles the characters into 1100/100/423 (Finn et al. 2017:
     1200 for training, of which 100 validate). `rotations` makes four classes of each character.
+    Groups are the alphabets.
 
     The archives are taken from `omniglot/` of the data folder, else from `root` (by default the
     cache folder), else they are downloaded to `root`; what is decoded stays there. Raises
@@ -56,18 +59,20 @@ def omniglot(
     if not 1 <= size <= SIDE:
         raise DataError(f"omniglot: size must be 1 to {SIDE}, not {size}")
     root = root or cache_folder()
-    folder = root / f"omniglot-v{VERSION}-{size}px"
+    folder = root / f"{SOURCE.store}-{size}px"
     if folder.exists():
         store = open_store(folder)
     else:
         archives = [find_archive(name, root) for name in CHARACTERS]
         store = decode(archives, folder, size)
     as_classes = turned if rotations else unturned
+    alphabets = [name.split("/")[0] for name in store.classes]
     if split == "vinyals":
-        return ImageDataset("omniglot", store, packaged(store, "omniglot_vinyals", as_classes))
+        splits = packaged(store, "omniglot_vinyals", as_classes)
+        return ImageDataset("omniglot", store, splits, alphabets)
     parts = np.split(shuffled(len(store.classes), seed), [1100, 1200])
     splits = {name: as_classes(index) for name, index in zip(SPLITS, parts, strict=True)}
-    return ImageDataset("omniglot", store, splits)
+    return ImageDataset("omniglot", store, splits, alphabets)
 
 
 def find_archive(name: str, root: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Which classes train, validate and test: lists of names in files, or fractions."""
+"""Which classes train, validate and test, and their superclasses: lists in files, or fractions."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +10,11 @@ from metalearn.data.store import ImageStore
 from metalearn.errors import DataError
 
 PACKAGED = Path(__file__).parent / "splits"
+
+
+def listed(name: str) -> dict[str, list[str]]:
+    """The names in the lists `name_train.txt` ... that come with this package."""
+    return {s: (PACKAGED / f"{name}_{s}.txt").read_text("utf-8").split() for s in SPLITS}
 
 
 def packaged(
@@ -29,21 +34,32 @@ def from_files(store: ImageStore, folder: Path) -> dict[str, Classes]:
     return {split: unturned(index) for split, index in _listed(store, files).items()}
 
 
+def superclasses(store: ImageStore, name: str) -> list[str]:
+    """The superclass of each class of the store, by the list `name_superclasses.txt` that comes
+    with this package: `superclass: class class ...` a line."""
+    text = (PACKAGED / f"{name}_superclasses.txt").read_text(encoding="utf-8")
+    lines = (line.partition(":") for line in text.splitlines())
+    owner = {label: group for group, _, labels in lines for label in labels.split()}
+    return [owner[label] for label in store.classes]
+
+
 def by_fractions(store: ImageStore, fractions: Sequence[float], seed: int) -> dict[str, Classes]:
     """The classes in an order that depends on `seed` alone, cut by three fractions that sum to 1;
-    every split gets one class at least. Raises DataError where that cannot be."""
+    every split gets one class at least, and none where its fraction is exactly 0. Raises
+    DataError where that cannot be."""
     parts = [float(f) for f in fractions]
-    if len(parts) != 3 or min(parts) <= 0 or abs(sum(parts) - 1) > 1e-6:
-        raise DataError(f"fractions={list(fractions)} must be three numbers above 0 that sum to 1")
+    if len(parts) != 3 or not min(parts) >= 0 or not abs(sum(parts) - 1) <= 1e-6:
+        raise DataError(f"fractions={list(fractions)} must be three numbers, 0 or more, of sum 1")
     count = len(store.classes)
-    if count < 3:
+    train, val, test = (int(part > 0) for part in parts)
+    if count < train + val + test:
         raise DataError(
-            f"{store.name} has {count} classes, and three splits need 3 at least; "
-            "put the images of each class in a folder of its own"
+            f"{store.name} has {count} classes, and fractions={list(fractions)} need "
+            f"{train + val + test} at least; put the images of each class in a folder of its own"
         )
     order = shuffled(count, seed)
-    first = min(max(1, round(parts[0] * count)), count - 2)
-    second = min(max(first + 1, round((parts[0] + parts[1]) * count)), count - 1)
+    first = min(max(train, round(parts[0] * count)), count - val - test)
+    second = min(max(first + val, round((parts[0] + parts[1]) * count)), count - test)
     cut = np.split(order, [first, second])
     return {split: unturned(index) for split, index in zip(SPLITS, cut, strict=True)}
 

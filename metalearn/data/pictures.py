@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
-from metalearn.data.archive import TARS, open_archive, untarred
+from metalearn.data.archive import TARS, Limits, open_archive, untarred
 from metalearn.errors import DataError
 from metalearn.files import cache_folder
 
@@ -80,7 +80,7 @@ def cannot_read(path: Path, error: OSError) -> str:
 
 
 @contextmanager
-def open_files(path: Path) -> Iterator[Files]:
+def open_files(path: Path, limits: Limits | None = None) -> Iterator[Files]:
     """The files of the folder, zip or tar archive at `path`. Raises DataError where it is none.
 
     A tar is unpacked to a temporary folder of the cache, since it can only be read from its
@@ -89,10 +89,10 @@ def open_files(path: Path) -> Iterator[Files]:
     if path.is_dir():
         yield Folder(path)
     elif path.is_file() and path.name.lower().endswith(TARS):
-        with untarred(path, cache_folder()) as folder:
+        with untarred(path, cache_folder(), limits) as folder:
             yield Folder(folder)
     elif path.is_file():
-        with open_archive(path) as archive:
+        with open_archive(path, limits) as archive:
             yield archive
     else:
         raise DataError(f"there is no folder or archive {path}; correct dataset.root")
@@ -107,6 +107,14 @@ def by_class(files: Files) -> dict[str, list[str]]:
         if path.suffix.lower() in FORMATS and not hidden:
             found[str(path.parent)].append(name)
     return {label: sorted(found[label]) for label in sorted(found)}
+
+
+def shared_folders(labels: Sequence[str]) -> str:
+    """The leading folders that all labels have in common, the last of each label left out."""
+    first = labels[0].split("/")[:-1] if labels else []
+    while first and not all(label.startswith("/".join(first) + "/") for label in labels):
+        first.pop()
+    return "/".join(first) + "/" if first else ""
 
 
 def picture(files: Files, name: str) -> Image.Image:

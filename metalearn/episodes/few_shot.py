@@ -76,6 +76,11 @@ class FewShotEpisodes:
             raise UsageError(f"split={split!r} is not known; use {', '.join(self.dataset.splits)}")
         ways = self.sizes.least_ways(self.ways) if self.sizes else self.ways
         available = self.dataset.class_count(split)
+        if not available:
+            raise UsageError(
+                f"{self.dataset.name} has no classes in its {split} split; use another split, or "
+                "give it some by dataset.fractions or dataset.splits"
+            )
         if ways > available:
             raise UsageError(
                 f"episodes.ways={ways}, but {self.dataset.name} has {available} classes "

@@ -52,4 +52,5 @@ class _Key(ISeedSequence):
 def generator(digest: str, split: str, seed: int, index: int) -> np.random.Generator:
     """The generator of one episode: Philox, keyed by sha256 of (data set, split, seed, index)."""
     key = hashlib.sha256(f"{digest}/{split}/{seed}/{index}".encode()).digest()[:16]
-    return np.random.Generator(np.random.Philox(_Key(np.frombuffer(key, dtype="<u8"))))
+    bits = np.random.Philox(_Key(np.frombuffer(key, dtype="<u8")))  # type: ignore[arg-type]
+    return np.random.Generator(bits)

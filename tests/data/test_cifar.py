@@ -5,6 +5,7 @@ import os
 import pickle
 import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from metalearn.data import DataError, cifar_fs, data_folder, fc100
 from metalearn.data.cifar import cifar100, decode
-from metalearn.data.store import verify
+from metalearn.data.store import build_store, verify
 
 CLASSES, EXAMPLES = ["apple", "bee", "cup"], 4
 # The superclasses of CIFAR-100, as its site lists them.
@@ -247,6 +248,39 @@ def test_packaged_lists() -> None:
         assert set().union(*found.values()) == every
     for names in lists("fc100").values():  # no superclass in two splits
         assert all(group <= set(names) or not group & set(names) for group in groups)
+
+
+def test_superclasses_are_groups(tmp_path: Path) -> None:
+    names = sorted(set().union(*lists("fc100").values()))
+    images = (np.full((2, 32, 32, 3), c, np.uint8) for c in range(100))
+    build_store(tmp_path / "cifar100-v1", "cifar100", names, images)
+    data = fc100(tmp_path)
+    assert data.groups is not None and cifar_fs(tmp_path).groups == data.groups
+    inside = [{data.groups[i] for i in data.splits[s].index} for s in ("train", "val", "test")]
+    assert [len(groups) for groups in inside] == [12, 4, 4]
+    groups = dict(zip(names, data.groups, strict=True))
+    assert groups["lawn_mower"] == "vehicles_2" and groups["ray"] == "fish"
+    lines = [set(line.split()) for line in SUPERCLASSES.strip().replace("/", "\n").split("\n")]
+    for group in set(data.groups):
+        assert {name for name in names if groups[name] == group} in lines
+
+
+def test_an_archive_that_is_given_is_the_one_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(decode.__globals__, "decode", partial(decode, classes=3, examples=EXAMPLES))
+    other = build_store(tmp_path / "cifar100-v1", "cifar100", ["a"], [np.zeros((1, 4, 4, 3), "u1")])
+    archive = zipped(tmp_path / "mine.zip")
+    assert cifar100(tmp_path).digest == other.digest
+    mine = cifar100(tmp_path, archive)
+    assert mine.classes == tuple(CLASSES)
+    stores = {path.name for path in tmp_path.glob("cifar100-*")}
+    assert len(stores) == 2
+    assert cifar100(tmp_path, archive).digest == mine.digest
+    assert {path.name for path in tmp_path.glob("cifar100-*")} == stores
+    os.utime(archive, (0, 0))  # perhaps another one in its place
+    assert cifar100(tmp_path, archive).digest == mine.digest
+    assert len(list(tmp_path.glob("cifar100-*"))) == 3
 
 
 def test_packaged_lists_equal_the_published_ones(root: Path) -> None:

@@ -10,6 +10,8 @@ import torch
 
 from metalearn.data import Classes, DataError, ImageDataset, ImageStore
 from metalearn.data.dataset import turned, unturned
+from metalearn.episodes import FewShotEpisodes
+from metalearn.errors import UsageError
 
 CPU = torch.device("cpu")
 
@@ -115,7 +117,11 @@ def test_digest_follows_the_splits_and_is_the_same_in_another_process() -> None:
         ({"val": unturned(np.array([6]))}, "lacks"),
         ({"val": unturned(np.array([-1]))}, "lacks"),
         ({"val": unturned(np.array([1, 1]))}, "twice"),
-        ({"val": unturned(np.array([], int))}, "one length"),
+        ({"val": Classes(np.array([1]), np.array([], int))}, "one length"),
+        (
+            {s: unturned(np.array([], int)) for s in ("train", "val", "test")},
+            "no split has a class",
+        ),
         ({"val": Classes(np.array([1]), np.array([4]))}, "0 to 3"),
         ({"dev": unturned(np.array([1]))}, "splits are"),
     ],
@@ -124,6 +130,30 @@ def test_wrong_splits_are_refused(change: dict[str, Classes], message: str, one_
     with pytest.raises(DataError, match=message) as caught:
         ImageDataset("tiny", store(), {**dataset().splits, **change})
     one_line(caught)
+
+
+def test_a_split_may_be_empty() -> None:
+    none = unturned(np.array([], int))
+    data = ImageDataset("tiny", store(), {**dataset().splits, "train": none, "val": none})
+    assert [data.class_count(s) for s in ("train", "val", "test")] == [0, 0, 2]
+    assert data.examples_in("train", np.arange(0)).tolist() == []
+    assert data.splits["train"].names(data.store) == []
+    chosen = "test", np.array([[0], [1]]), np.arange(2)
+    assert np.array_equal(data.images_on(CPU, *chosen).numpy(), data.images(*chosen))
+    with pytest.raises(IndexError):
+        data.images("train", np.array([0]), np.array([0]))
+    source = FewShotEpisodes(data, 2, 1, 1)
+    source.check("test")
+    with pytest.raises(UsageError, match="tiny has no classes in its train split; use another"):
+        source.check("train")
+
+
+@pytest.mark.parametrize("groups", [["a"], ["a"] * 7])
+def test_groups_are_one_a_class(groups: list[str], one_line) -> None:
+    with pytest.raises(DataError, match="every class needs one group") as caught:
+        ImageDataset("tiny", store(), dataset().splits, groups)
+    one_line(caught)
+    assert ImageDataset("tiny", store(), dataset().splits, "aabbcc").digest == dataset().digest
 
 
 def test_only_square_images_turn() -> None:

@@ -5,10 +5,13 @@ import importlib
 import socket
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from metalearn.data import DataError, omniglot
+from metalearn.data.cifar import find_archive as find_cifar
+from metalearn.data.cub import find_archive as find_cub
 from metalearn.data.download import download
 
 
@@ -153,6 +156,32 @@ def test_missing_file_is_not_asked_for_again(server, target, sums) -> None:
     with pytest.raises(DataError, match="HTTP 404"):
         download([server.url], target, **sums)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("make", [find_cub, find_cifar], ids=["cub", "cifar"])
+def test_a_missing_file_is_asked_of_the_next_mirror(
+    server, sums, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make
+) -> None:
+    def behave(request, number) -> None:
+        if "gone" in request.path:
+            server.answer(request, 404, b"")
+        else:
+            server.honest(request, number)
+
+    server.behave = behave
+    monkeypatch.setenv("METALEARN_DATA", str(tmp_path))
+    monkeypatch.setitem(make.__globals__, "MIRRORS", (server.url + "?gone", server.url))
+    monkeypatch.setitem(make.__globals__, "MD5", sums["md5"])
+    assert make(tmp_path / "cache").read_bytes() == server.content
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("name", ["cifar", "cub", "omniglot"])
+def test_there_are_two_mirrors_of_one_file(name: str) -> None:
+    mirrors = importlib.import_module(f"metalearn.data.{name}").MIRRORS
+    assert len({urlsplit(url).netloc for url in mirrors}) == len(mirrors) == 2
+    assert len({url.rpartition("/")[2] for url in mirrors}) == 1
+    assert all(url.startswith("https://") for url in mirrors)
 
 
 def test_busy_server_is_asked_again(server, target, sums) -> None:

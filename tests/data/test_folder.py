@@ -46,6 +46,38 @@ def test_fractions(tmp_path: Path) -> None:
     assert [few.class_count(s) for s in SPLITS] == [18, 1, 1]
 
 
+@pytest.mark.parametrize(
+    "fractions, counts",
+    [
+        ([0, 0, 1], [0, 0, 20]),
+        ([1, 0, 0], [20, 0, 0]),
+        ([0.5, 0, 0.5], [10, 0, 10]),
+        ([0.99, 0, 0.01], [19, 0, 1]),
+        ([0.01, 0.99, 0], [1, 19, 0]),
+        ([0.001, 0, 0.999], [1, 0, 19]),
+    ],
+)
+def test_a_fraction_of_zero_is_no_class(tmp_path: Path, fractions, counts) -> None:
+    root = write(tmp_path / "a", *(f"pet{i:02d}" for i in range(20)), count=1)
+    data = folder(root, size=4, fractions=fractions)
+    assert [data.class_count(s) for s in SPLITS] == counts
+    assert sorted(sum(names(data).values(), [])) == [f"pet{i:02d}" for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    "labels, groups",
+    [
+        (("cat", "dog", "cow"), None),
+        (("pets/cat", "pets/dog", "farm/cow"), ["farm", "pets", "pets"]),
+        (("pets/cat", "pets/dog", "cow"), None),
+        (("train/cat", "val/cow", "test/dog"), None),
+        (("train/pet/cat", "val/farm/cow", "test/pet/dog"), ["pet", "pet", "farm"]),
+    ],
+)
+def test_groups_are_the_folders_above(tmp_path: Path, labels, groups) -> None:
+    assert folder(write(tmp_path / "a", *labels), size=4).groups == groups
+
+
 def test_folders_that_are_splits(tmp_path: Path) -> None:
     write(tmp_path / "a", "train/cat", "train/dog", "valid/cow", "test/fox/red", "test/fox/grey")
     data = folder(tmp_path / "a", size=4)
@@ -162,7 +194,8 @@ BAD = {
     "channels": (None, {"channels": 2}, "channels=2"),
     "fit": (None, {"fit": "pad"}, "fit=pad"),
     "fractions": (None, {"fractions": [0.5, 0.5]}, "three numbers"),
-    "fractions of 0": (None, {"fractions": [1, 0, 0]}, "three numbers"),
+    "fractions below 0": (None, {"fractions": [1.5, -0.5, 0]}, "three numbers"),
+    "no number": (None, {"fractions": [float("nan"), 0, 1]}, "three numbers"),
     "no lists": (None, {"splits": "/nowhere"}, "cannot read the list"),
 }
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from metalearn.data import DataError, cub, mini_imagenet
 from metalearn.data.cub import decode as decode_cub
+from metalearn.data.kept import kept
 from metalearn.data.mini_imagenet import decode as decode_mini
 from metalearn.data.store import build_store
 
@@ -66,6 +67,37 @@ def test_mini_imagenet_by_its_list(tmp_path: Path, monkeypatch, one_line) -> Non
     with pytest.raises(DataError) as caught:
         mini_imagenet(tmp_path, size=8)
     assert "cannot be downloaded freely" in one_line(caught)
+
+
+@pytest.mark.parametrize("make", [cub, mini_imagenet], ids=["cub", "mini_imagenet"])
+def test_an_archive_that_is_given_is_never_ignored(tmp_path: Path, one_line, make) -> None:
+    """Although a store is there: it may be of another archive."""
+    labels = (
+        [f"{c:03d}.Bird" for c in range(200)] if make is cub else sorted(sum(lists().values(), []))
+    )
+    images = (np.full((2, 4, 4, 3), c, np.uint8) for c in range(len(labels)))
+    build_store(tmp_path / f"{make.__name__}-v1-4px", make.__name__, labels, images)
+    assert len(make(tmp_path, size=4).store.classes) == len(labels)
+    write(tmp_path / "in" / "images" / labels[0] / "0.jpg", (0, 0, 0))
+    with pytest.raises(DataError, match="in holds 1 ") as caught:
+        make(tmp_path, tmp_path / "in", 4)
+    one_line(caught)
+    with pytest.raises(
+        DataError, match="no folder or archive .*; correct dataset.archive"
+    ) as caught:
+        make(tmp_path, tmp_path / "nowhere.zip", 4)
+    one_line(caught)
+
+
+def test_a_file_changed_in_a_folder_is_another_store(tmp_path: Path) -> None:
+    picture = tmp_path / "in" / "a" / "0.jpg"
+    write(picture, (0, 0, 0))
+    before = kept(tmp_path, "name", tmp_path / "in")
+    assert before == kept(tmp_path, "name", tmp_path / "in" / ".." / "in")
+    assert before.parent == tmp_path and before.name.startswith("name-")
+    write(picture, (90, 20, 200))
+    assert kept(tmp_path, "name", tmp_path / "in") != before
+    assert kept(tmp_path, "name") == tmp_path / "name"
 
 
 def test_cub(tmp_path: Path, one_line) -> None:

@@ -50,6 +50,14 @@ def test_vinyals_split(real: ImageDataset) -> None:
     )
 
 
+def test_groups_are_the_alphabets(real: ImageDataset, omniglot_root: Path) -> None:
+    assert real.groups is not None
+    groups = dict(zip(real.store.classes, real.groups, strict=True))
+    assert len(set(real.groups)) == 50
+    assert groups["Korean/character05"] == "Korean"
+    assert omniglot(omniglot_root, split="random").groups == real.groups
+
+
 def test_random_split(omniglot_root: Path, real: ImageDataset) -> None:
     data = omniglot(omniglot_root, split="random")
     counts = [data.class_count(split) for split in ("train", "val", "test")]
