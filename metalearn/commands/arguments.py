@@ -34,6 +34,7 @@ LOWEST = {
     "training.patience": 1,
     "training.checkpoint_every": 1,
     "training.keep": 1,
+    "training.workers": 0,
     "evaluation.episodes": 1,
     "evaluation.validation_episodes": 1,
     "evaluation.seed": 0,

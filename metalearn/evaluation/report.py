@@ -127,12 +127,15 @@ def _format(mean: Any, half: Any, measure: str) -> str:
 
 def _episodes(result: Mapping[str, Any]) -> str | None:
     parts = [] if result.get("episodes") is None else [f"{result['episodes']}"]
+    # Without shots, they are drawn for each episode, and the other two are the most.
+    most = "" if result.get("shots") or not result.get("ways") else "at most "
     if result.get("ways") is not None:
-        parts.append(f"{result['ways']}-way")
+        parts.append(f"{most}{result['ways']}-way")
     if result.get("shots") is not None:
         parts.append(f"{result['shots']}-shot")
     if result.get("queries") is not None:
-        parts.append(f"{result['queries']} queries{' a class' if result.get('ways') else ''}")
+        each = " a class" if result.get("ways") else ""
+        parts.append(f"{most}{result['queries']} queries{each}")
     return ", ".join(parts) or None
 
 

@@ -22,8 +22,11 @@ _NOT_IDENTITY = ("run_dir", "resume", "tracker")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """sha256 of what determines a run's result: all but where it lies and how it is tracked."""
+    """sha256 of what determines a run's result: all but where it lies, how it is tracked and how
+    many threads make its episodes."""
     identity = {name: value for name, value in config.items() if name not in _NOT_IDENTITY}
+    training = config.get("training") or {}
+    identity["training"] = {n: value for n, value in training.items() if n != "workers"}
     return hashlib.sha256(_dumps(identity).encode()).hexdigest()
 
 

@@ -4,8 +4,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from metalearn import tree
 from metalearn.algorithms.base import MetaAlgorithm
 from metalearn.episodes import EpisodeSource, Manifest
+from metalearn.episodes.prefetch import prefetched
 from metalearn.errors import UsageError
 from metalearn.evaluation.protocol import evaluate
 from metalearn.gradients.base import Batching, MetaGradient
@@ -29,7 +30,7 @@ from metalearn.training.checkpoint import (
 )
 from metalearn.training.outer import Outer, meta_step
 from metalearn.training.settings import TrainingSettings
-from metalearn.types import Meta
+from metalearn.types import Episodes, Meta
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,9 @@ def fit(
         prune_checkpoints(checkpoints, settings.keep, also=state.best_step)
 
     stop = threading.Event()
-    with at_sigterm(stop.set):
+    with at_sigterm(stop.set), closing(_coming(problem, settings, state.step)) as coming:
         while state.step < settings.steps and not _out_of_patience(state, settings):
-            _train_step(problem, settings, state, tracker)
+            _train_step(problem, settings, state, tracker, coming)
             last = state.step == settings.steps
             if state.step % settings.validate_every == 0 or last:
                 _validate(problem, state, tracker)
@@ -146,6 +147,19 @@ def fit(
     return True
 
 
+def _coming(
+    problem: Problem, settings: TrainingSettings, step: int
+) -> Generator[Episodes, None, None]:
+    """The meta-batches of `step` and all later ones, made ahead by the workers."""
+    size = settings.meta_batch
+    starts = range(step * size, settings.steps * size, size)
+    return prefetched(
+        lambda start: problem.train.batch("train", range(start, start + size)),
+        starts,
+        settings.workers,
+    )
+
+
 def _out_of_patience(state: TrainState, settings: TrainingSettings) -> bool:
     if settings.patience is None:
         return False
@@ -156,12 +170,16 @@ _OVERFLOWS = 20  # steps in a row that float16 may skip before a run is taken fo
 
 
 def _train_step(
-    problem: Problem, settings: TrainingSettings, state: TrainState, tracker: Tracker
+    problem: Problem,
+    settings: TrainingSettings,
+    state: TrainState,
+    tracker: Tracker,
+    coming: Iterator[Episodes],
 ) -> None:
     started = time.perf_counter()
     first = state.step * settings.meta_batch
     indices = range(first, first + settings.meta_batch)
-    episodes = problem.train.batch("train", indices).map(lambda t: t.to(problem.device))
+    episodes = next(coming).map(lambda t: t.to(problem.device))
     rate = state.outer.learning_rate
     metrics = meta_step(problem.algo, problem.gradient, state.outer, state.meta, episodes)
     state.step += 1

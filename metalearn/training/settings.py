@@ -24,7 +24,8 @@ class TrainingSettings:
     clip_norm: largest norm of the meta-gradient.
     validate_every: meta-steps between validations. patience: validations without a new best
     after which training stops. checkpoint_every: meta-steps between checkpoints; every
-    validation writes one too. keep: newest checkpoints kept, beside the best.
+    validation writes one too. keep: newest checkpoints kept, beside the best. workers: threads
+    that make the coming episodes in the background; what they hold is the same for any number.
     """
 
     steps: int = 1000
@@ -37,6 +38,7 @@ class TrainingSettings:
     patience: int | None = None
     checkpoint_every: int = 100
     keep: int = 2
+    workers: int = 1
 
 
 @dataclass
