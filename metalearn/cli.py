@@ -135,6 +135,8 @@ def data(arguments: list[str], console: Console) -> None:
         near = nearest(action, actions)
         raise UsageError(f"no data command {action}{near}; use {', '.join(actions)}")
     if action == "list":
+        if overrides:
+            raise UsageError(f"data list takes nothing more, not {overrides[0]}")
         from metalearn.data.sources import state
 
         console.print(_options(["dataset"], state))
@@ -143,8 +145,8 @@ def data(arguments: list[str], console: Console) -> None:
     from metalearn.commands import data as sets
 
     own = OWN.get(action, ())
-    given = {n: v for n, _, v in (a.partition("=") for a in overrides) if n in own}
-    overrides = [a for a in overrides if a.partition("=")[0] not in own]
+    given = {n: v for n, is_, v in (a.partition("=") for a in overrides) if is_ and n in own}
+    overrides = [a for a in overrides if a.partition("=")[0] not in given]
     if action == "show":
         sets.show(compose(overrides), console, **given)
         return

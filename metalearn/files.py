@@ -18,9 +18,15 @@ def cache_folder() -> Path:
 
 
 def write_atomic(path: Path | str, text: str) -> None:
-    """Put `text` (UTF-8) at `path`: a reader, or a crash, sees the old file or the new one."""
+    """Put `text` (UTF-8) at `path`: a reader, or a crash, sees the old file or the new one.
+
+    A pipe or a device, as /dev/stdout, is written to and not replaced.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("w", encoding="utf-8", newline="") as file:

@@ -6,6 +6,7 @@ import logging
 import math
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
@@ -17,11 +18,18 @@ T = TypeVar("T")
 
 # What the framework passes itself.
 _INJECTED = ("module", "rule", "loss", "kinds", "params", "optimizer", "last_epoch")
-_PLAIN = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+_PLAIN = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+}
 _SEQUENCES = (list, tuple, Sequence)
 
 LOWEST = {
     "seed": 0,
+    "dataset.seed": 0,
     "episodes.ways": 1,
     "episodes.shots": 1,
     "episodes.queries": 1,
@@ -137,6 +145,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return _number(value) and math.isfinite(value)
     if hint is int:
         return _number(value) and isinstance(value, int)
+    if hint is Path:
+        return isinstance(value, str | Path)
     if hint in (str, bool, type(None)):
         return isinstance(value, hint)
     return hint is not Tensor

@@ -87,6 +87,7 @@ def build(config: Mapping[str, Any]) -> Built:
 
 def build_dataset(config: Mapping[str, Any]) -> Images | Curves:
     """The data set alone, prepared if it was not."""
+    check_numbers(config)
     return _make(config["dataset"], "dataset")
 
 

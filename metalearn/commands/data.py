@@ -69,9 +69,7 @@ def show(
         path.parent.mkdir(parents=True, exist_ok=True)
         page.save(path, "PNG")
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path} ({error.strerror or error}); use out=<file>"
-        ) from None
+        raise UsageError(_unwritable(path, error)) from None
     console.print(f"{path}: {page.width}x{page.height}", soft_wrap=True, markup=False)
 
 
@@ -81,7 +79,10 @@ def manifest(config: Mapping[str, Any], console: Console, out: str | None = None
     split = evaluation["split"]
     listed = Manifest(build_source(config, split), split, evaluation["episodes"])
     path = Path(out or f"{option(config['dataset'])}-{split}-{listed.hash[:8]}.json")
-    write_manifest(listed, path)
+    try:
+        write_manifest(listed, path)
+    except OSError as error:
+        raise UsageError(_unwritable(path, error)) from None
     shape = listed.source.shape
     console.print(
         f"{path}: {listed.episodes} episodes, {described(shape)}, {shape[-1]} queries a class, "
@@ -89,3 +90,7 @@ def manifest(config: Mapping[str, Any], console: Console, out: str | None = None
         soft_wrap=True,
         highlight=False,
     )
+
+
+def _unwritable(path: Path, error: OSError) -> str:
+    return f"cannot write {path} ({error.strerror or error}); use out=<file>"

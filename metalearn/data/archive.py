@@ -17,6 +17,11 @@ from metalearn.errors import DataError
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
+# What the readers raise for damage: for numbers that fit no file, and for flags of old packers too.
+_DAMAGED = (zlib.error, EOFError, ValueError, OverflowError)
+_DAMAGED_ZIP = (*_DAMAGED, zipfile.BadZipFile, struct.error, NotImplementedError, OSError)
+_DAMAGED_TAR = (*_DAMAGED, tarfile.TarError, lzma.LZMAError)
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -43,7 +48,7 @@ class Archive:
             with self._file.open(info) as member:
                 # Never unbounded: a size that lies must not unpack into all of memory.
                 data = member.read(info.file_size + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, struct.error, ValueError) as e:
+        except _DAMAGED_ZIP as e:
             raise DataError(_refusal(self.path, f"member {name!r} is damaged: {e}")) from None
         if len(data) != info.file_size:
             raise DataError(_refusal(self.path, f"member {name!r} is cut short"))
@@ -62,7 +67,7 @@ def open_archive(path: Path, limits: Limits | None = None) -> Iterator[Archive]:
         file = zipfile.ZipFile(path)
     except FileNotFoundError:
         raise DataError(f"there is no archive {path}; put it there") from None
-    except (zipfile.BadZipFile, OSError, struct.error, ValueError, NotImplementedError) as error:
+    except _DAMAGED_ZIP as error:
         reason = f"it is no whole zip file: {error}"
         raise DataError(_refusal(path, reason)) from None
     with file:
@@ -87,7 +92,7 @@ def untarred(path: Path, place: Path, limits: Limits | None = None) -> Iterator[
     with work as folder:
         try:
             _unpack(path, Path(folder), limits or Limits())
-        except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
+        except _DAMAGED_TAR as error:
             raise DataError(_refusal(path, f"it is no whole tar file: {error}")) from None
         except OSError as error:
             if error.errno is None:  # what gzip and bz2 raise for damaged data

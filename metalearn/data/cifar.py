@@ -164,7 +164,7 @@ def _pickles(path: Path) -> dict[str, dict[bytes, Any]]:
                 packed[member.name.split("/")[1]] = data.read()
     except FileNotFoundError:
         raise DataError(f"there is no archive {path}; put it there") from None
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError) as error:
         raise DataError(_refused(path, f"it is no whole tar.gz file: {error}")) from None
     if missing := {name.split("/")[1] for name in PACKED} - set(packed):
         raise DataError(_refused(path, f"it lacks {', '.join(sorted(missing))}"))

@@ -32,6 +32,19 @@ class _Failure(Exception):
         self.again = again
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """A redirection to what is no address, as `http://[`, is an error of the server's."""
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError as error:
+            fp.close()
+            raise urllib.error.URLError(f"redirected to no address, {error}") from None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 def download(
     urls: Sequence[str],
     target: Path,
@@ -119,7 +132,7 @@ def _attempt(url: str, part: Path, timeout: float, limit: int) -> None:
     if start:
         request.add_header("Range", f"bytes={start}-")
     with _network(part, timeout):
-        answer = urllib.request.urlopen(request, timeout=timeout)
+        answer = urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
     with answer:
         start, total = _range(answer, start, part)
         _copy(answer, part, start, total, timeout, limit)
@@ -147,10 +160,10 @@ def _network(part: Path, timeout: float) -> Iterator[None]:
 def _range(answer: Any, start: int, part: Path) -> tuple[int, int | None]:
     """Where this answer's bytes belong and how long the whole is, if it says so."""
     length = answer.headers.get("Content-Length", "")
-    rest = int(length) if length.isdecimal() else None
+    rest = int(length) if re.fullmatch(r"\d{1,18}", length) else None
     if answer.status != 206:  # Range ignored: the whole file, from its start
         return 0, rest
-    span = re.match(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+    span = re.match(r"bytes (\d{1,18})-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
     if span is None or int(span[1]) != start:
         part.unlink(missing_ok=True)
         raise _Failure("the server continued at another place than asked for")

@@ -33,10 +33,10 @@ def glyphs(
 
     With 1200 classes that is 800, 150 and 250. The images are kept under `root`, else under the
     cache folder, and are made only once. Raises DataError for fewer than 24 classes,
-    no drawings or a size below 8.
+    no drawings, a size below 8 or a seed below 0.
     """
-    if classes < 24 or drawings < 1 or size < 8:
-        raise DataError("glyphs: needs classes >= 24, drawings >= 1 and size >= 8")
+    if classes < 24 or drawings < 1 or size < 8 or seed < 0:
+        raise DataError("glyphs: needs classes >= 24, drawings >= 1, size >= 8 and seed >= 0")
     key = f"{size}px-{classes}x{drawings}-seed{seed}"
     folder = (root or cache_folder()) / f"{SOURCE.store}-{key}"
     if folder.exists():

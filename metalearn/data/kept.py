@@ -20,7 +20,7 @@ def kept(root: Path | None, name: str, archive: Path | None = None) -> Path:
         return place / name
     path = Path(archive).expanduser().resolve()
     if not path.exists():
-        raise DataError(f"there is no folder or archive {path}; correct dataset.archive")
+        raise DataError(f"there is no folder or archive {archive}; correct dataset.archive")
     total = hashlib.sha256(f"{path}\n".encode(errors="surrogateescape"))
     for inside in Folder(path).names if path.is_dir() else [""]:
         total.update(f"{inside}\n".encode(errors="surrogateescape"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from metalearn.data.archive import Archive, open_archive
 from metalearn.data.dataset import SPLITS, ImageDataset, turned, unturned
@@ -143,8 +143,10 @@ def _image(archive: Archive, member: str, size: int) -> np.ndarray:
                 raise ValueError(f"{image.size[0]}x{image.size[1]} pixels")
             ink = image.convert("L").point(lambda v: 255 - v)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        # Pillow would name the bytes in memory, not the file.
+        reason = "another format" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(
-            f"member {member} of {archive.path} is no {SIDE}x{SIDE} PNG ({error}); "
+            f"member {member} of {archive.path} is no {SIDE}x{SIDE} PNG ({reason}); "
             "put a good copy of the archive in its place"
         ) from None
     # Lanczos as in MAML's data preparation (cbfinn/maml, data/omniglot_resized).

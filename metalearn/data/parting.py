@@ -65,7 +65,9 @@ def by_fractions(store: ImageStore, fractions: Sequence[float], seed: int) -> di
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:
-    """0 ... count - 1 in an order that depends on `seed` alone."""
+    """0 ... count - 1 in an order that depends on `seed` alone. Raises DataError below 0."""
+    if seed < 0:
+        raise DataError(f"seed={seed} must be 0 or more")
     rng = np.random.Generator(np.random.PCG64(seed))
     # Sorted random keys: unlike `permutation`, numpy does not change how `random` draws.
     return np.argsort(rng.random(count), kind="stable")
@@ -81,6 +83,8 @@ def _listed(store: ImageStore, files: dict[str, Path]) -> dict[str, np.ndarray]:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             raise DataError(f"cannot read the list of classes {file} ({reason})") from None
         names = [name for name in names if name]
+        if not names:
+            raise DataError(f"{file} names no class; put the name of one on each line")
         if unknown := [name for name in names if name not in number]:
             raise DataError(
                 f"{file} names {len(unknown)} classes that {store.name} lacks, such as "

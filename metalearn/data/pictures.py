@@ -1,7 +1,9 @@
 """Pictures of many formats to uint8 arrays of one size, and where they lie: a folder or a zip."""
 
 import io
+import logging
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metalearn.data.archive import TARS, Limits, open_archive, untarred
 from metalearn.errors import DataError
@@ -95,7 +97,7 @@ def open_files(path: Path, limits: Limits | None = None) -> Iterator[Files]:
         with open_archive(path, limits) as archive:
             yield archive
     else:
-        raise DataError(f"there is no folder or archive {path}; correct dataset.root")
+        raise DataError(f"there is no folder or archive {path}; correct its path")
 
 
 def by_class(files: Files) -> dict[str, list[str]]:
@@ -123,16 +125,31 @@ def picture(files: Files, name: str) -> Image.Image:
     kind = FORMATS[PurePosixPath(name).suffix.lower()]
     try:
         # A wrong ending is common and harmless: whatever of these it is.
-        image = Image.open(io.BytesIO(data), formats=[kind, *set(FORMATS.values())])
-        if image.width * image.height > PIXELS:
-            raise ValueError(f"{image.width}x{image.height} pixels")
-        image.load()
-        return ImageOps.exif_transpose(image)
+        with _quiet():
+            image = Image.open(io.BytesIO(data), formats=[kind, *set(FORMATS.values())])
+            if image.width * image.height > PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels")
+            image.load()
+            return ImageOps.exif_transpose(image)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()).replace(repr(data), "")
+        # Pillow would name the bytes in memory, not the file.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "of no known format, or damaged" if unknown else " ".join(str(error).split())
         raise DataError(
             f"{name} in {files.path} is no picture that can be read ({reason}); mend or remove it"
         ) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what Pillow warns of and logs: a picture can be read, or one line says why not."""
+    logger = logging.getLogger("PIL.TiffImagePlugin")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.disabled = before
 
 
 def is_grey(image: Image.Image) -> bool:
@@ -145,7 +162,9 @@ def pixels(
 ) -> np.ndarray:
     """uint8 [size, size, channels]; what is transparent becomes white."""
     if image.mode in ("I", "I;16", "F"):  # 16 bits, of which the upper 8 are kept
-        image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))
+        with np.errstate(invalid="ignore"):  # a float may be NaN, which becomes black
+            upper = np.nan_to_num(np.asarray(image) / 256)
+        image = Image.fromarray(upper.clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -16,6 +16,7 @@ SOURCES = {
     "fc100": CIFAR,
     "folder": Source("yours"),
     "glyphs": GLYPHS,
+    "harmonic": Source("made"),
     "mini_imagenet": MINI_IMAGENET,
     "mnist": MNIST,
     "omniglot": OMNIGLOT,

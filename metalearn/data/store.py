@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +40,12 @@ def open_store(folder: Path) -> ImageStore:
 
     Raises DataError where there is no store, or one that is damaged or of another version.
     """
-    if not (folder / "store.json").is_file():
+    if not folder.exists():
         raise DataError(f"there is no image store at {folder}; build it first")
     try:
-        return _map(folder)
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        with warnings.catch_warnings(action="ignore"):  # of a damaged header, beside the error
+            return _map(folder)
+    except Exception as error:  # whatever numpy and json make of spoilt files
         raise DataError(_damaged(folder, error)) from None
 
 

@@ -25,6 +25,7 @@ from metalearn.files import write_atomic
 from metalearn.types import Episodes
 
 FORMAT = 1
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def read_manifest(
         ways, shots, queries = saved["shape"] if "shape" in saved else _shape(drawn)
     except OSError as error:
         raise DataError(f"cannot read the manifest {path} ({error.strerror or error})") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _DAMAGED as error:
         raise DataError(_refused(path, f"it is damaged: {type(error).__name__} {error}")) from None
     if told != dataset.digest:
         reason = f"it lists images of {name} with hash {told[:12]}, and these are {dataset.name}"
@@ -179,14 +180,20 @@ def _problem(
             return "its episodes differ in shape"
         if (ids.support[:, 0] < 0).any() or (not varied and (ids.support < 0).any()):
             return "its episodes do not list examples of every class"
+        if len(set(ids.classes.tolist())) != len(ids.classes):
+            return "it names a class twice in one episode"
         if ids.member not in members:
             return f"it names data set {ids.member!r}, which is none of these"
         member = members[ids.member]
         if (ids.classes < 0).any() or (ids.classes >= member.class_count(split)).any():
             return "it names a class that the split lacks"
         sizes = member.examples_in(split, ids.classes)[:, None]
-        if (np.concatenate([ids.support, ids.query], 1) >= sizes).any() or (ids.query < 0).any():
+        examples = np.concatenate([ids.support, ids.query], 1)
+        if (examples >= sizes).any() or (ids.query < 0).any():
             return "it names an example that its class lacks"
+        ordered = np.sort(examples, 1)
+        if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
+            return "it names an example twice in one episode"
     return None
 
 

@@ -1,6 +1,5 @@
 """Any folder or zip of class folders: what becomes a class, a split, a pixel, and what is said."""
 
-import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -10,18 +9,10 @@ import pytest
 from PIL import Image
 
 from metalearn.data import DataError, ImageDataset, folder
+from tests.inputs.files import cut, damage, loose, unreadable, vast
+from tests.inputs.files import write_pictures as write
 
 SPLITS = ("train", "val", "test")
-
-
-def write(root: Path, *labels: str, count: int = 3, size: tuple[int, int] = (12, 8)) -> Path:
-    """`count` colour pictures in every folder of `labels`."""
-    for number, label in enumerate(labels):
-        (root / label).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            colour = (40 * number % 256, 50 * i, 100)
-            Image.new("RGB", size, colour).save(root / label / f"{i}.png")
-    return root
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +129,16 @@ def test_pixels(tmp_path: Path) -> None:
     assert folder(tmp_path / "g", size=8, channels=3).image_shape == (3, 8, 8)
 
 
+def test_a_float_that_is_no_number_is_black(tmp_path: Path) -> None:
+    for label in ("a", "b", "c"):
+        (tmp_path / label).mkdir()
+        values = np.full((8, 8), 51200, np.float32)
+        values[0] = np.nan
+        Image.fromarray(values).save(tmp_path / label / "0.tif")
+    first = folder(tmp_path, size=8).store.images[0, ..., 0]
+    assert (first[0] == 0).all() and (first[1:] == 200).all()
+
+
 def test_a_changed_picture_is_seen(tmp_path: Path) -> None:
     root = write(tmp_path / "a", "cat", "dog", "cow")
     before = folder(root, size=4).digest
@@ -156,29 +157,6 @@ def test_what_is_no_picture_is_left_alone(tmp_path: Path) -> None:
     write(root, ".hidden")
     (root / "dog" / "0.png").rename(root / "dog" / "0.JPG")  # a wrong ending
     assert folder(root, size=4).store.classes == ("cat", "cow", "dog")
-
-
-def damage(root: Path) -> None:
-    (root / "cow" / "1.png").write_bytes(b"\x89PNG nothing")
-
-
-def cut(root: Path) -> None:
-    file = root / "cow" / "1.png"
-    Image.effect_noise((64, 64), 50).save(file)
-    file.write_bytes(file.read_bytes()[:900])
-
-
-def loose(root: Path) -> None:
-    shutil.move(root / "cow" / "1.png", root / "1.png")
-
-
-def unreadable(root: Path) -> None:
-    (root / "cow" / "1.png").unlink()
-    os.symlink(root / "nowhere.png", root / "cow" / "1.png")
-
-
-def vast(root: Path) -> None:
-    Image.new("1", (40_000, 40_000)).save(root / "cow" / "1.png")
 
 
 BAD = {

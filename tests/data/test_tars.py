@@ -1,6 +1,5 @@
 """Tars are unpacked within bounds, or not at all."""
 
-import io
 import tarfile
 from pathlib import Path
 
@@ -8,21 +7,7 @@ import pytest
 
 from metalearn.data import DataError
 from metalearn.data.archive import Limits, untarred
-
-
-def tar(path: Path, *members: tuple[tarfile.TarInfo, bytes], mode: str = "w:gz") -> Path:
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
-        for info, content in members:
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, link
-    return info
-
+from tests.inputs.files import member, tar
 
 GOOD = (member("birds/a.txt"), b"hello")
 
