@@ -35,6 +35,7 @@ GROUPS = (
     "backbone",
     "dataset",
     "augmentation",
+    "images",
     "outer",
     "outer/schedule",
     "tracker",

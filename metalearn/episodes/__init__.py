@@ -5,6 +5,7 @@ import torch
 from metalearn.data import ImageDataset, Sinusoid
 from metalearn.episodes.augment import Augmentation, AugmentedEpisodes, augmented
 from metalearn.episodes.manifest import Manifest, read_manifest, write_manifest
+from metalearn.episodes.prepared import Preparation, PreparedEpisodes
 from metalearn.episodes.source import EpisodeSource, FewShotEpisodes, SinusoidEpisodes
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "EpisodeSource",
     "FewShotEpisodes",
     "Manifest",
+    "Preparation",
+    "PreparedEpisodes",
     "SinusoidEpisodes",
     "augmented",
     "make_episodes",

@@ -5,6 +5,8 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
 
+from metalearn.commands.build import build
+from metalearn.commands.config import compose
 from metalearn.data import Sinusoid
 from metalearn.episodes import FewShotEpisodes, SinusoidEpisodes
 from metalearn.episodes.augment import NUMBERS, Augmentation, AugmentedEpisodes, augmented
@@ -123,6 +125,28 @@ def test_a_class_turns_as_one(source):
             assert len(turns) == 1
             seen |= turns
     assert seen == {0, 1, 2, 3}
+
+
+def test_the_sources_images_stay_as_they_are(source):
+    x = images()
+    for how in ({"turn": True}, {"crop": 2}, {"jitter": 0.4}, {"erase": 1.0}):
+        assert not torch.equal(changed(x, **how), x)
+        assert torch.equal(x, images())
+
+
+@pytest.mark.parametrize("augmentation", ["standard", "turns", "randaugment"])
+def test_only_training_images_are_changed(augmentation: str, workplace):
+    shape = ["dataset.classes=60", "episodes.queries=5", "backbone.filters=4", "device=cpu"]
+    plain, built = (
+        build(compose([*shape, f"augmentation={choice}"])) for choice in ("none", augmentation)
+    )
+    manifests = [(b.problem.validation, b.test) for b in (plain, built)]
+    for want, got in zip(*manifests, strict=True):
+        for before, after in zip(next(want.batches(3)), next(got.batches(3)), strict=True):
+            assert torch.equal(before.x, after.x)
+    want, got = (b.problem.train.batch("train", range(3)) for b in (plain, built))
+    for before, after in zip(want, got, strict=True):
+        assert not torch.equal(before.x, after.x) and torch.equal(before.y, after.y)
 
 
 def test_what_is_refused(source):
