@@ -36,6 +36,7 @@ GROUPS = (
     "dataset",
     "sampling",
     "augmentation",
+    "images",
     "outer",
     "outer/schedule",
     "tracker",
@@ -51,7 +52,7 @@ OPTIONS = {
 
 STATES = """
 prepared: decoded, in the cache; found: its archive is on this machine
-download: fetched when used; yours: give your own copy; made: computed"""
+download: fetched when used; yours: give your own copy; made: computed, or of others"""
 
 OWN = {"show": ("split", "episode", "out"), "manifest": ("out",)}
 """Arguments of `metalearn data <action>` that are no overrides."""

@@ -119,7 +119,7 @@ OTHERS = {
     "evaluate run=": "evaluate needs one run",
     "evaluate run=nowhere": "nowhere is not a run folder (no config.yaml); see `ls runs`",
     "data lst": "no data command lst (did you mean list?); use list, prepare, verify, show",
-    "data show dataset=sinusoid": "dataset=sinusoid has no images to show",
+    "data show dataset=sinusoid": "regression has no images to show",
     "data show episode=first": "episode=first must be a whole number",
     "data show split=dev dataset.classes=60": "split=dev is not known; use train, val, test",
     "data manifest dataset=sinusoid": "only episodes of images have a manifest file",
@@ -127,6 +127,11 @@ OTHERS = {
     "train augmentation=standard augmentation.support.flip=2": "flip=2 must be 0 to 1",
     "train augmentation=standard augmentation.support.flop=1": "no key augmentation.support.flop",
     "train +augmentation.queries=1": "no key augmentation.queries",
+    "train augmentation=randaugment augmentation.support.magnitude=31": "must be 0 to 30",
+    "train images=imagenet dataset=sinusoid": "images is for images; use images=as_they_are",
+    "train images=imagenet images.channels=null dataset.classes=60": "images.mean has 3 numbers",
+    "train images.std=[0]": "images.std=[0.0] must be above 0",
+    "train images.sise=84": "no key images.sise (did you mean images.size?)",
     "data prepare dataset=folder": "dataset.root is missing; use dataset.root=",
     "data prepare dataset=folder dataset.root=nowhere": "there is no folder or archive nowhere",
     "data prepare dataset=gliphs": "dataset=gliphs is not known (did you mean glyphs?)",
@@ -195,7 +200,7 @@ def test_data_list_says_what_is_here(workplace: Path, monkeypatch: pytest.Monkey
     assert states() == {
         **dict.fromkeys(("cifar_fs", "cub", "fc100", "mnist", "omniglot"), "download"),
         **dict.fromkeys(("folder", "mini_imagenet", "tiered_imagenet"), "yours"),
-        **dict.fromkeys(("glyphs", "sinusoid"), "made"),
+        **dict.fromkeys(("glyphs", "harmonic", "mixture", "sinusoid"), "made"),
     }
     metalearn("data", "prepare", "dataset.classes=24")
     (workplace / "mini_imagenet.zip").touch()

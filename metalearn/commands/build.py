@@ -4,7 +4,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from metalearn.episodes import (
     Augmentation,
     EpisodeSource,
     Manifest,
+    Preparation,
+    PreparedEpisodes,
     augmented,
     make_episodes,
     read_manifest,
@@ -62,9 +64,11 @@ def build(config: Mapping[str, Any]) -> Built:
     dataset = build_dataset(config)
     training, evaluation = config["training"], config["evaluation"]
     train = _episodes(config, dataset, config["seed"], training, "train")
-    train = augmented(train, **_changes(config))
+    train = _prepared(config, dataset, augmented(train, **_changes(config)))
     test = _test(config, dataset)
+    test = replace(test, source=_prepared(config, dataset, test.source))
     validation = _episodes(config, dataset, evaluation["seed"], {}, "val")
+    validation = _prepared(config, dataset, validation)
     algo = _algorithm(config, _module(config, dataset), isinstance(dataset, Images))
     _check_fit(config, gradient, algo)
     meta = algo.init(torch.Generator().manual_seed(config["seed"]))
@@ -108,6 +112,7 @@ def _check(config: Mapping[str, Any]) -> MetaGradient:
     check_numbers(config)
     _changes(config)
     _sampling(config)
+    _preparation(config)
     for name in ("dataset", "inner", "algorithm"):
         check_node(config[name], name)
     given = config["backbone"]
@@ -234,6 +239,25 @@ def _changes(config: Mapping[str, Any]) -> dict[str, Augmentation | None]:
     }
 
 
+def _preparation(config: Mapping[str, Any]) -> Preparation:
+    """What is done to the images of every episode."""
+    return Preparation(**(config.get("images") or {}))
+
+
+def _prepared(
+    config: Mapping[str, Any], dataset: Images | Curves, source: EpisodeSource
+) -> EpisodeSource:
+    """`source` with its images prepared. Raises UsageError where it has none, or where what is
+    asked for does not fit them."""
+    preparation = _preparation(config)
+    if preparation.nothing:
+        return source
+    if not isinstance(dataset, Images):
+        raise UsageError("images is for images; use images=as_they_are")
+    preparation.shape(dataset.image_shape)
+    return PreparedEpisodes(source, preparation)
+
+
 def _held_on(config: Mapping[str, Any], dataset: Images | Curves) -> torch.device | None:
     """The device that the images are kept on, ready to be gathered; None where they do not fit,
     and come from the store's file."""
@@ -246,7 +270,7 @@ def _module(config: Mapping[str, Any], dataset: Images | Curves) -> nn.Module:
     if not images and "rule" not in _parameters(config):
         name = option(config["algorithm"])
         raise UsageError(f"algorithm={name} classifies; use algorithm=maml or anil for regression")
-    shape = dataset.image_shape if images else (1,)
+    shape = _preparation(config).shape(dataset.image_shape) if images else (1,)
     node = dict(config["backbone"])
     if not images and "channels" in node:
         data = option(config["dataset"])

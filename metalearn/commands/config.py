@@ -19,7 +19,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metalearn.commands.mistakes import explain, unknown_choice
 from metalearn.errors import UsageError, nearest
-from metalearn.training.settings import EpisodeSettings, EvaluationSettings, TrainingSettings
+from metalearn.training.settings import (
+    EpisodeSettings,
+    EvaluationSettings,
+    ImageSettings,
+    TrainingSettings,
+)
 
 MISTAKES = (HydraException, OmegaConfBaseException)
 # What Hydra raises, or warns of, where a config group is null or a config folder is missing.
@@ -48,6 +53,7 @@ class RunSettings:
     dataset: Any = MISSING
     sampling: Any = field(default_factory=dict)
     augmentation: Any = MISSING
+    images: ImageSettings = field(default_factory=ImageSettings)
     outer: Any = MISSING
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
     episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
@@ -66,6 +72,7 @@ class RunSettings:
 
 _SECTIONS = {
     "tracker": TrackerSettings,
+    "images": ImageSettings,
     "episodes": EpisodeSettings,
     "training": TrainingSettings,
     "evaluation": EvaluationSettings,

@@ -18,6 +18,7 @@ SOURCES = {
     "glyphs": GLYPHS,
     "harmonic": Source("made"),
     "mini_imagenet": MINI_IMAGENET,
+    "mixture": Source("made"),
     "mnist": MNIST,
     "omniglot": OMNIGLOT,
     "sinusoid": Source("made"),

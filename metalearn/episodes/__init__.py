@@ -7,6 +7,7 @@ from metalearn.episodes.augment import Augmentation, AugmentedEpisodes, augmente
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.manifest import Manifest, read_manifest, write_manifest
 from metalearn.episodes.mixed import MixedEpisodes
+from metalearn.episodes.prepared import Preparation, PreparedEpisodes
 from metalearn.episodes.regression import CurveEpisodes
 from metalearn.episodes.sizes import ImbalancedSizes, MetaDatasetSizes, Sizes
 from metalearn.episodes.source import EpisodeSource
@@ -21,6 +22,8 @@ __all__ = [
     "Manifest",
     "MetaDatasetSizes",
     "MixedEpisodes",
+    "Preparation",
+    "PreparedEpisodes",
     "Sizes",
     "augmented",
     "make_episodes",

@@ -8,18 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from metalearn.episodes.few_shot import FewShotEpisodes
+from metalearn.episodes.mixed import MixedEpisodes
+from metalearn.episodes.pixels import erased_, jittered_, turned, window
+from metalearn.episodes.randaugment import STRONGEST, randaugment, sent
 from metalearn.episodes.source import EpisodeSource, generator
 from metalearn.errors import UsageError
 from metalearn.types import Batch, Episodes
 
 NUMBERS = 11  # random numbers an image, whatever is asked for: options do not shift one another
-GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as in torchvision
-ERASED = (0.02, 0.33)  # share of the image; Zhong et al. 2020
-RATIO = (0.3, 1 / 0.3)  # height over width of what is erased
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,8 @@ class Augmentation:
     turn: each class of an episode by a random quarter turn, the same for support and queries.
     crop: a window of the image's size out of the image in a frame of so many black pixels.
     flip: probability of a mirror image, left for right.
+    randaugment: how many of RandAugment's operations (Cubuk et al. 2020), of strength `magnitude`,
+        0 to 30.
     jitter: brightness, contrast and saturation times 1 - jitter to 1 + jitter each.
     erase: probability that a rectangle becomes black (Zhong et al. 2020).
 
@@ -40,24 +41,41 @@ class Augmentation:
     flip: float = 0.0
     jitter: float = 0.0
     erase: float = 0.0
+    randaugment: int = 0
+    magnitude: int = 9
 
     def __post_init__(self) -> None:
         for name in ("flip", "jitter", "erase"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"augmentation: {name}={getattr(self, name)} must be 0 to 1")
-        if self.crop < 0:
-            raise UsageError(f"augmentation: crop={self.crop} must be 0 or more")
+        for name in ("crop", "randaugment"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"augmentation: {name}={getattr(self, name)} must be 0 or more")
+        if not 0 <= self.magnitude <= STRONGEST:
+            raise UsageError(f"augmentation: magnitude={self.magnitude} must be 0 to {STRONGEST}")
 
-    def __call__(self, x: Tensor, turns: Tensor, numbers: Tensor) -> Tensor:
-        """`x` changed. turns: int64 `[B]`, quarter turns; numbers: uniform in [0, 1), `[B, 11]`."""
+    def __call__(
+        self, x: Tensor, turns: Tensor, numbers: Tensor, draws: np.ndarray | None = None
+    ) -> Tensor:
+        """A changed copy of `x`; `x` itself where nothing is asked for.
+
+        turns: int64 `[B]`, quarter turns. numbers, draws: uniform in [0, 1), `[B, 11]` and, for
+        RandAugment, `[operations or more, B, 2]`.
+        """
+        given = x
         if self.turn:
-            x = _turned(x, turns)
+            x = turned(x, turns)
         if self.crop or self.flip:
-            x = _window(x, self.crop, numbers[:, 0:2], numbers[:, 2] < self.flip)
+            x = window(x, self.crop, numbers[:, 0:2], numbers[:, 2] < self.flip)
+        if self.randaugment:
+            assert draws is not None, "RandAugment needs draws"
+            x = randaugment(x, self.magnitude, draws[: self.randaugment])
+        if x is given and (self.jitter or self.erase):
+            x = x.clone()  # the source's own
         if self.jitter:
-            x = _jittered(x, 1 + self.jitter * (2 * numbers[:, 3:6] - 1))
+            jittered_(x, 1 + self.jitter * (2 * numbers[:, 3:6] - 1))
         if self.erase:
-            x = _erased(x, numbers[:, 6] < self.erase, numbers[:, 7:10], numbers[:, 10])
+            erased_(x, numbers[:, 6] < self.erase, numbers[:, 7:10], numbers[:, 10])
         return x
 
 
@@ -68,12 +86,12 @@ class AugmentedEpisodes:
     support, query: None leaves them as they are.
     """
 
-    source: FewShotEpisodes
+    source: FewShotEpisodes | MixedEpisodes
     support: Augmentation | None
     query: Augmentation | None
 
     @property
-    def shape(self) -> tuple[int | None, int, int]:
+    def shape(self) -> tuple[int, int | None, int]:
         """That of the source."""
         return self.source.shape
 
@@ -83,28 +101,40 @@ class AugmentedEpisodes:
 
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
         """Episodes `indices`, changed."""
-        drawn = self.source.batch(split, indices)
-        examples = [batch.y.shape[1] for batch in drawn]
-        ways, source = self.source.ways, self.source
-        turns, numbers = [], []
-        for index in indices:
+        drawn, source = self.source.batch(split, indices), self.source
+        sizes = [_sizes(batch) for batch in drawn]
+        rounds = max(how.randaugment if how else 0 for how in (self.support, self.query))
+        turns = []
+        numbers = [np.zeros((*batch.y.shape, NUMBERS), np.float32) for batch in drawn]
+        rolls = [np.zeros((rounds, *batch.y.shape, 2), np.float32) for batch in drawn]
+        for task, index in enumerate(indices):
             rng = generator(f"{source.dataset.digest}/augmented", split, source.seed, index)
             # Of `random` alone: unlike `integers`, numpy does not change how it draws.
-            turns.append((rng.random(ways) * 4).astype(np.int64))
-            numbers.append(rng.random((sum(examples), NUMBERS), np.float32))
+            turns.append((rng.random(source.shape[0]) * 4).astype(np.int64))
+            # For the examples that there are, not for padding, which depends on the batch.
+            first, all_ = sizes[0][task], sizes[0][task] + sizes[1][task]
+            each = rng.random((all_, NUMBERS), np.float32)
+            # After the rest and round by round, so that no number depends on how many there are.
+            roll = rng.random((rounds, all_, 2), np.float32)
+            for part, there in enumerate((slice(first), slice(first, all_))):
+                numbers[part][task, : sizes[part][task]] = each[there]
+                rolls[part][:, task, : sizes[part][task]] = roll[:, there]
         device = drawn.support.x.device
-        turn = torch.from_numpy(np.stack(turns)).to(device)
-        parts = torch.from_numpy(np.stack(numbers)).to(device).split(examples, dim=1)
+        turn = sent(np.stack(turns), device)
 
-        def changed(batch: Batch, how: Augmentation | None, numbers: Tensor) -> Batch:
+        def changed(batch: Batch, how: Augmentation | None, part: int) -> Batch:
             if how is None:
                 return batch
-            x = how(batch.x.flatten(0, 1), turn.gather(1, batch.y).flatten(), numbers.flatten(0, 1))
+            x = how(
+                batch.x.flatten(0, 1),
+                turn.gather(1, batch.y).flatten(),
+                sent(numbers[part], device).flatten(0, 1),
+                rolls[part].reshape(rounds, batch.y.numel(), 2),
+            )
             return batch._replace(x=x.view_as(batch.x))
 
         return Episodes(
-            changed(drawn.support, self.support, parts[0]),
-            changed(drawn.query, self.query, parts[1]),
+            changed(drawn.support, self.support, 0), changed(drawn.query, self.query, 1)
         )
 
     def fingerprint(self, split: str, index: int) -> bytes:
@@ -112,73 +142,26 @@ class AugmentedEpisodes:
         return self.source.fingerprint(split, index)
 
 
+def _sizes(batch: Batch) -> list[int]:
+    """How many examples each task has, `[T]`."""
+    tasks, padded = batch.y.shape
+    return [padded] * tasks if batch.weight is None else batch.weight.sum(1).int().tolist()
+
+
 def augmented(
     source: EpisodeSource, support: Augmentation | None, query: Augmentation | None
 ) -> EpisodeSource:
-    """`source` with its images changed. Raises UsageError where it has none, or where they are
-    not square and are to be turned."""
+    """`source` with its images changed. Raises UsageError where it has none, where they are not
+    square and are to be turned, or have channels that RandAugment does not know."""
     if support is None and query is None:
         return source
-    if not isinstance(source, FewShotEpisodes):
+    if not isinstance(source, FewShotEpisodes | MixedEpisodes):
         raise UsageError("augmentation is for images; use augmentation=none")
-    _, height, width = source.dataset.image_shape
+    channels, height, width = source.dataset.image_shape
     if height != width and any(part and part.turn for part in (support, query)):
         raise UsageError("augmentation: only square images can turn; use turn=false")
+    if channels not in (1, 3) and any(part and part.randaugment for part in (support, query)):
+        raise UsageError(
+            f"augmentation: RandAugment takes 1 or 3 channels, not {channels}; use randaugment=0"
+        )
     return AugmentedEpisodes(source, support, query)
-
-
-def _turned(x: Tensor, turns: Tensor) -> Tensor:
-    """Image b turned counter-clockwise by `turns[b]` quarters."""
-    which = turns.view(-1, 1, 1, 1)
-    for quarters in (1, 2, 3):
-        x = torch.where(which == quarters, x.rot90(quarters, (2, 3)), x)
-    return x
-
-
-def _window(x: Tensor, frame: int, place: Tensor, mirrored: Tensor) -> Tensor:
-    """One gather for crop and mirror. place: `[B, 2]`, of the window in the frame."""
-    b, c, h, w = x.shape
-    shift = (place * (2 * frame + 1)).long() - frame
-    rows = torch.arange(h, device=x.device) + shift[:, :1]
-    columns = torch.arange(w, device=x.device).expand(b, w)
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns) + shift[:, 1:]
-    inside = ((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]
-    flat = rows.clamp(0, h - 1)[:, :, None] * w + columns.clamp(0, w - 1)[:, None, :]
-    index = flat.view(b, 1, h * w).expand(b, c, h * w)
-    return x.flatten(2).gather(2, index).view_as(x) * inside[:, None]
-
-
-def _jittered(x: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast and saturation times `factors` `[B, 3]`, as torchvision defines them."""
-    brightness, contrast, saturation = factors.view(-1, 3, 1, 1, 1).unbind(1)
-    x = (x * brightness).clamp(0, 1)
-    mean = _grey(x).mean((1, 2, 3), keepdim=True)
-    x = torch.lerp(mean, x, contrast).clamp(0, 1)
-    if x.shape[1] == 3:
-        x = torch.lerp(_grey(x), x, saturation).clamp(0, 1)
-    return x
-
-
-def _grey(x: Tensor) -> Tensor:
-    if x.shape[1] != 3:
-        return x
-    return (x * x.new_tensor(GREY).view(3, 1, 1)).sum(1, keepdim=True)
-
-
-def _erased(x: Tensor, chosen: Tensor, place: Tensor, shape: Tensor) -> Tensor:
-    """A black rectangle where `chosen` `[B]`. place: area, row, column `[B, 3]`; shape: `[B]`."""
-    h, w = x.shape[-2:]
-    area = (ERASED[0] + (ERASED[1] - ERASED[0]) * place[:, 0]) * h * w
-    low, high = np.log(RATIO)
-    ratio = (low + (high - low) * shape).exp()
-    height = (area * ratio).sqrt().clamp(1, h).round()
-    width = (area / ratio).sqrt().clamp(1, w).round()
-    top = (place[:, 1] * (h - height + 1)).floor()
-    left = (place[:, 2] * (w - width + 1)).floor()
-    row, column = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
-
-    def between(at: Tensor, start: Tensor, length: Tensor) -> Tensor:
-        return (at >= start[:, None]) & (at < (start + length)[:, None])
-
-    hole = between(row, top, height)[:, :, None] & between(column, left, width)[:, None, :]
-    return x.masked_fill((hole & chosen[:, None, None])[:, None], 0.0)

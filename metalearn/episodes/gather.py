@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metalearn.data import ImageDataset, Mixture
-from metalearn.episodes.fitting import fitted
+from metalearn.episodes.prepared import Preparation
 from metalearn.types import Batch, Episodes
 
 
@@ -98,6 +98,9 @@ def _one_by_one(
 ) -> Episodes:
     """Episodes that differ in size or come from several data sets."""
 
+    channels, size, _ = dataset.image_shape
+    fit = Preparation(size, channels) if isinstance(dataset, Mixture) else Preparation()
+
     def examples(ids: EpisodeIds, which: np.ndarray) -> tuple[Tensor, Tensor]:
         order = which.T
         there = order >= 0
@@ -105,7 +108,7 @@ def _one_by_one(
         images = _images(
             dataset.member(ids.member), split, ids.classes[labels], order[there], device
         )
-        return fitted(scaled(images), dataset.image_shape), torch.from_numpy(labels)
+        return fit(scaled(images)), torch.from_numpy(labels)
 
     def stacked(parts: Sequence[tuple[Tensor, Tensor]]) -> Batch:
         longest = max(len(y) for _, y in parts)

@@ -16,6 +16,16 @@ class EpisodeSettings:
 
 
 @dataclass
+class ImageSettings:
+    """What every image of every split becomes before the network sees it; see `Preparation`."""
+
+    size: int | None = None
+    channels: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+
+@dataclass
 class TrainingSettings:
     """The outer loop.
 

@@ -5,8 +5,10 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
 
+from metalearn.commands.build import build
+from metalearn.commands.config import compose
 from metalearn.data import Sinusoid
-from metalearn.episodes import CurveEpisodes, FewShotEpisodes
+from metalearn.episodes import CurveEpisodes, FewShotEpisodes, ImbalancedSizes
 from metalearn.episodes.augment import NUMBERS, Augmentation, AugmentedEpisodes, augmented
 from metalearn.errors import UsageError
 from tests.images import tiny_dataset
@@ -125,6 +127,28 @@ def test_a_class_turns_as_one(source):
     assert seen == {0, 1, 2, 3}
 
 
+def test_the_sources_images_stay_as_they_are(source):
+    x = images()
+    for how in ({"turn": True}, {"crop": 2}, {"jitter": 0.4}, {"erase": 1.0}):
+        assert not torch.equal(changed(x, **how), x)
+        assert torch.equal(x, images())
+
+
+@pytest.mark.parametrize("augmentation", ["standard", "turns", "randaugment"])
+def test_only_training_images_are_changed(augmentation: str, workplace):
+    shape = ["dataset.classes=60", "episodes.queries=5", "backbone.filters=4", "device=cpu"]
+    plain, built = (
+        build(compose([*shape, f"augmentation={choice}"])) for choice in ("none", augmentation)
+    )
+    manifests = [(b.problem.validation, b.test) for b in (plain, built)]
+    for want, got in zip(*manifests, strict=True):
+        for before, after in zip(next(want.batches(3)), next(got.batches(3)), strict=True):
+            assert torch.equal(before.x, after.x)
+    want, got = (b.problem.train.batch("train", range(3)) for b in (plain, built))
+    for before, after in zip(want, got, strict=True):
+        assert not torch.equal(before.x, after.x) and torch.equal(before.y, after.y)
+
+
 def test_what_is_refused(source):
     assert augmented(source, None, None) is source
     with pytest.raises(UsageError, match="augmentation is for images"):
@@ -132,3 +156,16 @@ def test_what_is_refused(source):
     for wrong in ({"flip": 1.5}, {"crop": -1}, {"jitter": -0.1}, {"erase": 2.0}):
         with pytest.raises(UsageError, match="must be 0"):
             Augmentation(**wrong)
+
+
+def test_padding_and_the_batch_do_not_show_in_a_task_of_drawn_size(tmp_path) -> None:
+    sizes = ImbalancedSizes(1, 4, "random")
+    plain = FewShotEpisodes(tiny_dataset(tmp_path), 3, 1, 2, sizes=sizes)
+    source = AugmentedEpisodes(plain, STRONG, STRONG)
+    together = source.batch("train", [4, 0, 7])
+    assert len({int(w.sum()) for w in together.support.weight}) > 1
+    for row, index in enumerate([4, 0, 7]):
+        alone = source.batch("train", [index])
+        for got, want in zip(together, alone, strict=True):
+            real = int(want.weight.sum())
+            assert torch.equal(got.x[row, :real], want.x[0, :real])

@@ -1,0 +1,114 @@
+"""Images as a network expects them: their size, their channels, their scale; on every split.
+
+No augmentation: nothing here is random, and evaluation has it too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metalearn.episodes.source import EpisodeSource
+from metalearn.errors import UsageError
+from metalearn.types import Episodes
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to images `[B, C, H, W]`, in this order. None leaves them as they are.
+
+    size: resized to `size x size`, bilinear and antialiased, whatever their sides were.
+    channels: a single channel is repeated so many times.
+    mean, std: `(x - mean) / std`, each one number or one for every channel.
+
+    Raises UsageError for numbers out of range.
+    """
+
+    size: int | None = None
+    channels: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("size", "channels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"images.{name}={value} must be 1 or more, or null")
+        if self.std is not None and not all(value > 0 for value in self.std):
+            raise UsageError(f"images.std={list(self.std)} must be above 0")
+
+    @property
+    def nothing(self) -> bool:
+        """Whether images stay as they are."""
+        return self == Preparation()
+
+    def shape(self, given: Sequence[int]) -> tuple[int, int, int]:
+        """`(C, H, W)` of what was `given` (C, H, W). Raises UsageError where they do not fit."""
+        channels, height, width = given
+        if self.channels not in (None, channels):
+            if channels != 1:
+                raise UsageError(
+                    f"images.channels={self.channels}, but the images have {channels}; "
+                    f"use images.channels={channels} or null"
+                )
+            channels = self.channels
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) not in (1, channels):
+                raise UsageError(
+                    f"images.{name} has {len(values)} numbers, but the images have {channels} "
+                    f"channels; give 1 or {channels}"
+                )
+        return (channels, height, width) if self.size is None else (channels, self.size, self.size)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`x` prepared: a new tensor, or `x` itself where nothing changes."""
+        channels, height, width = self.shape(x.shape[1:])
+        if x.shape[2:] != (height, width):
+            x = F.interpolate(x, (height, width), mode="bilinear", antialias=True)
+        x = x.expand(-1, channels, -1, -1)
+        if self.mean is not None:
+            x = x - _each(self.mean, x)
+        if self.std is not None:
+            x = x / _each(self.std, x)
+        return x.contiguous()
+
+
+@dataclass(frozen=True)
+class PreparedEpisodes:
+    """The episodes of `source`, their images prepared: an `EpisodeSource`."""
+
+    source: EpisodeSource
+    preparation: Preparation
+
+    @property
+    def shape(self) -> tuple[int | None, int | None, int]:
+        """That of the source."""
+        return self.source.shape
+
+    def check(self, split: str) -> None:
+        """Raise UsageError where `split` cannot give one episode of this shape."""
+        self.source.check(split)
+
+    def batch(self, split: str, indices: Sequence[int]) -> Episodes:
+        """Episodes `indices`, support and query prepared alike."""
+
+        def prepared(x: Tensor) -> Tensor:
+            return self.preparation(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+        support, query = self.source.batch(split, indices)
+        return Episodes(
+            support._replace(x=prepared(support.x)), query._replace(x=prepared(query.x))
+        )
+
+    def fingerprint(self, split: str, index: int) -> bytes:
+        """That of the source: which images, not how they were prepared."""
+        return self.source.fingerprint(split, index)
+
+
+def _each(values: Sequence[float], x: Tensor) -> Tensor:
+    """`values` for the channels of `x`; the host does not wait for its device."""
+    given = torch.tensor(values, dtype=x.dtype).view(-1, 1, 1)
+    return given.pin_memory().to(x.device, non_blocking=True) if x.is_cuda else given
