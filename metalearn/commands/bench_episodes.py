@@ -64,7 +64,8 @@ def bench_episodes(arguments: Sequence[str], console: Console) -> None:
     told = [
         f"{s['dataset']}: making {s['tasks']} augmented episodes takes {s['making'] * 1e3:.2f} ms, "
         f"a MAML step on them (Conv-4-64, K=1) {s['step'] * 1e3:.1f} ms: "
-        f"{s['share']:.1%} of both together"
+        f"{s['share']:.1%} of both together; made by a thread meanwhile, the engine waits "
+        f"{s['waiting'] * 1e3:.2f} ms, and its step takes {s['step_beside'] * 1e3:.1f} ms"
         for s in shares
     ]
     for line in told:
