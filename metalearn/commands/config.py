@@ -177,7 +177,8 @@ def _default_folder(config: Mapping[str, Any]) -> str:
         return str(config[node]["_target_"]).rpartition(".")[2].lower()
 
     episodes = config["episodes"]
-    shape = f"{episodes['ways']}w{episodes['shots']}s"
+    varied = (config.get("sampling") or {}).get("sizes")
+    shape = f"{episodes['ways']}w{'' if varied else str(episodes['shots']) + 's'}"
     name = config["name"] or f"{last('algorithm')}-{last('dataset')}-{shape}"
     return f"runs/{name}-seed{config['seed']}-{config_hash(config)[:8]}"
 

@@ -22,19 +22,28 @@ def prepare(config: Mapping[str, Any], console: Console, verify: bool = False) -
     started = time.monotonic()
     dataset = build_dataset(config)
     table = Table(title=config["dataset"]["_target_"].rpartition(".")[2], show_header=False)
-    if isinstance(dataset, ImageDataset):
-        images = dataset.store.images
-        if verify:
-            verify_store(Path(str(images.filename)).parent)  # type: ignore[attr-defined]
-        table.add_row("images", f"{len(images)} of {'x'.join(map(str, dataset.image_shape))}")
-        for split in dataset.splits:
-            table.add_row(f"{split} classes", str(dataset.class_count(split)))
-        table.add_row("store", f"{images.nbytes / 2**20:.1f} MiB")
-        table.add_row("hash", dataset.digest + (" (verified)" if verify else ""))
+    if isinstance(dataset, Mixture):
+        for name, one in dataset.sets.items():
+            table.add_row("data set", name)
+            _describe(one, table, verify)
+        table.add_row("hash of all", dataset.digest)
+    elif isinstance(dataset, ImageDataset):
+        _describe(dataset, table, verify)
     else:
         table.add_row("family", repr(dataset))
     table.add_row("time", f"{time.monotonic() - started:.1f} s")
     console.print(table)
+
+
+def _describe(dataset: ImageDataset, table: Table, verify: bool) -> None:
+    images = dataset.store.images
+    if verify:
+        verify_store(Path(str(images.filename)).parent)  # type: ignore[attr-defined]
+    table.add_row("images", f"{len(images)} of {'x'.join(map(str, dataset.image_shape))}")
+    for split in dataset.splits:
+        table.add_row(f"{split} classes", str(dataset.class_count(split)))
+    table.add_row("store", f"{images.nbytes / 2**20:.1f} MiB")
+    table.add_row("hash", dataset.digest + (" (verified)" if verify else ""))
 
 
 def show(

@@ -46,6 +46,7 @@ def write_result(
         "norm_policy": describe(built.problem.algo.net.module),
         "manifest_hash": report.manifest_hash,
         "split": built.test.split,
+        "sampling": _sampling(config),
         "algorithm": name("algorithm"),
         "gradient": name("gradient"),
         "backbone": name("backbone"),
@@ -78,6 +79,14 @@ def described(shape: tuple[int | None, int | None, int]) -> str:
     if ways is None:
         return f"{shots} points"
     return f"{ways}-way {shots}-shot" if shots else f"at most {ways}-way, any shots"
+
+
+def _sampling(config: Mapping[str, Any]) -> str | None:
+    """How classes and sizes of the episodes are drawn; None where uniformly."""
+    node = config.get("sampling") or {}
+    told = [str(node["sizes"]["_target_"]).rpartition(".")[2]] if node.get("sizes") else []
+    told += ["within superclasses"] if node.get("within_superclass") else []
+    return ", ".join(told) or None
 
 
 def _rows(report: EvalReport) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -25,7 +25,7 @@ class Mixture:
     """
 
     sets: Mapping[str, ImageDataset]
-    proportions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    proportions: Mapping[str, Mapping[str, float]] | None = None
     size: int = 84
     channels: int = 3
 
@@ -37,15 +37,21 @@ class Mixture:
         for name, dataset in self.sets.items():
             if dataset.image_shape[0] > self.channels:
                 raise DataError(f"mixture: {name} is in colour; use dataset.channels=3")
-        if unknown := set(self.proportions) - set(SPLITS):
+        proportions = self.proportions or {}
+        if unknown := set(proportions) - set(SPLITS):
             raise DataError(f"mixture: proportions of {min(unknown)}; use {', '.join(SPLITS)}")
-        for split, shares in self.proportions.items():
+        for split, shares in proportions.items():
+            numbers = list(shares.values()) if isinstance(shares, Mapping) else ["none"]
+            if not all(isinstance(share, int | float) for share in numbers):
+                raise DataError(
+                    f"mixture: proportions.{split}={shares} must name data sets, each with a number"
+                )
             if unknown := set(shares) - set(self.sets):
                 raise DataError(
                     f"mixture: proportions.{split} names {min(unknown)}; it has "
                     f"{', '.join(self.sets)}"
                 )
-            if min(shares.values(), default=0) < 0 or not 0 < sum(shares.values()) < float("inf"):
+            if min(numbers, default=0) < 0 or not 0 < sum(numbers) < float("inf"):
                 raise DataError(
                     f"mixture: proportions.{split} must be 0 or more each, and not all 0"
                 )
@@ -77,7 +83,7 @@ class Mixture:
 
     def shares(self, split: str) -> np.ndarray:
         """The part of the episodes of `split` that each data set gets, `[sets]`, summing to 1."""
-        given = self.proportions.get(split) or dict.fromkeys(self.sets, 1.0)
+        given = (self.proportions or {}).get(split) or dict.fromkeys(self.sets, 1.0)
         shares = np.array([float(given.get(name, 0)) for name in self.sets])
         return shares / shares.sum()
 

@@ -15,6 +15,7 @@ from metalearn.files import encode_floats, write_atomic
 _SETTINGS = (
     ("dataset", "data set"),
     ("split", "split"),
+    ("sampling", "sampling"),
     ("algorithm", "algorithm"),
     ("gradient", "gradient"),
     ("backbone", "backbone"),

@@ -117,6 +117,8 @@ def test_another_mixture_is_other_data(mixture, tiny, colours, tmp_path) -> None
         ({"proportions": {"val": {"tinny": 1}}}, "names tinny; it has tiny, colours"),
         ({"proportions": {"val": {"tiny": 0}}}, "0 or more each, and not all 0"),
         ({"proportions": {"val": {"tiny": -1, "colours": 2}}}, "0 or more each"),
+        ({"proportions": {"val": 3}}, "val=3 must name data sets, each with a number"),
+        ({"proportions": {"val": {"tiny": "x"}}}, "must name data sets, each with a number"),
         ({"channels": 1}, "colours is in colour; use dataset.channels=3"),
         ({"size": 0}, "size=0 must be 1 or more"),
         ({"sets": {}}, "needs two data sets or more"),
