@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class Mixture:
         if unknown := set(proportions) - set(SPLITS):
             raise DataError(f"mixture: proportions of {min(unknown)}; use {', '.join(SPLITS)}")
         for split, shares in proportions.items():
-            numbers = list(shares.values()) if isinstance(shares, Mapping) else ["none"]
+            numbers: list[Any] = list(shares.values()) if isinstance(shares, Mapping) else ["none"]
             if not all(isinstance(share, int | float) for share in numbers):
                 raise DataError(
                     f"mixture: proportions.{split}={shares} must name data sets, each with a number"
