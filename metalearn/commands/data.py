@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from metalearn.commands.build import build_dataset, build_source, option
-from metalearn.commands.result import described
 from metalearn.data import ImageDataset, Mixture
 from metalearn.data.store import verify as verify_store
 from metalearn.episodes import FewShotEpisodes, Manifest, MixedEpisodes, write_manifest
 from metalearn.episodes.sheet import class_sheet, episode_sheet
+from metalearn.episodes.source import described
 from metalearn.errors import UsageError
 
 

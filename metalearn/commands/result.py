@@ -9,6 +9,7 @@ import torch
 
 from metalearn.backbones.norms import describe
 from metalearn.commands.build import Built
+from metalearn.episodes.source import described
 from metalearn.evaluation.plots import plot_accuracy_by_step
 from metalearn.evaluation.protocol import EvalReport
 from metalearn.evaluation.report import write_episode_file, write_json
@@ -71,14 +72,6 @@ def write_result(
     )
     write_json(folder / "result.json", result)
     return result
-
-
-def described(shape: tuple[int | None, int | None, int]) -> str:
-    """The shape of a source's episodes in words."""
-    ways, shots, _ = shape
-    if ways is None:
-        return f"{shots} points"
-    return f"{ways}-way {shots}-shot" if shots else f"at most {ways}-way, any shots"
 
 
 def _sampling(config: Mapping[str, Any]) -> str | None:

@@ -38,6 +38,14 @@ class EpisodeSource(Protocol):
         ...
 
 
+def described(shape: tuple[int | None, int | None, int]) -> str:
+    """The shape of a source's episodes in words."""
+    ways, shots, _ = shape
+    if ways is None:
+        return f"{shots} points"
+    return f"{ways}-way {shots}-shot" if shots else f"at most {ways}-way, any shots"
+
+
 class _Key(ISeedSequence):
     """A key of Philox as it is, where numpy would also ask the system for chance."""
 
