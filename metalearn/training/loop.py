@@ -153,10 +153,13 @@ def _coming(
     """The meta-batches of `step` and all later ones, made ahead by the workers."""
     size = settings.meta_batch
     starts = range(step * size, settings.steps * size, size)
+    workers = settings.workers
+    if workers is None:
+        workers = 1 if problem.device.type == "cuda" else 0
     return prefetched(
         lambda start: problem.train.batch("train", range(start, start + size)),
         starts,
-        settings.workers,
+        workers,
     )
 
 

@@ -35,7 +35,8 @@ class TrainingSettings:
     validate_every: meta-steps between validations. patience: validations without a new best
     after which training stops. checkpoint_every: meta-steps between checkpoints; every
     validation writes one too. keep: newest checkpoints kept, beside the best. workers: threads
-    that make the coming episodes in the background; what they hold is the same for any number.
+    that make the coming episodes in the background, by default 1 beside a GPU and 0 on a CPU, whose
+    cores are busy; what the episodes hold is the same for any number.
     """
 
     steps: int = 1000
@@ -48,7 +49,7 @@ class TrainingSettings:
     patience: int | None = None
     checkpoint_every: int = 100
     keep: int = 2
-    workers: int = 1
+    workers: int | None = None
 
 
 @dataclass
