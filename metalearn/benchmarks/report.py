@@ -81,14 +81,24 @@ def ratios(rows: Sequence[Row], ours: str, allocators: tuple[str, str]) -> dict[
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """For the terminal."""
-    head, body = _lines(rows)
-    shown = Table(*head, box=None, pad_edge=False)
-    for column in shown.columns[3:]:
+    """For the terminal, of 80 columns: the files tell more."""
+    shown = Table(*SHORT, box=None, pad_edge=False)
+    for column in shown.columns[2:]:
         column.justify = "right"
-    for line in body:
-        shown.add_row(*line)
+    told = None
+    for row, (cell, *line) in zip(rows, _lines(rows)[1], strict=True):
+        if cell != told:
+            shown.add_row(f"[bold]{cell}")
+            told = cell
+        framework, allocator, _, _, ratio, memory, compiling, _, error = line
+        tasks = row.tasks
+        spread = f"{(tasks.high - tasks.low) / 2 / tasks.median:.0%}"
+        rate = f"{tasks.median:,.0f}" if tasks.median >= 1000 else f"{tasks.median:.3g}"
+        shown.add_row(framework, allocator, rate, spread, ratio, memory, compiling, error)
     return shown
+
+
+SHORT = ("", "allocator", "tasks/s", "±", "ours is", "peak MB", "compile s", "error")
 
 
 HEAD = (

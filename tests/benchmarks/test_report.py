@@ -29,7 +29,7 @@ def test_json_markdown_and_a_picture(tmp_path: Path) -> None:
     assert line in text
     assert "| vit-32 K=50 T=32 | all | too long |" in text
     assert "| mlp K=1 T=4 | higher default | higher is not installed |" in text
-    console = Console(record=True, width=160)
+    console = Console(record=True, width=80)
     console.print(report.table(report.rows(records)))
     assert "2.00x" in console.export_text()
 
