@@ -41,6 +41,7 @@ MISTAKES = (
 
 def mnist(
     root: Path | None = None,
+    archive: Path | None = None,
     variant: Literal["mnist", "fashion", "kmnist", "emnist"] = "mnist",
     size: int = 28,
     fractions: Sequence[float] = (0.4, 0.3, 0.3),
@@ -50,19 +51,21 @@ def mnist(
     part, upright.
 
     `seed` shuffles the classes and `fractions` cuts them into train, val and test: [0, 0, 1] for
-    a set that is only tested on. The files are taken from `MNIST/raw/` (`FashionMNIST/raw/`, ...)
-    of the data folder, else from `root` (by default the cache folder), else downloaded to `root`;
-    what is decoded stays there. Raises DataError where they cannot be had or read.
+    a set that is only tested on. archive: a folder that holds `MNIST/raw/` (`FashionMNIST/raw/`,
+    ...). By default the data folder, else `root` (the cache folder), else the files are downloaded
+    to `root`; what is decoded stays there. Raises DataError where they cannot be had or read.
     """
     if variant not in KINDS:
         raise DataError(f"mnist: variant must be {', '.join(KINDS)}, not {variant!r}")
     if size < 1:
         raise DataError(f"mnist: size must be 1 or more, not {size}")
-    folder = kept(root, f"{SOURCE.store}-{variant}-{size}px")
+    folder = kept(root, f"{SOURCE.store}-{variant}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)
     else:
-        store = decode(find_files(KINDS[variant], folder.parent), variant, folder, size)
+        place = Path(archive).expanduser() if archive else None
+        place = place or find_files(KINDS[variant], folder.parent)
+        store = decode(place, variant, folder, size)
     return ImageDataset(variant, store, by_fractions(store, fractions, seed))
 
 

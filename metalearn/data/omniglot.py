@@ -13,11 +13,11 @@ from PIL import Image, UnidentifiedImageError
 from metalearn.data.archive import Archive, open_archive
 from metalearn.data.dataset import SPLITS, ImageDataset, turned, unturned
 from metalearn.data.download import download
+from metalearn.data.kept import kept
 from metalearn.data.parting import packaged, shuffled
 from metalearn.data.paths import Source, data_folder
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
-from metalearn.files import cache_folder
 
 VERSION = 1  # raise it whenever a change below changes a pixel
 SIDE, DRAWINGS = 105, 20
@@ -38,6 +38,7 @@ MEMBER = re.compile(r"(images_\w+)/([^/]+/character\d\d)/\d{4}_\d\d\.png")
 
 def omniglot(
     root: Path | None = None,
+    archive: Path | None = None,
     size: int = 28,
     split: Literal["vinyals", "random"] = "vinyals",
     seed: int = 0,
@@ -50,20 +51,25 @@ def omniglot(
     1200 for training, of which 100 validate). `rotations` makes four classes of each character.
     Groups are the alphabets.
 
-    The archives are taken from `omniglot/` of the data folder, else from `root` (by default the
-    cache folder), else they are downloaded to `root`; what is decoded stays there. Raises
-    DataError where they cannot be had or do not hold Omniglot.
+    archive: a folder with `images_background.zip` and `images_evaluation.zip`. By default they are
+    taken from `omniglot/` of the data folder, else from `root` (the cache folder), else downloaded
+    to `root`; what is decoded stays there. Raises DataError where they cannot be had or do not
+    hold Omniglot.
     """
     if split not in ("vinyals", "random"):
         raise DataError(f"omniglot: split must be vinyals or random, not {split!r}")
     if not 1 <= size <= SIDE:
         raise DataError(f"omniglot: size must be 1 to {SIDE}, not {size}")
-    root = root or cache_folder()
-    folder = root / f"{SOURCE.store}-{size}px"
+    folder = kept(root, f"{SOURCE.store}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)
     else:
-        archives = [find_archive(name, root) for name in CHARACTERS]
+        archives = [
+            Path(archive).expanduser() / f"{name}.zip"
+            if archive
+            else find_archive(name, folder.parent)
+            for name in CHARACTERS
+        ]
         store = decode(archives, folder, size)
     as_classes = turned if rotations else unturned
     alphabets = [name.split("/")[0] for name in store.classes]

@@ -201,3 +201,15 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, one_line) -> None:
     with pytest.raises(DataError, match="cannot download MNIST") as caught:
         mnist(tmp_path / "cache")
     one_line(caught)
+
+
+def test_an_archive_that_is_given_is_the_one_used(tmp_path: Path, data: Path, one_line) -> None:
+    images, labels = drawn()
+    write(data, images, labels)
+    write(tmp_path / "mine", 255 - images, labels)
+    found = mnist(tmp_path)
+    given = mnist(tmp_path, archive=tmp_path / "mine")
+    assert np.array_equal(given.store.images, 255 - found.store.images)
+    with pytest.raises(DataError, match="correct dataset.archive") as caught:
+        mnist(tmp_path, archive=tmp_path / "nowhere")
+    one_line(caught)

@@ -111,3 +111,15 @@ def test_another_archive_in_its_place(
         omniglot(tmp_path / "cache")
     one_line(caught)
     assert not (tmp_path / "cache").exists()
+
+
+def test_archives_that_are_given(
+    omniglot_root: Path, omniglot_archives: Path, tmp_path: Path, one_line
+) -> None:
+    real = omniglot(omniglot_root)
+    assert omniglot(tmp_path / "cache", omniglot_archives).digest == real.digest
+    (tmp_path / "mine").mkdir()
+    # Although the real images stand decoded in this cache.
+    with pytest.raises(DataError, match=r"images_background\.zip") as caught:
+        omniglot(omniglot_root, tmp_path / "mine")
+    one_line(caught)
