@@ -54,16 +54,16 @@ def test_every_image_is_where_it_belongs(tmp_path: Path, data: Path) -> None:
 @pytest.mark.parametrize("variant, kind", [("fashion", "FashionMNIST"), ("kmnist", "KMNIST")])
 def test_its_likes(tmp_path: Path, data: Path, variant, kind) -> None:
     write(data, *drawn(), kind)
-    found = mnist(tmp_path / "cache", variant, seed=3)
+    found = mnist(tmp_path / "cache", variant=variant, seed=3)
     assert found.name == variant and counts(found) == [4, 3, 3]
     assert found.store.classes == tuple(getattr(datasets, kind).classes)
-    assert found.digest != mnist(tmp_path / "cache", variant).digest
+    assert found.digest != mnist(tmp_path / "cache", variant=variant).digest
 
 
 def test_emnist_is_turned_upright(tmp_path: Path, data: Path) -> None:
     images, labels = drawn(47)
     write(data, images, labels, "EMNIST")
-    found = mnist(tmp_path / "cache", "emnist", fractions=[0.64, 0.16, 0.2])
+    found = mnist(tmp_path / "cache", variant="emnist", fractions=[0.64, 0.16, 0.2])
     assert counts(found) == [30, 8, 9]
     assert "".join(found.store.classes) == "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt"
     assert np.array_equal(found.store.images[0, ..., 0], images[0].T)
