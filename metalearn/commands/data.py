@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +23,8 @@ def prepare(config: Mapping[str, Any], console: Console, verify: bool = False) -
     started = time.monotonic()
     dataset = build_dataset(config)
     table = Table(title=config["dataset"]["_target_"].rpartition(".")[2], show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     if isinstance(dataset, Mixture):
         for name, one in dataset.sets.items():
             table.add_row("data set", name)
@@ -40,6 +43,9 @@ def _describe(dataset: ImageDataset, table: Table, verify: bool) -> None:
     if verify:
         verify_store(Path(str(images.filename)).parent)  # type: ignore[attr-defined]
     table.add_row("images", f"{len(images)} of {'x'.join(map(str, dataset.image_shape))}")
+    sizes = np.diff(dataset.store.offsets)
+    each = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
+    table.add_row("images a class", each)
     for split in dataset.splits:
         table.add_row(f"{split} classes", str(dataset.class_count(split)))
     table.add_row("store", f"{images.nbytes / 2**20:.1f} MiB")

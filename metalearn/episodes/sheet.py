@@ -40,7 +40,7 @@ def episode_sheet(source: FewShotEpisodes | MixedEpisodes, split: str, index: in
     step = max(width, 7 * LINE)
     for c, (tiles, number) in enumerate(zip(columns, ids.classes, strict=True)):
         x = MARGIN + c * step
-        _name(pen, font, names[number], x, top - LINE, step)
+        _name(pen, font, names[number], x, top - LINE, step - GAP)
         above, below = tiles
         for row, tile in enumerate(above):
             page.paste(tile, (x, top + row * width))
