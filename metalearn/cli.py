@@ -218,7 +218,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        print("metalearn: interrupted; the same command goes on from there", file=sys.stderr)
+        print("metalearn: interrupted; the same command goes on, or starts again", file=sys.stderr)
         sys.exit(130)
 
 

@@ -1,8 +1,10 @@
 """Files that are whole or absent, where they are kept, and floats that JSON has no number for."""
 
+import fcntl
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,26 @@ def cache_folder() -> Path:
     """Where stores, downloads and plans are kept: `METALEARN_CACHE`, else the user's cache."""
     named = os.environ.get("METALEARN_CACHE")
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("metalearn"))
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold `path`, a file made for this and removed after, while other processes wait for it.
+
+    Where the file system knows no locks nobody waits.
+    """
+    while True:
+        with path.open("w") as file:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held it has removed it: then this is no longer the file that others see.
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def write_atomic(path: Path | str, text: str) -> None:

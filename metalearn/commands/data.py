@@ -38,6 +38,15 @@ def prepare(config: Mapping[str, Any], console: Console, verify: bool = False) -
     console.print(table)
 
 
+def _keep_others(path: Path, beginning: bytes) -> None:
+    """Raise UsageError where a file at `path` does not begin so: it is not one of ours."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        if file.read(len(beginning)) not in (beginning, b""):
+            raise UsageError(f"{path} is another file, and stays; use another out=<file>")
+
+
 def _describe(dataset: ImageDataset, table: Table, verify: bool) -> None:
     images = dataset.store.images
     if verify:
@@ -80,6 +89,7 @@ def show(
         page = episode_sheet(source, split, int(episode))
         name = f"{source.dataset.name}-{split}-episode{episode}.png"
     path = Path(out or name.replace(" ", "_"))
+    _keep_others(path, b"\x89PNG")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         page.save(path, "PNG")
@@ -94,6 +104,7 @@ def manifest(config: Mapping[str, Any], console: Console, out: str | None = None
     split = evaluation["split"]
     listed = Manifest(build_source(config, split), split, evaluation["episodes"])
     path = Path(out or f"{option(config['dataset'])}-{split}-{listed.hash[:8]}.json")
+    _keep_others(path, b'{\n "format"')
     try:
         write_manifest(listed, path)
     except OSError as error:

@@ -122,7 +122,8 @@ def settled(built: Built, settings: TrainingSettings, folder: Path, console: Con
         episodes = problem.train.batch("train", range(settings.meta_batch))
         episodes = episodes.map(lambda t: t.to(problem.device))
         coming = settings.steps * settings.meta_batch
-        gradient, choice = settle(strategy, problem.algo, built.meta, episodes, coming)
+        with console.status("measuring how the engine runs this fastest; the answer is kept"):
+            gradient, choice = settle(strategy, problem.algo, built.meta, episodes, coming)
         write_atomic(path, choice.encode())
     console.print(f"engine: {choice}", soft_wrap=True, highlight=False)
     return dataclasses.replace(problem, gradient=gradient)

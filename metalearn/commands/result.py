@@ -51,7 +51,7 @@ def write_result(
         "algorithm": name("algorithm"),
         "gradient": name("gradient"),
         "backbone": name("backbone"),
-        "dataset": name("dataset"),
+        "dataset": _dataset(config, built.test.split),
         "seed": config["seed"],
         "config_hash": config_hash(config),
         "device": device,
@@ -72,6 +72,16 @@ def write_result(
     )
     write_json(folder / "result.json", result)
     return result
+
+
+def _dataset(config: Mapping[str, Any], split: str) -> str:
+    """The data set's name; of a mixture the sets that `split` draws from, of a folder which."""
+    node = config["dataset"]
+    name = str(node["_target_"]).rpartition(".")[2]
+    if "sets" in node:
+        shares = (node.get("proportions") or {}).get(split) or dict.fromkeys(node["sets"], 1)
+        return f"{name} of {', '.join(part for part, share in shares.items() if share)}"
+    return f"{name} {Path(node['root']).name}" if name == "folder" and node.get("root") else name
 
 
 def _sampling(config: Mapping[str, Any]) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from metalearn.errors import DataError
+from metalearn.files import one_at_a_time
 
 FORMAT = 1
 STALE_SECONDS = 3600.0
@@ -66,17 +67,24 @@ def build_store(
     """Write a store whole or not at all, and open it.
 
     `images` yields one uint8 array [k, H, W, C] for each of `classes`, in order, k >= 1. All is
-    written to a temporary folder beside `folder` and renamed into place at the end: where
-    another process was first, its store is used and ours dropped. Whatever `images` raises is
+    written to a temporary folder beside `folder` and renamed into place at the end. Of two
+    processes one waits, and uses the other's store. Whatever `images` raises is
     passed on and leaves nothing behind; a killed build leaves a hidden folder that is never
     read, and that a later build removes once it is an hour old.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
-        work = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
+        with one_at_a_time(folder.parent / f".{folder.name}.lock"):
+            _sweep(folder)
+            return open_store(folder) if folder.exists() else _build(folder, name, classes, images)
     except OSError as error:
         raise DataError(_unwritable(folder, error)) from None
+
+
+def _build(
+    folder: Path, name: str, classes: Sequence[str], images: Iterable[np.ndarray]
+) -> ImageStore:
+    work = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
     try:
         _write(work, name, classes, images)
         try:

@@ -36,6 +36,8 @@ class Preparation:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"images.{name}={value} must be 1 or more, or null")
+        if self.channels not in (None, 1, 3):
+            raise UsageError(f"images.channels={self.channels} must be 1, 3 or null")
         if self.std is not None and not all(value > 0 for value in self.std):
             raise UsageError(f"images.std={list(self.std)} must be above 0")
 

@@ -88,9 +88,7 @@ def settle(
     """
     shapes = tuple(t.shape for batch in episodes for t in batch if t is not None)
     if episodes.support.weight is not None:
-        # Tasks of unequal size: every batch has other shapes. One answer serves all, and nothing
-        # is compiled for a shape that may not come again.
-        shapes, coming = (), 0
+        shapes = ()  # tasks of unequal size: every batch has others
     x, many = episodes.support.x, coming is None or coming > 1000
     asked = (strategy, algo.steps, shapes, x.dtype, x.device, torch.get_num_threads(), many)
     settled = _settled.setdefault(algo, {})
@@ -103,6 +101,10 @@ def _settle(
     strategy: Any, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes, coming: int | None
 ) -> tuple[Any, Choice]:
     x = episodes.support.x
+    if episodes.support.weight is not None:
+        # What is measured or compiled for these shapes may never be used again.
+        choice = Choice(Plan() if x.device.type == "cpu" else Plan(tasks=0), {})
+        return dataclasses.replace(strategy, batching=str(choice.plan)), choice
     question = f"{_question(strategy, algo, meta, episodes)}\n{coming is None or coming > 1000}"
     choice = _remembered(question)
     if choice is None:

@@ -94,8 +94,9 @@ def test_a_killed_build_is_never_taken_for_whole(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"half\n"
         process.send_signal(signal.SIGKILL)
-    left = list(tmp_path.iterdir())
-    assert len(left) == 1 and left[0].name.startswith(".store.building-")
+    lock, *left = sorted(tmp_path.iterdir(), reverse=True)
+    assert lock.name == ".store.lock" and len(left) == 1
+    assert left[0].name.startswith(".store.building-")
     with pytest.raises(DataError, match=r"no image store"):
         open_store(tmp_path / "store")
     build(tmp_path / "store")
@@ -177,3 +178,33 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, one_line) -> None:
     with pytest.raises(DataError, match=r"METALEARN_CACHE") as caught:
         build(tmp_path / "file" / "store")
     one_line(caught)
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from metalearn.data.store import build_store
+
+def images():
+    Path(sys.argv[1], f"began-{sys.argv[2]}").touch()
+    time.sleep(1.5)
+    yield np.zeros((2, 3, 3, 1), np.uint8)
+
+print(build_store(Path(sys.argv[1]) / "store", "both", ["one"], images()).digest)
+"""
+
+
+def test_two_processes_do_the_work_once(tmp_path: Path) -> None:
+    builders = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILDER, str(tmp_path), str(number)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    digests = {process.communicate(timeout=120)[0] for process in builders}
+    assert [process.returncode for process in builders] == [0, 0, 0] and len(digests) == 1
+    assert len(list(tmp_path.glob("began-*"))) == 1
+    assert sorted(p.name for p in tmp_path.iterdir() if "began" not in p.name) == ["store"]
