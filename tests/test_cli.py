@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from metalearn.commands import jobs
+from metalearn.commands.result import _dataset
 from tests.command import FAST, metalearn
 from tests.data.idx import write
 
@@ -270,3 +271,26 @@ def test_a_run_is_measured_on_a_manifest(workplace: Path) -> None:
 def test_training_images_are_changed(workplace: Path) -> None:
     trained = metalearn("train", *FAST, "augmentation=standard", "augmentation.query=null")
     assert trained.code == 0, trained.err
+
+
+def test_out_does_not_replace_what_is_not_ours(workplace: Path) -> None:
+    precious = workplace / "precious.txt"
+    precious.write_text("thesis")
+    for action in ("show", "manifest"):
+        told = metalearn("data", action, "dataset.classes=60", f"out={precious}").mistake
+        assert told == f"{precious} is another file, and stays; use another out=<file>"
+    assert precious.read_text() == "thesis"
+    for _ in range(2):
+        assert metalearn("data", "show", "dataset.classes=60", "out=sheet.png").code == 0
+
+
+def test_a_result_names_the_sets_of_a_mixture() -> None:
+    sets = {"omniglot": {}, "cifar_fs": {}}
+    dataset = {"_target_": "metalearn.data.Mixture", "sets": sets, "proportions": None}
+    assert _dataset({"dataset": dataset}, "test") == "Mixture of omniglot, cifar_fs"
+    shares = {"test": {"cifar_fs": 1, "omniglot": 0}}
+    assert (
+        _dataset({"dataset": {**dataset, "proportions": shares}}, "test") == "Mixture of cifar_fs"
+    )
+    folder = {"_target_": "metalearn.data.folder", "root": "pictures/birds"}
+    assert _dataset({"dataset": folder}, "test") == "folder birds"
