@@ -133,3 +133,12 @@ def test_other_settings_are_other_questions(tmp_path):
     auto.settle(strategy, algo, meta, episodes, coming=8)
     auto.settle(dataclasses.replace(strategy, precision="bf16"), algo, meta, episodes, coming=8)
     assert len(list((tmp_path / "plans").iterdir())) == 2
+
+
+def test_tasks_of_unequal_size_are_not_measured(tmp_path):
+    algo, meta, episodes = problem()
+    weight = torch.ones(episodes.support.y.shape)
+    padded = episodes._replace(support=episodes.support._replace(weight=weight))
+    settled, choice = auto.settle(Counted(), algo, meta, padded)
+    assert settled.batching == "loop" and not choice.seconds and not Counted.calls
+    assert not (tmp_path / "plans").exists()
