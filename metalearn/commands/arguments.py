@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from hydra.utils import get_object
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
 from torch import Tensor
 
-from metalearn.errors import UsageError, nearest
+from metalearn.errors import DataError, UsageError, nearest
 
 T = TypeVar("T")
 
@@ -200,3 +201,20 @@ def read_options(arguments: Sequence[str], defaults: T) -> T:
         else:
             given[name] = value
     return dataclasses.replace(cast(Any, defaults), **given)
+
+
+def make(node: Mapping[str, Any], name: str, **made: Any) -> Any:
+    """Call what `node` names, after checking its arguments against the signature."""
+    check_node(node, name)
+    values: dict[str, Any] = dict(node)
+    if values.get("root") is not None:
+        values["root"] = Path(values["root"])
+    try:
+        if made:
+            # Hydra would copy a module into a config; a partial keeps it out of its hands.
+            return instantiate({**values, "_partial_": True}, _convert_="all")(**made)
+        return instantiate(values, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UsageError | DataError):
+            raise error.__cause__ from None
+        raise

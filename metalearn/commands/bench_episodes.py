@@ -14,8 +14,8 @@ from metalearn.benchmarks.episodes import Shape, measure, share
 from metalearn.benchmarks.quartiles import spread
 from metalearn.benchmarks.report import markdown_table
 from metalearn.commands.arguments import read_options
-from metalearn.commands.build import build_dataset
 from metalearn.commands.config import compose
+from metalearn.commands.episodes import build_dataset
 from metalearn.data import ImageDataset
 from metalearn.errors import UsageError
 from metalearn.files import write_atomic

@@ -5,30 +5,28 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from metalearn import tree
 from metalearn.algorithms.base import MetaAlgorithm
 from metalearn.algorithms.losses import cross_entropy, mean_squared, present_cross_entropy
-from metalearn.commands.arguments import check_choice, check_node, check_numbers, target
-from metalearn.data import DataError, Harmonic, ImageDataset, Mixture, Sinusoid
-from metalearn.episodes import (
-    Augmentation,
-    EpisodeSource,
-    Manifest,
-    Preparation,
-    PreparedEpisodes,
-    augmented,
-    make_episodes,
-    read_manifest,
+from metalearn.commands.arguments import check_choice, check_node, check_numbers, make, target
+from metalearn.commands.episodes import (
+    Curves,
+    Images,
+    build_dataset,
+    changes,
+    episodes,
+    preparation,
+    prepared,
+    sampling,
+    test_manifest,
 )
+from metalearn.episodes import Manifest, augmented
 from metalearn.errors import UsageError
 from metalearn.gradients.base import STRATEGIES, MetaGradient, lacks_proximal_term
 from metalearn.gradients.capture import check_capture
@@ -41,9 +39,6 @@ from metalearn.twice import check_twice_differentiable
 from metalearn.types import Meta
 
 _FROM_DATA = ("channels", "size", "inputs")
-
-Images = ImageDataset | Mixture
-Curves = Sinusoid | Harmonic
 
 
 @dataclass(frozen=True)
@@ -63,12 +58,12 @@ def build(config: Mapping[str, Any]) -> Built:
     gradient = _check(config)
     dataset = build_dataset(config)
     training, evaluation = config["training"], config["evaluation"]
-    train = _episodes(config, dataset, config["seed"], training, "train")
-    train = _prepared(config, dataset, augmented(train, **_changes(config)))
-    test = _test(config, dataset)
-    test = replace(test, source=_prepared(config, dataset, test.source))
-    validation = _episodes(config, dataset, evaluation["seed"], {}, "val")
-    validation = _prepared(config, dataset, validation)
+    train = episodes(config, dataset, config["seed"], training, "train")
+    train = prepared(config, dataset, augmented(train, **changes(config)))
+    test = test_manifest(config, dataset)
+    test = replace(test, source=prepared(config, dataset, test.source))
+    validation = episodes(config, dataset, evaluation["seed"], {}, "val")
+    validation = prepared(config, dataset, validation)
     algo = _algorithm(config, _module(config, dataset), isinstance(dataset, Images))
     _check_fit(config, gradient, algo)
     meta = algo.init(torch.Generator().manual_seed(config["seed"]))
@@ -89,20 +84,6 @@ def build(config: Mapping[str, Any]) -> Built:
     return Built(problem, test, meta, outer)
 
 
-def build_dataset(config: Mapping[str, Any]) -> Images | Curves:
-    """The data set alone, prepared if it was not."""
-    check_numbers(config)
-    return _make(config["dataset"], "dataset")
-
-
-def build_source(config: Mapping[str, Any], split: str) -> EpisodeSource:
-    """The episodes of `split` that a run with this configuration draws, without its network."""
-    config = {**config, "outputs": None}
-    own = config["training"] if split == "train" else {}
-    seed = config["seed"] if split == "train" else config["evaluation"]["seed"]
-    return _episodes(config, build_dataset(config), seed, own, split)
-
-
 def _check(config: Mapping[str, Any]) -> MetaGradient:
     """Every check that needs no data, so that no data is decoded before a mistake is told."""
     check_precision(config["precision"])
@@ -110,14 +91,14 @@ def _check(config: Mapping[str, Any]) -> MetaGradient:
     check_choice("resume", config["resume"], ("auto", "never"))
     check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
     check_numbers(config)
-    _changes(config)
-    _sampling(config)
-    _preparation(config)
+    changes(config)
+    sampling(config)
+    preparation(config)
     for name in ("dataset", "inner", "algorithm"):
         check_node(config[name], name)
     given = config["backbone"]
     check_node({k: v for k, v in given.items() if k not in _FROM_DATA or v is not None}, "backbone")
-    gradient: MetaGradient = _make(config["gradient"], "gradient")
+    gradient: MetaGradient = make(config["gradient"], "gradient")
     check_node(config["outer"].get("optimizer"), "outer.optimizer")
     if config["outer"]["schedule"]:
         check_node(config["outer"]["schedule"], "outer.schedule")
@@ -141,7 +122,7 @@ def _check_fit(config: Mapping[str, Any], gradient: MetaGradient, algo: MetaAlgo
         use = " or ".join(f"gradient={fitting}" for fitting in strategies)
         raise UsageError(f"algorithm={name} cannot use gradient={strategy}; use {use}")
     rule = option(config["inner"])
-    if _sampling(config)["sizes"] and algo.steps and algo.rule.batch_size is not None:
+    if sampling(config)["sizes"] and algo.steps and algo.rule.batch_size is not None:
         raise UsageError(
             "inner.batch_size leaves classes out of an inner step, which sampling.sizes cannot "
             "tell from classes that the task lacks; use inner.batch_size=null"
@@ -163,8 +144,8 @@ def _outer(config: Mapping[str, Any], meta: Meta) -> Outer:
     try:
         outer = Outer(
             meta,
-            _make(config["outer"]["optimizer"], "outer.optimizer"),
-            _make(schedule, "outer.schedule") if schedule else None,
+            make(config["outer"]["optimizer"], "outer.optimizer"),
+            make(schedule, "outer.schedule") if schedule else None,
             config["training"]["clip_norm"],
             skip_overflow=config["precision"] == "fp16",
         )
@@ -175,102 +156,12 @@ def _outer(config: Mapping[str, Any], meta: Meta) -> Outer:
     return outer
 
 
-def _episodes(
-    config: Mapping[str, Any], dataset: Any, seed: int, own: Mapping[str, Any], split: str
-) -> EpisodeSource:
-    shape = {
-        name: value if own.get(name) is None else own[name]
-        for name, value in config["episodes"].items()
-    }
-    images = isinstance(dataset, Images)
-    if images and config["outputs"] is not None and shape["ways"] != config["outputs"]:
-        name = "episodes" if own.get("ways") is None else "training"
-        raise UsageError(
-            f"{name}.ways={shape['ways']}, but the network has {config['outputs']} outputs; only "
-            "algorithms without a head, as algorithm=protonet, can take other ways"
-        )
-    how = _sampling(config)
-    if not images and (how["sizes"] or how["within_superclass"]):
-        raise UsageError("sampling is of classes, and regression has none; use sampling=uniform")
-    source = make_episodes(dataset, **shape, **how, seed=seed, device=_held_on(config, dataset))
-    source.check(split)
-    return source
-
-
-def _test(config: Mapping[str, Any], dataset: Images | Curves) -> Manifest:
-    evaluation = config["evaluation"]
-    if evaluation.get("manifest") is None:
-        source = _episodes(config, dataset, evaluation["seed"], {}, evaluation["split"])
-        return Manifest(source, evaluation["split"], evaluation["episodes"])
-    if not isinstance(dataset, Images):
-        raise UsageError("evaluation.manifest lists images; regression has none")
-    manifest = read_manifest(Path(evaluation["manifest"]), dataset, _held_on(config, dataset))
-    ways = manifest.source.shape[0]
-    if config["outputs"] not in (None, ways):
-        raise UsageError(
-            f"the manifest has {ways} ways, but the network has {config['outputs']} outputs; "
-            f"use episodes.ways={ways}"
-        )
-    return manifest
-
-
-def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How ways, shots and classes are drawn, where not uniformly."""
-    node = config.get("sampling") or {}
-    if unknown := set(node) - {"sizes", "within_superclass"}:
-        raise UsageError(
-            f"no key sampling.{min(unknown)}; use sampling.sizes or sampling.within_superclass"
-        )
-    within = node.get("within_superclass", False)
-    if not isinstance(within, bool):
-        raise UsageError(f"sampling.within_superclass={within} must be true or false")
-    sizes = _make(node["sizes"], "sampling.sizes") if node.get("sizes") else None
-    return {"sizes": sizes, "within_superclass": within}
-
-
-def _changes(config: Mapping[str, Any]) -> dict[str, Augmentation | None]:
-    """What is done to the images of training episodes: of the support set, of the queries."""
-    node = config.get("augmentation") or {}
-    if unknown := set(node) - {"support", "query"}:
-        raise UsageError(f"no key augmentation.{min(unknown)}; use augmentation.support or .query")
-    return {
-        part: _make(node[part], f"augmentation.{part}") if node.get(part) else None
-        for part in ("support", "query")
-    }
-
-
-def _preparation(config: Mapping[str, Any]) -> Preparation:
-    """What is done to the images of every episode."""
-    return Preparation(**(config.get("images") or {}))
-
-
-def _prepared(
-    config: Mapping[str, Any], dataset: Images | Curves, source: EpisodeSource
-) -> EpisodeSource:
-    """`source` with its images prepared. Raises UsageError where it has none, or where what is
-    asked for does not fit them."""
-    preparation = _preparation(config)
-    if preparation.nothing:
-        return source
-    if not isinstance(dataset, Images):
-        raise UsageError("images is for images; use images=as_they_are")
-    preparation.shape(dataset.image_shape)
-    return PreparedEpisodes(source, preparation)
-
-
-def _held_on(config: Mapping[str, Any], dataset: Images | Curves) -> torch.device | None:
-    """The device that the images are kept on, ready to be gathered; None where they do not fit,
-    and come from the store's file."""
-    device = torch_device(config["device"])
-    return device if isinstance(dataset, Images) and dataset.fits(device) else None
-
-
 def _module(config: Mapping[str, Any], dataset: Images | Curves) -> nn.Module:
     images = isinstance(dataset, Images)
     if not images and "rule" not in _parameters(config):
         name = option(config["algorithm"])
         raise UsageError(f"algorithm={name} classifies; use algorithm=maml or anil for regression")
-    shape = _preparation(config).shape(dataset.image_shape) if images else (1,)
+    shape = preparation(config).shape(dataset.image_shape) if images else (1,)
     node = dict(config["backbone"])
     if not images and "channels" in node:
         data = option(config["dataset"])
@@ -282,37 +173,20 @@ def _module(config: Mapping[str, Any], dataset: Images | Curves) -> nn.Module:
     # The backbone's constructor draws from torch's global generator: seeded here, put back after.
     with torch.random.fork_rng():
         torch.manual_seed(config["seed"])
-        return _make(node, "backbone")
+        return make(node, "backbone")
 
 
 def _algorithm(config: Mapping[str, Any], module: nn.Module, images: bool) -> MetaAlgorithm:
     loss = mean_squared
     if images:
-        loss = present_cross_entropy if _sampling(config)["sizes"] else cross_entropy
+        loss = present_cross_entropy if sampling(config)["sizes"] else cross_entropy
     made: dict[str, Any] = {"module": module, "loss": loss}
     if "rule" in _parameters(config):
-        made["rule"] = _make(config["inner"], "inner")
+        made["rule"] = make(config["inner"], "inner")
     made = {name: value for name, value in made.items() if name in _parameters(config)}
-    return _make(config["algorithm"], "algorithm", **made)
+    return make(config["algorithm"], "algorithm", **made)
 
 
 def _parameters(config: Mapping[str, Any]) -> Mapping[str, inspect.Parameter]:
     """What the algorithm's target takes."""
     return inspect.signature(target(config["algorithm"]["_target_"])).parameters
-
-
-def _make(node: Mapping[str, Any], name: str, **made: Any) -> Any:
-    """Call what `node` names, after checking its arguments against the signature."""
-    check_node(node, name)
-    values: dict[str, Any] = dict(node)
-    if values.get("root") is not None:
-        values["root"] = Path(values["root"])
-    try:
-        if made:
-            # Hydra would copy a module into a config; a partial keeps it out of its hands.
-            return instantiate({**values, "_partial_": True}, _convert_="all")(**made)
-        return instantiate(values, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UsageError | DataError):
-            raise error.__cause__ from None
-        raise

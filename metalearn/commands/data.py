@@ -9,7 +9,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from metalearn.commands.build import build_dataset, build_source, option
+from metalearn.commands.build import option
+from metalearn.commands.episodes import build_dataset, build_source
 from metalearn.data import ImageDataset, Mixture
 from metalearn.data.store import verify as verify_store
 from metalearn.episodes import FewShotEpisodes, Manifest, MixedEpisodes, write_manifest

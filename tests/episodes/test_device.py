@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from metalearn.commands import build
+from metalearn.commands import episodes as build
 from metalearn.data import Classes, ImageDataset, Sinusoid
 from metalearn.data.dataset import unturned
 from metalearn.episodes import FewShotEpisodes, Manifest, make_episodes
@@ -107,7 +107,7 @@ def test_a_run_keeps_the_images_ready_where_they_fit(tiny, monkeypatch, device, 
     monkeypatch.setattr(ImageDataset, "fits", lambda *_: fits)
     shape = {"ways": 3, "shots": 1, "queries": 1}
     config = {"device": device, "episodes": shape, "outputs": 3}
-    source = build._episodes(config, tiny, 0, {}, "train")
+    source = build.episodes(config, tiny, 0, {}, "train")
     assert isinstance(source, FewShotEpisodes)
     assert source.device == (held and torch.device(held))
 
@@ -116,4 +116,4 @@ def test_regression_runs_know_no_device(monkeypatch) -> None:
     monkeypatch.setattr(build, "torch_device", torch.device)
     shape = {"ways": 3, "shots": 1, "queries": 1}
     config = {"device": "cuda", "episodes": shape, "outputs": 1}
-    assert build._episodes(config, Sinusoid(), 0, {}, "train").shape == (None, 1, 1)
+    assert build.episodes(config, Sinusoid(), 0, {}, "train").shape == (None, 1, 1)
