@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,76 +14,26 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metalearn.commands.mistakes import explain, unknown_choice
+from metalearn.commands.schemas import SCHEMAS
 from metalearn.errors import UsageError, nearest
-from metalearn.training.settings import (
-    EpisodeSettings,
-    EvaluationSettings,
-    ImageSettings,
-    TrainingSettings,
-)
 
 MISTAKES = (HydraException, OmegaConfBaseException)
 # What Hydra raises, or warns of, where a config group is null or a config folder is missing.
 _COMPOSING = (*MISTAKES, ValueError, UserWarning)
 
 
-@dataclass
-class TrackerSettings:
-    """Weights & Biases; the run folder keeps every record whatever stands here."""
-
-    mode: str = "offline"
-    project: str = "metalearn"
-    entity: str | None = None
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
-
-
-@dataclass
-class RunSettings:
-    """A whole run. What is Any here is a config group, checked against its `_target_`."""
-
-    algorithm: Any = MISSING
-    gradient: Any = MISSING
-    inner: Any = MISSING
-    backbone: Any = MISSING
-    dataset: Any = MISSING
-    sampling: Any = field(default_factory=dict)
-    augmentation: Any = MISSING
-    images: ImageSettings = field(default_factory=ImageSettings)
-    outer: Any = MISSING
-    tracker: TrackerSettings = field(default_factory=TrackerSettings)
-    episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    name: str | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "fp32"
-    batching: Any = "auto"
-    capture: str = "none"
-    run_dir: str | None = None
-    resume: str = "auto"
-    outputs: int | None = None
-
-
-_SECTIONS = {
-    "tracker": TrackerSettings,
-    "images": ImageSettings,
-    "episodes": EpisodeSettings,
-    "training": TrainingSettings,
-    "evaluation": EvaluationSettings,
-}
-
-
-def _check_keys(values: Mapping[str, Any], settings: type, prefix: str = "") -> None:
-    known = [prefix + part.name for part in fields(settings)]
-    for name in (prefix + key for key in values):
+def _check_keys(values: Mapping[str, Any], settings: type, job: str, prefix: str = "") -> None:
+    known = {prefix + part.name: part.type for part in fields(settings)}
+    for key, value in values.items():
+        name = prefix + key
         if name not in known:
-            raise UsageError(f"no key {name}{nearest(name, known)}; see metalearn train --cfg job")
+            raise UsageError(f"no key {name}{nearest(name, known)}; see metalearn {job} --cfg job")
+        if is_dataclass(section := known[name]):
+            _check_keys(value, section, job, f"{name}.")  # type: ignore[arg-type]
 
 
 def conf_folder() -> Path:
@@ -98,7 +48,8 @@ def register() -> None:
     from hydra_plugins.hydra_optuna_sweeper.config import Direction, OptunaSweeperConf
 
     store = ConfigStore.instance()
-    store.store(name="schema", node=RunSettings)
+    for job, settings in SCHEMAS.items():
+        store.store(name=f"{job}_schema", node=settings)
     # `train` returns a score. Over its own name, so that hydra/sweeper=optuna cannot minimise it.
     store.store(
         group="hydra/sweeper",
@@ -108,10 +59,10 @@ def register() -> None:
     )
 
 
-def compose(overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration of one run. Raises UsageError."""
-    with _hydra(overrides):
-        return plain(hydra.compose("train", list(overrides)))
+def compose(overrides: Sequence[str], job: str = "train") -> dict[str, Any]:
+    """The configuration of one run of `metalearn <job>`. Raises UsageError."""
+    with _hydra(overrides, job):
+        return plain(hydra.compose(job, list(overrides)), job)
 
 
 def check_sweep(overrides: Sequence[str]) -> None:
@@ -128,7 +79,7 @@ def check_sweep(overrides: Sequence[str]) -> None:
 
 
 @contextmanager
-def _hydra(overrides: Sequence[str]) -> Iterator[None]:
+def _hydra(overrides: Sequence[str], job: str = "train") -> Iterator[None]:
     """Hydra on our `conf/`, with every mistake in `overrides` one line."""
     register()
     with (
@@ -141,10 +92,10 @@ def _hydra(overrides: Sequence[str]) -> Iterator[None]:
         except UsageError:
             raise
         except _COMPOSING as error:
-            raise UsageError(explain(error, lambda: _known(overrides))) from None
+            raise UsageError(explain(error, lambda: _known(overrides, job))) from None
 
 
-def _known(overrides: Sequence[str]) -> dict[str, Any]:
+def _known(overrides: Sequence[str], job: str) -> dict[str, Any]:
     """The configuration that the choices of groups alone give."""
     loader = GlobalHydra.instance().config_loader()
     choices = []
@@ -152,18 +103,16 @@ def _known(overrides: Sequence[str]) -> dict[str, Any]:
         name, _, value = text.partition("=")
         if value in loader.get_group_options(name.partition("@")[0].lstrip("+")):
             choices.append(text)
-    config = hydra.compose("train", choices)
+    config = hydra.compose(job, choices)
     return OmegaConf.to_container(config)  # type: ignore[return-value]
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def plain(config: DictConfig, job: str = "train") -> dict[str, Any]:
     """`config` resolved to dicts, lists and scalars, with its run folder filled in."""
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     values.pop("hydra", None)
     # `+key=` gets past the types: what a config group takes is for its target to say.
-    _check_keys(values, RunSettings)
-    for name, section in _SECTIONS.items():
-        _check_keys(values[name], section, f"{name}.")
+    _check_keys(values, SCHEMAS[job], job)
     if values["run_dir"] is None:
         values["run_dir"] = _default_folder(values)
     return values
@@ -193,7 +142,7 @@ def reopen(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
         raise UsageError(f"{run} is not a run folder (no config.yaml); see `ls runs`")
     try:
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config = OmegaConf.merge(OmegaConf.structured(RunSettings), held)
+        config = OmegaConf.merge(OmegaConf.structured(SCHEMAS["train"]), held)
         OmegaConf.set_struct(config, True)
     except (*MISTAKES, yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{path} is damaged: {explain(error, dict)}") from None
