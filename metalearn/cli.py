@@ -169,7 +169,7 @@ def _options(groups: Sequence[str], state: Callable[[str], str] | None = None) -
     """The choices of each config group with the first comments of their files."""
     table = Table("override", *(["state"] if state else []), "what it is", box=None, pad_edge=False)
     for group in groups:
-        for path in sorted((conf_folder() / group).glob("*.yaml")):
+        for path in sorted((conf_folder() / group).glob("[!_]*.yaml")):
             states = [state(path.stem)] if state else []
             table.add_row(f"{group}={path.stem}", *states, _description(path))
     return table

@@ -1,8 +1,18 @@
 """Networks that the algorithms adapt. Any other `nn.Module` serves as well."""
 
+from metalearn.backbones.cifar_resnet import CifarResNet
 from metalearn.backbones.conv4 import Conv4
 from metalearn.backbones.mlp import MLP
 from metalearn.backbones.pretrained import timm_model, torchvision_model
 from metalearn.backbones.resnet12 import ResNet12
+from metalearn.backbones.wide_resnet import WideResNet
 
-__all__ = ["MLP", "Conv4", "ResNet12", "timm_model", "torchvision_model"]
+__all__ = [
+    "MLP",
+    "CifarResNet",
+    "Conv4",
+    "ResNet12",
+    "WideResNet",
+    "timm_model",
+    "torchvision_model",
+]

@@ -1,5 +1,7 @@
 """Conv-4, the four-block network of the few-shot literature."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -14,7 +16,8 @@ class Conv4(nn.Module):
 
     ways: outputs N of the head; None leaves it out, and the output is the features `[B, D]`.
     channels, size: of the square input images `[B, channels, size, size]`.
-    filters: of every block. D = filters * (size halved four times) ** 2.
+    filters: of every block, or of each: 64 (Vinyals et al. 2016), 32 (MAML), [96, 192, 384, 512]
+        (R2D2). D = the last one's * (size halved four times) ** 2.
     downsample: "pool" (2x2 max-pooling; Vinyals et al. 2016) or "stride" (stride-2
         convolutions, four times less work; as in MAML's Omniglot network, which also averages
         the last map).
@@ -27,7 +30,7 @@ class Conv4(nn.Module):
         self,
         ways: int | None = 5,
         channels: int = 1,
-        filters: int = 64,
+        filters: int | Sequence[int] = 64,
         size: int = 28,
         downsample: Literal["pool", "stride"] = "pool",
         norm: NormPolicy = "transductive",
@@ -37,10 +40,13 @@ class Conv4(nn.Module):
             raise UsageError(f"downsample={downsample!r} is not known; use pool or stride")
         side = size
         blocks: list[nn.Module] = []
-        for block in range(4):
+        widths = [filters] * 4 if isinstance(filters, int) else list(filters)
+        if len(widths) != 4 or min(widths) < 1:
+            raise UsageError(f"filters={filters} must be one number, or 4, of 1 or more")
+        for inputs, outputs in pairwise((channels, *widths)):
             stride = 2 if downsample == "stride" else 1
-            conv = nn.Conv2d(filters if block else channels, filters, 3, stride, padding=1)
-            blocks += [conv, norm2d(norm, filters)]
+            conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
+            blocks += [conv, norm2d(norm, outputs)]
             if downsample == "pool":
                 blocks.append(nn.MaxPool2d(2))
             # After pooling, which it commutes with: the same function, a quarter of the work.
@@ -49,7 +55,7 @@ class Conv4(nn.Module):
         if side < 1:
             raise UsageError(f"images of {size}x{size} are too small for Conv4; use 16x16 or more")
         self.features = nn.Sequential(*blocks)
-        self.head = nn.Identity() if ways is None else nn.Linear(filters * side * side, ways)
+        self.head = nn.Identity() if ways is None else nn.Linear(widths[-1] * side * side, ways)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, channels, size, size]` to logits `[B, N]`, or to features `[B, D]`."""

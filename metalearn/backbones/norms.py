@@ -2,7 +2,9 @@
 
     transductive  the batch's own: the queries of an episode see one another (MAML)
     support       the support set's, for support and queries (inductive)
-    running       running averages, constants of both loops (inductive)
+    running       running averages, constants of both loops, which follow the support images of
+                  the meta-batches (inductive)
+    frozen        running averages as they came with pre-trained weights (inductive)
     group         none of the batch's: eight groups of channels (inductive)
     none          no norm layer
 
@@ -16,7 +18,7 @@ from torch import nn
 from metalearn.errors import UsageError
 from metalearn.norms import BatchNorm, InstanceNorm, LayerNorm
 
-NormPolicy = Literal["transductive", "support", "running", "group", "none"]
+NormPolicy = Literal["transductive", "support", "running", "frozen", "group", "none"]
 
 
 def norm2d(policy: NormPolicy, features: int) -> nn.Module:
@@ -24,6 +26,8 @@ def norm2d(policy: NormPolicy, features: int) -> nn.Module:
     match policy:
         case "transductive" | "support" | "running":
             return BatchNorm(features, policy)
+        case "frozen":
+            return BatchNorm(features, "running", momentum=0.0)
         case "group":
             return nn.GroupNorm(8 if features % 8 == 0 else 1, features)
         case "none":
@@ -37,10 +41,11 @@ def describe(module: nn.Module) -> str:
     for part in module.modules():
         match part:
             case BatchNorm():
-                found.add(part.statistics)
+                still = part.statistics == "running" and not part.momentum
+                found.add("frozen" if still else part.statistics)
             case nn.modules.batchnorm._BatchNorm():  # one with a forward of its own
                 running = not part.training and part.running_mean is not None
-                found.add("running" if running else "transductive")
+                found.add("frozen" if running else "transductive")
             case nn.GroupNorm():
                 found.add("group")
             case LayerNorm() | nn.LayerNorm():

@@ -1,16 +1,18 @@
 """Any classifier of torchvision or timm by its name, with random weights."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from metalearn.errors import UsageError, nearest
+from metalearn.norms import BatchNorm, replace_norms
 
 # Both libraries are imported where they are used: seconds that no other backbone should cost.
 
-PretrainedNorm = Literal["transductive", "running"]
+PretrainedNorm = Literal["transductive", "running", "frozen"]
 
 
 def torchvision_model(
@@ -27,8 +29,8 @@ def torchvision_model(
         features `[B, D]`.
     channels, size: of the square input images `[B, channels, size, size]`. For other than 3
         channels the first convolution takes the sum or a repetition of its own weights.
-    norm: "transductive" (batch norms use the batch at hand) or "running" (their running
-        averages, frozen).
+    norm: of the batch norms: "transductive" (the batch at hand), "running" or "frozen" (running
+        averages, which the outer loop moves or leaves), see `metalearn.backbones.norms`.
     options: further arguments of torchvision's builder.
 
     Raises UsageError for an unknown name, or images that the network cannot take.
@@ -66,8 +68,8 @@ def timm_model(
 
     outputs: N of the head; None leaves it out, and the output is the pooled features `[B, D]`.
     channels, size: of the square input images `[B, channels, size, size]`.
-    norm: "transductive" (batch norms use the batch at hand) or "running" (their running
-        averages, frozen).
+    norm: of the batch norms: "transductive" (the batch at hand), "running" or "frozen" (running
+        averages, which the outer loop moves or leaves), see `metalearn.backbones.norms`.
     options: further arguments of the model, such as `patch_size`.
 
     Raises UsageError for an unknown name, or images that the network cannot take.
@@ -112,8 +114,9 @@ def _drop_head(net: nn.Module, name: str) -> None:
 
 def _ready(net: nn.Module, name: str, channels: int, size: int, norm: str) -> nn.Module:
     """`net` with its norms as asked for, after one image has passed through it."""
-    if norm not in ("transductive", "running"):
-        raise UsageError(f"norm={norm!r} is not known to {name}; use transductive or running")
+    policies = get_args(PretrainedNorm)
+    if norm not in policies:
+        raise UsageError(f"norm={norm!r} is not known to {name}; use {', '.join(policies)}")
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, channels, size, size))
@@ -123,9 +126,21 @@ def _ready(net: nn.Module, name: str, channels: int, size: int, norm: str) -> nn
             f"backbone {name} cannot take images of {channels}x{size}x{size}: {reason}"
         ) from None
     net.train()
-    if norm == "running":
-        for part in net.modules():
-            # Not eval(), which would reach the dropout and the activation inside timm's.
-            if isinstance(part, nn.modules.batchnorm._NormBase):
-                part.training = False
+    if norm == "transductive":
+        return net
+    norms = {n: p for n, p in net.named_modules() if isinstance(p, _NormBase)}
+    for part in norms.values():
+        # Not eval(), which would reach the dropout and the activation inside timm's.
+        part.training = False
+    if norm == "frozen":
+        return net
+    net = replace_norms(net)
+    for path, before in norms.items():
+        part = net.get_submodule(path)
+        if not isinstance(part, BatchNorm):
+            raise UsageError(
+                f"the averages of {path} ({type(before).__name__}) cannot be moved; "
+                "use norm=frozen or norm=transductive"
+            )
+        part.momentum = 0.1 if before.momentum is None else before.momentum
     return net

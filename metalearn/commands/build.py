@@ -1,7 +1,6 @@
 """From a composed configuration to the objects it names, with every mistake one line."""
 
 import inspect
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +13,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from metalearn import tree
 from metalearn.algorithms.base import MetaAlgorithm
 from metalearn.algorithms.losses import cross_entropy, mean_squared, present_cross_entropy
+from metalearn.backbones.weights import Report
 from metalearn.commands.arguments import check_choice, check_node, check_numbers, make, target
+from metalearn.commands.backbone import build_module, check_backbone, settled
 from metalearn.commands.episodes import (
     Curves,
     Images,
@@ -38,17 +39,21 @@ from metalearn.training.outer import Outer
 from metalearn.twice import check_twice_differentiable
 from metalearn.types import Meta
 
-_FROM_DATA = ("channels", "size", "inputs")
-
 
 @dataclass(frozen=True)
 class Built:
-    """Everything that a configuration names. test: the manifest of `evaluation.split`."""
+    """Everything that a configuration names.
 
+    config: with what the weights that the network starts from say of themselves. test: the
+    manifest of `evaluation.split`. weights: what became of them.
+    """
+
+    config: dict[str, Any]
     problem: Problem
     test: Manifest
     meta: Meta
     outer: Outer
+    weights: Report | None = None
 
 
 def build(config: Mapping[str, Any]) -> Built:
@@ -56,6 +61,7 @@ def build(config: Mapping[str, Any]) -> Built:
     device = torch_device(config["device"])
     check_capture(config["capture"], device)
     gradient = _check(config)
+    config = settled(config)
     dataset = build_dataset(config)
     training, evaluation = config["training"], config["evaluation"]
     train = episodes(config, dataset, config["seed"], training, "train")
@@ -64,7 +70,8 @@ def build(config: Mapping[str, Any]) -> Built:
     test = replace(test, source=prepared(config, dataset, test.source))
     validation = episodes(config, dataset, evaluation["seed"], {}, "val")
     validation = prepared(config, dataset, validation)
-    algo = _algorithm(config, _module(config, dataset), isinstance(dataset, Images))
+    module, weights = _module(config, dataset)
+    algo = _algorithm(config, module, isinstance(dataset, Images))
     _check_fit(config, gradient, algo)
     meta = algo.init(torch.Generator().manual_seed(config["seed"]))
     meta = tree.map_meta(lambda t: t.to(device), meta)
@@ -81,7 +88,7 @@ def build(config: Mapping[str, Any]) -> Built:
         evaluation["steps"],
     )
     outer = _outer(config, meta)
-    return Built(problem, test, meta, outer)
+    return Built(config, problem, test, meta, outer, weights)
 
 
 def _check(config: Mapping[str, Any]) -> MetaGradient:
@@ -96,8 +103,7 @@ def _check(config: Mapping[str, Any]) -> MetaGradient:
     preparation(config)
     for name in ("dataset", "inner", "algorithm"):
         check_node(config[name], name)
-    given = config["backbone"]
-    check_node({k: v for k, v in given.items() if k not in _FROM_DATA or v is not None}, "backbone")
+    check_backbone(config["backbone"])
     gradient: MetaGradient = make(config["gradient"], "gradient")
     check_node(config["outer"].get("optimizer"), "outer.optimizer")
     if config["outer"]["schedule"]:
@@ -156,24 +162,17 @@ def _outer(config: Mapping[str, Any], meta: Meta) -> Outer:
     return outer
 
 
-def _module(config: Mapping[str, Any], dataset: Images | Curves) -> nn.Module:
+def _module(config: Mapping[str, Any], dataset: Images | Curves) -> tuple[nn.Module, Report | None]:
     images = isinstance(dataset, Images)
     if not images and "rule" not in _parameters(config):
         name = option(config["algorithm"])
         raise UsageError(f"algorithm={name} classifies; use algorithm=maml or anil for regression")
     shape = preparation(config).shape(dataset.image_shape) if images else (1,)
-    node = dict(config["backbone"])
+    node = config["backbone"]
     if not images and "channels" in node:
         data = option(config["dataset"])
         raise UsageError(f"backbone={option(node)} needs images, not {data}; use backbone=mlp")
-    known = (shape[0], shape[-1], math.prod(shape))
-    for name, value in zip(_FROM_DATA, known, strict=True):
-        if name in node and node[name] is None:
-            node[name] = value
-    # The backbone's constructor draws from torch's global generator: seeded here, put back after.
-    with torch.random.fork_rng():
-        torch.manual_seed(config["seed"])
-        return make(node, "backbone")
+    return build_module(node, shape, config["seed"])
 
 
 def _algorithm(config: Mapping[str, Any], module: nn.Module, images: bool) -> MetaAlgorithm:

@@ -44,12 +44,15 @@ def run(config: dict[str, Any], console: Console) -> float | None:
     folder = Path(config["run_dir"])
     check_writable(folder)
     built = build(config)
+    config = built.config
     if config["resume"] == "never":
         folder = claim(folder, config, "never")
     with locked(folder):
         claim(folder, config, "auto")
         if (result := finished(folder)) is not None:
             return show_finished(folder, result, console)
+        if built.weights is not None:
+            console.print(str(built.weights), soft_wrap=True, highlight=False)
         # Dropout draws from torch's global generators: seeded for this run, put back after it.
         with torch.random.fork_rng():
             torch.manual_seed(config["seed"])

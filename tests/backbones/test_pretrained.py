@@ -49,7 +49,7 @@ def test_grey_is_the_same_grey_in_three_channels():
 @pytest.mark.parametrize(
     "build", [lambda norm: torchvision_model("resnet18", 3, 3, 32, norm), lambda norm: small(norm)]
 )
-@pytest.mark.parametrize("norm, sees_others", [("transductive", True), ("running", False)])
+@pytest.mark.parametrize("norm, sees_others", [("transductive", True), ("frozen", False)])
 def test_whether_queries_see_one_another(build, norm, sees_others):
     net = pure(network(lambda: build(norm), dtype=torch.float32).double())
     x = torch.randn(3, 3, 32, 32, generator=generator(), dtype=torch.float64)
@@ -69,6 +69,18 @@ def small(norm: str) -> nn.Module:
     net = timm_model("resnetv2_50", 3, 3, 32, norm, options)
     assert any(isinstance(part, BatchNormAct2d) for part in net.modules())
     return net
+
+
+def test_running_averages_follow_the_support_images():
+    net = pure(torchvision_model("resnet18", 3, 3, 32, "running").double())
+    assert describe(net.module) == "running"
+    x = torch.randn(3, 3, 32, 32, generator=generator(), dtype=torch.float64)
+    moved = net.track(net.params, net.buffers, x)
+    first = torch.nn.functional.conv2d(x, net.params["conv1.weight"], stride=2, padding=3)
+    want = 0.1 * first.mean((0, 2, 3))
+    torch.testing.assert_close(moved["bn1.running_mean"], want)
+    with pytest.raises(UsageError, match="BatchNormAct2d.* cannot be moved; use norm=frozen"):
+        small("running")
 
 
 def test_building_leaves_the_running_averages_at_their_start():
@@ -93,7 +105,10 @@ def test_apply_changes_nothing():
             r"no classifier 'resnet81' \(did you mean resnet18",
         ),
         (lambda: timm_model("vit_tiny_patch16_244"), r"\(did you mean vit_tiny_patch16_224"),
-        (lambda: torchvision_model("resnet18", size=32, norm="group"), "use transductive or run"),
+        (
+            lambda: torchvision_model("resnet18", size=32, norm="group"),
+            "transductive, running, fro",
+        ),
         (lambda: torchvision_model("alexnet", size=32), "cannot take images of 3x32x32"),
         (lambda: torchvision_model("squeezenet1_0", None), "does not end in a linear layer"),
         (lambda: timm_model("resnet18", options={"wings": 2}), "unexpected keyword .*'wings'"),

@@ -14,9 +14,16 @@ from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from metalearn.algorithms import MAML
-from metalearn.backbones import ResNet12, timm_model, torchvision_model
+from metalearn.backbones import (
+    CifarResNet,
+    ResNet12,
+    WideResNet,
+    timm_model,
+    torchvision_model,
+)
 from metalearn.gradients import Adjoint, Unroll
 from metalearn.inner import sgd
+from metalearn.norms import BatchNorm
 from tests.gradients import reference
 from tests.tasks import apart, classification, network
 
@@ -71,12 +78,27 @@ def residual(**given) -> nn.Module:
     return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3, **given)
 
 
-def running(net: nn.Module) -> nn.Module:
-    """Scales at which activations do not grow, since no batch normalises them."""
+def quiet(net: nn.Module) -> nn.Module:
+    """Scales at which activations do not grow, where no batch normalises them."""
     for part in net.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            assert not part.training
+        if isinstance(part, nn.BatchNorm2d | BatchNorm):
             part.weight.data.mul_(0.1)
+    return net
+
+
+def torch_norms(net: nn.Module) -> nn.Module:
+    """A copy whose batch norms are torch's, with the same tensors: the reference has none of
+    metalearn's own."""
+    net = copy.deepcopy(net)
+    for path, part in list(net.named_modules()):
+        if isinstance(part, BatchNorm):
+            still = part.statistics == "running"
+            norm = nn.BatchNorm2d(len(part.weight), part.eps, track_running_stats=still)
+            norm.weight, norm.bias = part.weight, part.bias
+            if still:
+                norm.running_mean, norm.running_var = part.running_mean, part.running_var
+            parent, _, name = path.rpartition(".")
+            setattr(net.get_submodule(parent), name, norm.train(not still))
     return net
 
 
@@ -97,7 +119,7 @@ NETWORKS = {
     "timm-convnext": lambda: timm_model(
         "convnext_atto", options={"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}, **SMALL
     ),
-    "timm-mobilenet-running": lambda: timm_model("mobilenetv3_small_050", norm="running", **SMALL),
+    "timm-mobilenet-frozen": lambda: timm_model("mobilenetv3_small_050", norm="frozen", **SMALL),
     "timm-batchnormact": lambda: timm_model(
         "resnetv2_50", options={"layers": (1, 1), "channels": (16, 16), "stem_chs": 8}, **SMALL
     ),
@@ -109,12 +131,21 @@ NETWORKS = {
     "lstm": lambda: Sequences(Output(nn.LSTM(8, 8, batch_first=True))),
     "resnet12": lambda: ResNet12(3, size=32, widths=(4, 4, 8, 8)),
     "resnet12-running": lambda: ResNet12(3, size=32, widths=(4, 4, 8, 8), norm="running"),
+    "cifar-resnet8": lambda: CifarResNet(3, depth=8),
+    "cifar-resnet8-frozen": lambda: CifarResNet(3, depth=8, norm="frozen"),
+    "wide-resnet": lambda: WideResNet(3, depth=10, width=1),
 }
 FULL_SIZE = {
     "torchvision-resnet18": lambda: torchvision_model("resnet18", **SMALL),
-    "torchvision-resnet18-running": lambda: running(
+    "torchvision-resnet18-frozen": lambda: quiet(
+        torchvision_model("resnet18", norm="frozen", **SMALL)
+    ),
+    "torchvision-resnet18-running": lambda: quiet(
         torchvision_model("resnet18", norm="running", **SMALL)
     ),
+    "cifar-resnet56": lambda: CifarResNet(3),
+    "cifar-resnet56-frozen": lambda: quiet(CifarResNet(3, norm="frozen")),
+    "cifar-resnet56-running": lambda: quiet(CifarResNet(3, norm="running")),
     "timm-vit-tiny": lambda: timm_model("vit_tiny_patch16_224", options={"patch_size": 4}, **SMALL),
     "timm-resnet18": lambda: timm_model("resnet18", **SMALL),
     "timm-convnext-atto": lambda: timm_model("convnext_atto", **SMALL),
@@ -132,7 +163,7 @@ def hardsigmoid(x, inplace=False):
 def compare(build) -> None:
     episodes = classification(tasks=2, shots=2, queries=5, shape=(3, 32, 32))
     net = network(build)
-    plain = copy.deepcopy(net)
+    plain = torch_norms(net)
     # Its dropout and stochastic depth have rate 0; what is left of the mode is the norms'.
     with sdpa_kernel(SDPBackend.MATH), patch.object(F, "hardsigmoid", hardsigmoid):
         want = reference.meta_gradient(plain, {}, episodes, 2, rates=lambda *_: RATE)

@@ -1,0 +1,105 @@
+"""The network of a configuration, and the weights that it starts from."""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from metalearn.backbones import CifarResNet, timm_model, torchvision_model
+from metalearn.backbones.defaults import (
+    cifar_default,
+    described,
+    timm_default,
+    torchvision_default,
+)
+from metalearn.backbones.weights import Report, Weights, load_into, read_weights
+from metalearn.commands.arguments import check_node, make, target
+from metalearn.data.download import download
+from metalearn.data.paths import data_folder
+from metalearn.errors import UsageError
+from metalearn.files import cache_folder
+from metalearn.training.settings import ImageSettings
+
+DEFAULT = "DEFAULT"
+_OF_WEIGHTS = ("weights", "sha256", "match")
+_FROM_DATA = ("channels", "size", "inputs")
+
+
+def check_backbone(node: Mapping[str, Any]) -> None:
+    """Raise UsageError for a backbone that cannot be made, whatever the data."""
+    left = {n: v for n, v in _own(node).items() if n not in _FROM_DATA or v is not None}
+    check_node(left, "backbone")
+    match = node.get("match")
+    if match is not None and not (isinstance(match, int | float) and 0 <= match <= 1):
+        raise UsageError(f"backbone.match={match} must be a share, 0 to 1")
+    for name in ("weights", "sha256"):
+        if not isinstance(node.get(name), str | None):
+            raise UsageError(f"backbone.{name}={node[name]} must be text, or null")
+
+
+def find_weights(node: Mapping[str, Any]) -> Weights | None:
+    """What `backbone.weights` names; None where it is null. Raises UsageError."""
+    named = node.get("weights")
+    if named is None:
+        return None
+    if named != DEFAULT:
+        return described(read_weights(named, node.get("sha256")))
+    made = target(node["_target_"])
+    if made is torchvision_model:
+        return torchvision_default(node["name"])
+    if made is timm_model:
+        return timm_default(node["name"], node.get("options") or {})
+    if made is CifarResNet:
+        data = data_folder()
+        folders = [data / "pretrained"] if data else []
+        return cifar_default(node["depth"], folders, _fetched)
+    raise UsageError(f"{node['_target_']} has no DEFAULT weights; name a file in backbone.weights")
+
+
+def _fetched(address: str, name: str, sha256: str) -> Path:
+    return download([address], cache_folder() / "pretrained" / name, sha256=sha256)
+
+
+def settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with what its weights say of themselves: `backbone.sha256`, and the `images` they
+    were trained on where these are null. Raises UsageError where there are no such weights."""
+    weights = find_weights(config["backbone"])
+    if weights is None:
+        return dict(config)
+    known = inspect.signature(ImageSettings).parameters
+    images = dict(config.get("images") or {})
+    for name, value in weights.images.items():
+        if name in known and images.get(name) is None:
+            images[name] = value
+    backbone = {**config["backbone"], "sha256": weights.sha256}
+    return {**config, "backbone": backbone, "images": images}
+
+
+def build_module(
+    node: Mapping[str, Any], shape: Sequence[int], seed: int
+) -> tuple[nn.Module, Report | None]:
+    """The network of the backbone `node` for examples of `shape`, `(C, H, W)` or `(n,)`, its
+    weights loaded; and the report of the loading. Raises UsageError."""
+    weights = find_weights(node)
+    own = _own(node)
+    known = (shape[0], shape[-1], math.prod(shape))
+    for name, value in zip(_FROM_DATA, known, strict=True):
+        if name in own and own[name] is None:
+            own[name] = value
+    # The backbone's constructor draws from torch's global generator: seeded here, put back after.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = make(own, "backbone")
+    if weights is None:
+        return module, None
+    least = node.get("match")
+    return module, load_into(module, weights, 0.9 if least is None else least)
+
+
+def _own(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The node without what is said of its weights."""
+    return {name: value for name, value in node.items() if name not in _OF_WEIGHTS}
