@@ -13,7 +13,7 @@ from metalearn.commands.result import _dataset
 from tests.command import FAST, metalearn
 from tests.data.idx import write
 
-ALGORITHMS = "anil, imaml, maml, protonet, reptile"
+ALGORITHMS = "anil, imaml, maml, meta_baseline, proto_maml, protonet, r2d2, reptile"
 
 MISTAKES = {
     "episodes.wyas=5": "no key episodes.wyas (did you mean episodes.ways?)",

@@ -1,14 +1,28 @@
-"""Losses of one task that can be differentiated twice under every transform."""
+"""Losses of one task that can be differentiated twice under every transform.
+
+A class that a task lacks has the logit `ABSENT` for every example: no loss and no derivative
+sees it.
+"""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from metalearn.errors import UsageError
 from metalearn.types import Batch, Metrics
 
 Loss = Callable[[Tensor, Batch], tuple[Tensor, Metrics]]
 """(outputs, batch) -> (the scalar loss, scalar metrics with `loss` among them)."""
+
+
+def absent(like: Tensor) -> float:
+    """The logit of a class that is not there: the lowest number of the type of `like`."""
+    return torch.finfo(like.dtype).min
+
+
+def _there(logits: Tensor) -> Tensor:
+    return logits > absent(logits) / 2
 
 
 def mean(values: Tensor, weight: Tensor | None) -> Tensor:
@@ -16,27 +30,99 @@ def mean(values: Tensor, weight: Tensor | None) -> Tensor:
     return values.mean() if weight is None else (values * weight).sum() / weight.sum()
 
 
-def cross_entropy(logits: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
-    """Softmax cross-entropy of logits `[B, N]` and classes `[B]`; metrics loss and accuracy."""
-    labels = batch.y.unsqueeze(1)
-    loss = mean(-logits.log_softmax(1).gather(1, labels).squeeze(1), batch.weight)
+def _labels(batch: Batch, name: str) -> Tensor:
+    if batch.y.is_floating_point():
+        raise UsageError(f"loss={name} is for classes; use loss=auto or mean_squared")
+    return batch.y.unsqueeze(1)
+
+
+def _judged(values: Tensor, logits: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
+    """The mean of the losses `[B]`; metrics loss and accuracy."""
+    loss = mean(values, batch.weight)
     right = (logits.detach().argmax(1) == batch.y).to(logits.dtype)
     return loss, {"loss": loss.detach(), "accuracy": mean(right, batch.weight)}
 
 
-def present_cross_entropy(logits: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
-    """`cross_entropy` among the classes that have an example in the batch, padding left out: for
-    tasks that may have fewer classes than the network has outputs."""
-    member = batch.y.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device)
-    if batch.weight is not None:
-        member = member & (batch.weight > 0).unsqueeze(1)
-    absent = torch.finfo(logits.dtype).min
-    return cross_entropy(torch.where(member.any(0), logits, absent), batch)
+def auto(outputs: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
+    """`cross_entropy` of classes, `mean_squared` of real targets."""
+    return (mean_squared if batch.y.is_floating_point() else cross_entropy)(outputs, batch)
 
 
-def mean_squared(values: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
-    """Mean squared error of values and targets, both `[B, *Y]`; metric loss."""
+def cross_entropy(logits: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
+    """Softmax cross-entropy of logits `[B, N]` and classes `[B]`; metrics loss and accuracy."""
+    labels = _labels(batch, "cross_entropy")
+    return _judged(-logits.log_softmax(1).gather(1, labels).squeeze(1), logits, batch)
+
+
+def label_smoothed(
+    logits: Tensor, batch: Batch, /, smoothing: float = 0.1
+) -> tuple[Tensor, Metrics]:
+    """Cross-entropy with a share of the label spread over all N classes that are there.
+
+        L = -(1 - s) log p_y - s / N sum over n of  log p_n
+
+    Shapes and metrics as in `cross_entropy`. Raises UsageError for a share outside [0, 1].
+
+    Szegedy, Vanhoucke, Ioffe, Shlens, Wojna: Rethinking the Inception Architecture for Computer
+    Vision, 2016, section 7.
+    """
+    if not 0 <= smoothing <= 1:
+        raise UsageError(f"loss.smoothing={smoothing} must be 0 to 1")
+    labels, log_p, there = _labels(batch, "label_smoothed"), logits.log_softmax(1), _there(logits)
+    own = log_p.gather(1, labels).squeeze(1)
+    spread = torch.where(there, log_p, 0).sum(1) / there.sum(1)
+    return _judged(-(1 - smoothing) * own - smoothing * spread, logits, batch)
+
+
+def focal(logits: Tensor, batch: Batch, /, gamma: float = 2.0) -> tuple[Tensor, Metrics]:
+    """Cross-entropy that leaves alone what is right already: L = -(1 - p_y)^gamma log p_y.
+
+    Shapes and metrics as in `cross_entropy`; gamma 0 is that. Raises UsageError for less.
+
+    Lin, Goyal, Girshick, He, Dollar: Focal Loss for Dense Object Detection, 2017, eq. 4.
+    """
+    if not gamma >= 0:
+        raise UsageError(f"loss.gamma={gamma} must be 0 or more")
+    labels = _labels(batch, "focal")
+    own = labels == torch.arange(logits.shape[1], device=logits.device)
+    whole = logits.logsumexp(1)
+    # 1 - p_y as the others' share, in logarithms: a power of 1 - p_y itself has no second
+    # derivative where p_y is 1.
+    log_others = torch.where(own, absent(logits), logits).logsumexp(1) - whole
+    # Padding may be labelled as a class that is not there, and 0 * inf has no derivative.
+    log_p = logits.gather(1, labels).squeeze(1) - whole
+    log_p = torch.where(log_p > absent(logits) / 2, log_p, 0)
+    return _judged(-(gamma * log_others).exp() * log_p, logits, batch)
+
+
+def present(loss: Loss) -> Loss:
+    """`loss` among the classes that have an example in the batch, padding left out: for tasks
+    that may have fewer classes than the network has outputs."""
+
+    def among_present(logits: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
+        member = batch.y.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device)
+        if batch.weight is not None:
+            member = member & (batch.weight > 0).unsqueeze(1)
+        return loss(torch.where(member.any(0), logits, absent(logits)), batch)
+
+    return among_present
+
+
+present_cross_entropy = present(cross_entropy)
+
+
+def mean_squared(values: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
+    """Mean squared error of values and targets, both `[B, *Y]`; metric loss.
+
+    Classes `[B]` are one-hot targets of the scores `[B, N]`, as in Sung et al.: Learning to
+    Compare: Relation Network for Few-Shot Learning, 2018, eq. 2; metrics loss and accuracy.
+    """
     # Written out: forward mode over the gradient of F.mse_loss raises (pytorch 123996).
-    error = values - batch.y
-    loss = mean((error * error).flatten(1).mean(1), batch.weight)
-    return loss, {"loss": loss.detach()}
+    if batch.y.is_floating_point():
+        error = values - batch.y
+        loss = mean((error * error).flatten(1).mean(1), batch.weight)
+        return loss, {"loss": loss.detach()}
+    there = _there(values)
+    hot = batch.y.unsqueeze(1) == torch.arange(values.shape[1], device=values.device)
+    error = torch.where(there, values - hot.to(values.dtype), 0)
+    return _judged((error * error).sum(1) / there.sum(1), values, batch)

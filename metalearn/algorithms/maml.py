@@ -12,6 +12,7 @@ Rajeswaran, Finn, Kakade, Levine: Meta-Learning with Implicit Gradients, 2019, e
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from metalearn import tree
 from metalearn.algorithms.base import EXACT
 from metalearn.algorithms.losses import Loss, cross_entropy
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, nearest
 from metalearn.functional import PureModule, pure
 from metalearn.inner.rules import InnerRule, sgd
 from metalearn.types import Batch, Kind, Meta, Metrics, Params
@@ -37,6 +38,18 @@ def kinds_with(proximal: float, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
     return (*kinds, "implicit") if implicit else kinds
 
 
+def chosen(weights: Params, adapting: Collection[str] | None) -> Params:
+    """Those of `weights` that are named; all of them for None."""
+    return weights if adapting is None else {n: w for n, w in weights.items() if n in adapting}
+
+
+def check_adapting(adapting: Collection[str] | None, weights: Params) -> None:
+    """Raise UsageError for a name that is none of `weights`."""
+    if unknown := set(adapting or ()) - set(weights):
+        name = min(unknown)
+        raise UsageError(f"{name} adapts, but is no weight that is learned{nearest(name, weights)}")
+
+
 def drift(meta: Meta, fast: Params) -> Tensor:
     """|theta_k - theta|^2 over the weights that adapt."""
     init = meta["init"]
@@ -45,11 +58,15 @@ def drift(meta: Meta, fast: Params) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class MAML:
-    """Every weight adapts.
+    """Every weight adapts, or some of them from a start that is learned with the others.
 
     module: any `nn.Module` from `[B, *X]` to logits `[B, N]` (or values, with another loss).
     steps: K, inner steps. rule: the inner optimizer. loss: of both loops.
     proximal: lambda, 0 or more; above 0 the kind "implicit" is defined too.
+    adapting: names of the weights that the inner loop adapts; None for all. The proximal term
+        and the rule's learned rates are theirs alone.
+
+    Raises UsageError for a name that is no weight of the network, or for none.
     """
 
     module: nn.Module
@@ -57,42 +74,47 @@ class MAML:
     rule: InnerRule = sgd(0.1)
     loss: Loss = cross_entropy
     proximal: float = 0.0
+    adapting: Collection[str] | None = None
     kinds: tuple[Kind, ...] = EXACT
     net: PureModule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "net", pure(self.module))
         object.__setattr__(self, "kinds", kinds_with(self.proximal, self.kinds))
+        check_adapting(self.adapting, self.net.params)
+        if not chosen(self.net.params, self.adapting):
+            raise UsageError("no weight of the network adapts; use adaptation=all or head")
 
     def init(self, rng: torch.Generator | None = None) -> Meta:
         """The module's own weights and the rule's starting rates."""
         weights = tree.clone(self.net.params)
         return Meta(
             init=weights,
-            hyper=self.rule.hyper(weights, self.steps),
+            hyper=self.rule.hyper(chosen(weights, self.adapting), self.steps),
             buffers=tree.clone(self.net.buffers),
         )
 
     def begin(self, meta: Meta, support: Batch) -> Params:
         """theta_0 = theta."""
-        return meta["init"]
+        return chosen(meta["init"], self.adapting)
+
+    def _outputs(self, meta: Meta, fast: Params, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        return self.net.apply({**meta["buffers"], **meta["init"], **fast}, x, weight)
 
     def inner_loss(self, meta: Meta, fast: Params, support: Batch) -> Tensor:
         """L_support(theta_k) + lambda / 2 * |theta_k - theta|^2."""
-        outputs = self.net.apply({**meta["buffers"], **fast}, support.x, support.weight)
-        loss = self.loss(outputs, support)[0]
+        loss = self.loss(self._outputs(meta, fast, support.x, support.weight), support)[0]
         return loss + self.proximal / 2 * drift(meta, fast) if self.proximal else loss
 
     def finish(self, meta: Meta, fast: Params, support: Batch) -> Params:
         """theta_K, and the support set's statistics where the norm layers ask for them."""
-        weights = {**meta["buffers"], **fast}
+        weights = {**meta["buffers"], **meta["init"], **fast}
         return {**fast, **self.net.support_statistics(weights, support.x, support.weight)}
 
     def outer_loss(self, meta: Meta, fast: Params, query: Batch) -> tuple[Tensor, Metrics]:
         """L_query(theta_K)."""
-        outputs = self.net.apply({**meta["buffers"], **fast}, query.x, query.weight)
-        return self.loss(outputs, query)
+        return self.loss(self._outputs(meta, fast, query.x, query.weight), query)
 
     def predict(self, meta: Meta, fast: Params, x: Tensor) -> Tensor:
         """The adapted network's outputs for `x` `[B, *X]`."""
-        return self.net.apply({**meta["buffers"], **fast}, x)
+        return self._outputs(meta, fast, x)

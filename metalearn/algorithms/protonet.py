@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from metalearn import tree
+from metalearn.algorithms.classes import class_means, masked
 from metalearn.algorithms.losses import Loss, cross_entropy
+from metalearn.backbones.heads import unit
 from metalearn.errors import UsageError
 from metalearn.functional import PureModule, pure
 from metalearn.inner.rules import InnerRule, sgd
@@ -63,23 +65,13 @@ class ProtoNet:
         statistics = {n: t for n, t in fast.items() if n not in ("prototypes", "counts")}
         weights = {**meta["buffers"], **meta["init"], **statistics}
         features = self.net.apply(weights, x, weight).flatten(1)
-        if self.distance == "cosine":
-            features = features * torch.rsqrt(features.square().sum(1, keepdim=True) + 1e-12)
-        return features
+        return unit(features) if self.distance == "cosine" else features
 
     def begin(self, meta: Meta, support: Batch) -> Params:
-        """`prototypes` `[S, D]` and `counts` `[S]`, the support examples of each class.
-
-        S bounds the number of ways without looking at the labels, which `vmap` forbids; rows
-        from N on have no examples and are never predicted.
-        """
+        """`prototypes` `[S, D]` and `counts` `[S]`, the support examples of each class; those
+        of rows from N on are 0."""
         features = self._embed(meta, {}, support.x, support.weight)
-        classes = torch.arange(len(support.y), device=support.y.device)
-        member = (support.y.unsqueeze(0) == classes.unsqueeze(1)).to(features.dtype)
-        if support.weight is not None:
-            member = member * support.weight
-        counts = member.sum(1)
-        prototypes = member @ features / counts.clamp(min=1).unsqueeze(1)
+        prototypes, counts = class_means(features, support)
         return {"prototypes": prototypes, "counts": counts}
 
     def inner_loss(self, meta: Meta, fast: Params, support: Batch) -> Tensor:
@@ -94,14 +86,13 @@ class ProtoNet:
     def _logits(self, meta: Meta, fast: Params, features: Tensor) -> Tensor:
         prototypes, counts = fast["prototypes"], fast["counts"]
         if self.distance == "cosine":
-            length = prototypes.square().sum(1, keepdim=True)
-            similarity = features @ (prototypes * torch.rsqrt(length + 1e-12)).T
+            similarity = features @ unit(prototypes).T
         else:
             difference = features.unsqueeze(1) - prototypes.unsqueeze(0)
             similarity = -difference.square().sum(2)
         log_temperature = meta["hyper"].get("log_temperature")
         temperature = self.temperature if log_temperature is None else log_temperature.exp()
-        return torch.where(counts > 0, similarity / temperature, torch.finfo(features.dtype).min)
+        return masked(similarity / temperature, counts)
 
     def outer_loss(self, meta: Meta, fast: Params, query: Batch) -> tuple[Tensor, Metrics]:
         """Cross-entropy of the queries against the prototypes."""

@@ -18,7 +18,7 @@ from metalearn.errors import DataError, UsageError, nearest
 T = TypeVar("T")
 
 # What the framework passes itself.
-_INJECTED = ("module", "rule", "loss", "kinds", "params", "optimizer", "last_epoch")
+_INJECTED = ("module", "rule", "loss", "adapting", "kinds", "params", "optimizer", "last_epoch")
 _PLAIN = {
     int: "a whole number",
     float: "a finite number",
@@ -85,7 +85,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 def arguments(path: str) -> list[str]:
     """What the target at `path` takes by keyword, beside what the framework passes."""
     parameters = inspect.signature(target(path)).parameters.values()
-    by_name = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    by_name = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return [name for name in by_name if name not in _INJECTED]
 
 

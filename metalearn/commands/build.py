@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from metalearn import tree
 from metalearn.algorithms.base import MetaAlgorithm
-from metalearn.algorithms.losses import cross_entropy, mean_squared, present_cross_entropy
 from metalearn.backbones.weights import Report
 from metalearn.commands.arguments import check_choice, check_node, check_numbers, make, target
 from metalearn.commands.backbone import build_module, check_backbone, settled
@@ -27,6 +26,7 @@ from metalearn.commands.episodes import (
     sampling,
     test_manifest,
 )
+from metalearn.commands.task import build_loss, check_loss, check_task, task_network
 from metalearn.episodes import Manifest, augmented
 from metalearn.errors import UsageError
 from metalearn.gradients.base import STRATEGIES, MetaGradient, lacks_proximal_term
@@ -68,6 +68,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> Built:
         config = {**config, "backbone": {**config["backbone"], "weights": None}}
     config = settled(config)
     dataset = build_dataset(config)
+    check_loss(config, isinstance(dataset, Images))
     training, evaluation = config["training"], config["evaluation"]
     train = episodes(config, dataset, config["seed"], training, "train")
     train = prepared(config, dataset, augmented(train, **changes(config)))
@@ -76,7 +77,8 @@ def build(config: Mapping[str, Any], trained: bool = False) -> Built:
     validation = episodes(config, dataset, evaluation["seed"], {}, "val")
     validation = prepared(config, dataset, validation)
     module, weights = _module(config, dataset)
-    algo = _algorithm(config, module, isinstance(dataset, Images))
+    module, adapting = task_network(config, module)
+    algo = _algorithm(config, module, isinstance(dataset, Images), adapting)
     _check_fit(config, gradient, algo)
     meta = algo.init(torch.Generator().manual_seed(config["seed"]))
     meta = tree.map_meta(lambda t: t.to(device), meta)
@@ -109,6 +111,7 @@ def _check(config: Mapping[str, Any]) -> MetaGradient:
     for name in ("dataset", "inner", "algorithm"):
         check_node(config[name], name)
     check_backbone(config["backbone"])
+    check_task(config, _parameters(config))
     gradient: MetaGradient = make(config["gradient"], "gradient")
     check_node(config["outer"].get("optimizer"), "outer.optimizer")
     if config["outer"]["schedule"]:
@@ -169,7 +172,7 @@ def _outer(config: Mapping[str, Any], meta: Meta) -> Outer:
 
 def _module(config: Mapping[str, Any], dataset: Images | Curves) -> tuple[nn.Module, Report | None]:
     images = isinstance(dataset, Images)
-    if not images and "rule" not in _parameters(config):
+    if not images and (config["outputs"] is None or "rule" not in _parameters(config)):
         name = option(config["algorithm"])
         raise UsageError(f"algorithm={name} classifies; use algorithm=maml or anil for regression")
     shape = preparation(config).shape(dataset.image_shape) if images else (1,)
@@ -180,11 +183,14 @@ def _module(config: Mapping[str, Any], dataset: Images | Curves) -> tuple[nn.Mod
     return build_module(node, shape, config["seed"])
 
 
-def _algorithm(config: Mapping[str, Any], module: nn.Module, images: bool) -> MetaAlgorithm:
-    loss = mean_squared
-    if images:
-        loss = present_cross_entropy if sampling(config)["sizes"] else cross_entropy
-    made: dict[str, Any] = {"module": module, "loss": loss}
+def _algorithm(
+    config: Mapping[str, Any],
+    module: nn.Module,
+    images: bool,
+    adapting: Collection[str] | None = None,
+) -> MetaAlgorithm:
+    loss = build_loss(config, images)
+    made: dict[str, Any] = {"module": module, "loss": loss, "adapting": adapting}
     if "rule" in _parameters(config):
         made["rule"] = make(config["inner"], "inner")
     made = {name: value for name, value in made.items() if name in _parameters(config)}

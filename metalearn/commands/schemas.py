@@ -32,6 +32,9 @@ class RunSettings:
     gradient: Any = MISSING
     inner: Any = MISSING
     backbone: Any = MISSING
+    head: Any = field(default_factory=dict)
+    adaptation: Any = field(default_factory=dict)
+    loss: Any = field(default_factory=dict)
     dataset: Any = MISSING
     sampling: Any = field(default_factory=dict)
     augmentation: Any = MISSING

@@ -16,7 +16,7 @@ def test_the_head_is_found_and_adapts_alone():
     net = network(lambda: Conv4(3, filters=4, size=16))
     algo = ANIL(net, steps=1, rule=meta_sgd(0.1))
     meta = algo.init()
-    assert algo.head == "head"
+    assert set(algo.adapting) == {"head.weight", "head.bias"}
     assert set(meta["hyper"]) == {"rate.head.weight", "rate.head.bias"}
     support = task(classification(), 0).support
     fast = adapt(algo, meta, support)

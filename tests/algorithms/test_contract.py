@@ -24,8 +24,13 @@ ALGORITHMS = {
     "MAML-proximal": lambda net: algorithms.MAML(net, steps=2, rule=sgd(0.1), proximal=4.0),
     "Reptile": lambda net: algorithms.Reptile(net, steps=3, rule=sgd(0.1, batch_size=4)),
     "ProtoNet": lambda net: algorithms.ProtoNet(net, learn_temperature=True),
+    "ProtoMAML": lambda net: algorithms.ProtoMAML(net, steps=2, rule=lslr(0.1)),
+    "R2D2": lambda net: algorithms.R2D2(net, regularisation=0.7),
+    "MAML-part": lambda net: algorithms.MAML(
+        net, steps=2, rule=lslr(0.1), adapting=["3.weight", "3.bias", "4.weight", "4.bias"]
+    ),
 }
-COLUMNS = {"ProtoNet": WAYS * SHOTS}
+COLUMNS = dict.fromkeys(("ProtoNet", "ProtoMAML", "R2D2"), WAYS * SHOTS)
 """Width of the predictions where it is not the number of ways."""
 
 

@@ -113,7 +113,7 @@ def test_frozen_weights_are_not_learned():
     algo = ANIL(net, steps=2, rule=sgd(0.1))
     meta = algo.init()
     assert set(meta["init"]) == {"norm.bias", "head.weight"}
-    assert algo.head == "head"
+    assert set(algo.adapting) == {"head.weight"}
     got, _ = Unroll()(algo, meta, episodes)
     assert set(got["init"]) == {"norm.bias", "head.weight"}
 

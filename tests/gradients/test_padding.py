@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from metalearn import Batch, Episodes
-from metalearn.algorithms import ANIL, MAML, ProtoNet
+from metalearn.algorithms import ANIL, MAML, R2D2, ProtoMAML, ProtoNet
 from metalearn.algorithms import Reptile as ReptileTask
+from metalearn.algorithms.losses import focal, label_smoothed, mean_squared
 from metalearn.backbones import Conv4
 from metalearn.gradients import Adjoint, Checkpointed, Reptile, Unroll
 from metalearn.inner import lslr, sgd
@@ -13,6 +14,10 @@ from tests.tasks import apart, classification, generator, network, randomised
 
 SIZES = [(3, 2, 6), (2, 3, 4), (3, 1, 5)]
 """Ways, shots and queries of each task."""
+
+
+NAMES = ("maml", "anil", "protonet", "protonet-cosine", "proto_maml", "r2d2", "r2d2-focal")
+NAMES += ("proto_maml-smoothed", "proto_maml-squared")
 
 
 def unequal() -> list[Episodes]:
@@ -48,13 +53,18 @@ def together(tasks: list[Episodes], shuffle: bool) -> Episodes:
 
 def build(name: str, norm: str):
     """The algorithm and its meta, with rates that differ by layer and step."""
-    ways = None if name == "protonet" else 3
+    ways = 3 if name in ("maml", "anil") else None
     net = network(lambda: Conv4(ways, filters=4, size=16, norm=norm))
     algo = {
         "maml": lambda: MAML(net, steps=2, rule=lslr(0.1)),
         "anil": lambda: ANIL(net, steps=2, rule=lslr(0.1)),
         "protonet": lambda: ProtoNet(net, learn_temperature=True),
         "protonet-cosine": lambda: ProtoNet(net, "cosine", temperature=0.1),
+        "proto_maml": lambda: ProtoMAML(net, steps=2, rule=lslr(0.1)),
+        "proto_maml-smoothed": lambda: ProtoMAML(net, 2, lslr(0.1), label_smoothed),
+        "proto_maml-squared": lambda: ProtoMAML(net, 2, lslr(0.1), mean_squared),
+        "r2d2": lambda: R2D2(net),
+        "r2d2-focal": lambda: R2D2(net, loss=focal),
     }[name]()
     meta = algo.init()
     meta["hyper"] = randomised(meta["hyper"])
@@ -62,7 +72,7 @@ def build(name: str, norm: str):
 
 
 @pytest.mark.parametrize("norm", ["transductive", "support", "running", "group"])
-@pytest.mark.parametrize("name", ["maml", "anil", "protonet", "protonet-cosine"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("strategy", [Unroll, Adjoint, Checkpointed])
 def test_padding_is_left_out(strategy, name, norm):
     algo, meta = build(name, norm)

@@ -11,7 +11,7 @@ from metalearn.backbones import MLP, Conv4
 from metalearn.errors import UsageError
 from metalearn.gradients import Adjoint, FirstOrder, Unroll
 from metalearn.gradients.peers import Higher, Learn2learn
-from metalearn.gradients.peers.base import fixed_rate, imported
+from metalearn.gradients.peers.base import adapting, fixed_rate, imported
 from metalearn.inner import InnerRule, lslr, meta_sgd, sgd
 from tests.gradients import reference
 from tests.tasks import apart, classification, network
@@ -188,3 +188,13 @@ def test_it_is_silent(peer: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_adapts_is_one_submodule() -> None:
+    net = Conv4(5, filters=8, size=16)
+    assert adapting(MAML(net)) == ""
+    assert adapting(ANIL(net)) == "head"
+    first = ["features.0.weight", "features.0.bias"]
+    assert adapting(MAML(net, adapting=first)) == "features.0"
+    with pytest.raises(UsageError, match="adapt one submodule; use adaptation=all or head"):
+        adapting(MAML(net, adapting=["head.bias"]))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from metalearn import tree
-from metalearn.algorithms.anil import ANIL
 from metalearn.algorithms.maml import MAML
 from metalearn.errors import UsageError
 from metalearn.gradients.plan import Batching
@@ -94,7 +93,7 @@ def fixed_rate(rule: InnerRule, fast: Params) -> float:
     return rate
 
 
-def plain_module(algo: MAML | ANIL, meta: Meta) -> nn.Module:
+def plain_module(algo: MAML, meta: Meta) -> nn.Module:
     """A copy of the module that the algorithm was given, with the values in `meta`.
 
     Not `algo.net.module`, whose norm layers are ours: the peer runs what its users would run.
@@ -113,10 +112,10 @@ def plain_module(algo: MAML | ANIL, meta: Meta) -> nn.Module:
     return module
 
 
-def check(strategy: Peer, algo: "MetaAlgorithm", episodes: Episodes) -> MAML | ANIL:
+def check(strategy: Peer, algo: "MetaAlgorithm", episodes: Episodes) -> MAML:
     """`algo`, where a peer can run it as it stands; raises UsageError where not."""
     name = type(strategy).__name__.lower()
-    if not isinstance(algo, MAML | ANIL):
+    if not isinstance(algo, MAML):
         raise UsageError(f"gradient={name} runs MAML and ANIL, not {type(algo).__name__}")
     if strategy.precision != "fp32":
         raise UsageError(f"gradient={name} has no precision={strategy.precision}; use fp32")
@@ -132,13 +131,22 @@ def check(strategy: Peer, algo: "MetaAlgorithm", episodes: Episodes) -> MAML | A
     return algo
 
 
-def adapting(algo: MAML | ANIL) -> str:
-    """The name of the submodule that adapts; "" for the whole network."""
-    return (algo.head or "") if isinstance(algo, ANIL) else ""
+def adapting(algo: MAML) -> str:
+    """The name of the submodule that adapts; "" for the whole network.
+
+    Raises UsageError where what adapts is no submodule.
+    """
+    if algo.adapting is None:
+        return ""
+    names, wanted = set(algo.net.params), set(algo.adapting)
+    for path, _ in algo.net.module.named_modules():
+        if {n for n in names if not path or n.startswith(f"{path}.")} == wanted:
+            return path
+    raise UsageError("learn2learn and higher adapt one submodule; use adaptation=all or head")
 
 
 def over_tasks(
-    algo: MAML | ANIL, module: nn.Module, meta: Meta, episodes: Episodes, one_task: OneTask
+    algo: MAML, module: nn.Module, meta: Meta, episodes: Episodes, one_task: OneTask
 ) -> tuple[MetaGradients, Metrics]:
     """The mean gradient at the parameters of `module`, one backward pass a task."""
     device, tasks = episodes.support.x.device, len(episodes.support.x)

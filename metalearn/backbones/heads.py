@@ -1,0 +1,73 @@
+"""Heads: where the last weights of a network are, and what may stand there."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalearn.errors import UsageError
+
+
+def head_name(module: nn.Module) -> str:
+    """The submodule that holds the last of the weights that are learned."""
+    learned = [n for n, p in module.named_parameters() if p.requires_grad]
+    if not learned:
+        raise UsageError("no weight of the network is learned; leave some with requires_grad=True")
+    return learned[-1].rpartition(".")[0]
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / |x| over the last dimension; 0 at 0, where its derivatives are large but finite."""
+    # Half precision has neither the small number nor the large sums.
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-12)).to(x.dtype)
+
+
+class CosineHead(nn.Module):
+    """Logits by the angle between features and a learned direction for each class.
+
+        logits_n = scale * <w_n, f> / (|w_n| |f|),   scale learned
+
+    Gidaris, Komodakis: Dynamic Few-Shot Visual Learning without Forgetting, 2018; Baseline++ of
+    Chen et al.: A Closer Look at Few-shot Classification, 2019, section 3.2.
+    """
+
+    def __init__(self, weight: Tensor, scale: float = 10.0):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.scale = nn.Parameter(weight.new_tensor(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., D]` to logits `[..., N]`."""
+        return self.scale * F.linear(unit(x), unit(self.weight))
+
+
+def linear(module: nn.Module, path: str | None, /) -> nn.Module:
+    """`module` as it is: w_n f + b_n."""
+    return module
+
+
+def cosine(module: nn.Module, path: str | None, /, scale: float = 10.0) -> nn.Module:
+    """A copy of `module` with a `CosineHead` in the place of the linear layer at `path`, which
+    gives it the weights it starts from; None where there is no head.
+
+    scale: where it starts, 10 in Gidaris & Komodakis. Raises UsageError where there is no linear
+    layer at `path`, or for a scale of 0 or less.
+    """
+    if not scale > 0:
+        raise UsageError(f"head.scale={scale} must be above 0")
+    if path is None:
+        raise UsageError("head=cosine is of a network with outputs, and here are features alone")
+    module = copy.deepcopy(module)
+    old = module.get_submodule(path)
+    if not isinstance(old, nn.Linear):
+        name = type(old).__name__
+        raise UsageError(
+            f"the network ends in {path} ({name}), not a linear layer; use head=linear"
+        )
+    new = CosineHead(old.weight.detach(), scale)
+    if not path:
+        return new
+    module.set_submodule(path, new)
+    return module
