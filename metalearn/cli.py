@@ -140,7 +140,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
     from metalearn.commands import jobs
     from metalearn.commands.build import build
 
-    jobs.evaluate_run(config, build(config), run, console)
+    jobs.evaluate_run(config, build(config, trained=True), run, console)
 
 
 def data(arguments: list[str], console: Console) -> None:

@@ -95,8 +95,7 @@ def read_weights(path: str | Path, sha256: str | None = None) -> Weights:
         raise UsageError(f"no weights at {given}; correct backbone.weights")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 is not None and (len(sha256) < 8 or not digest.startswith(sha256.lower())):
-        raise UsageError(f"{given} has sha256 {digest}, not {sha256}; correct backbone.sha256")
+    check_pin(str(given), digest, sha256)
     if path.suffix == ".safetensors":
         tensors, told = _safetensors(path)
     else:
@@ -104,6 +103,16 @@ def read_weights(path: str | Path, sha256: str | None = None) -> Weights:
     if not tensors:
         raise UsageError(f"{given} holds no tensors; give a state dict")
     return Weights(tensors, str(given), digest, told.get("images") or {})
+
+
+def check_pin(source: str, digest: str | None, pin: str | None) -> None:
+    """Raise UsageError where `digest` does not begin with `pin`, of 8 digits or more."""
+    if pin is None:
+        return
+    if digest is None:
+        raise UsageError(f"{source} come without a sha256; leave out backbone.sha256")
+    if len(pin) < 8 or not digest.startswith(pin.lower()):
+        raise UsageError(f"{source} has sha256 {digest}, not {pin}; correct backbone.sha256")
 
 
 def _safetensors(path: Path) -> tuple[Params, dict[str, Any]]:

@@ -16,7 +16,7 @@ from metalearn.backbones.defaults import (
     timm_default,
     torchvision_default,
 )
-from metalearn.backbones.weights import Report, Weights, load_into, read_weights
+from metalearn.backbones.weights import Report, Weights, check_pin, load_into, read_weights
 from metalearn.commands.arguments import check_node, make, target
 from metalearn.data.download import download
 from metalearn.data.paths import data_folder
@@ -43,11 +43,17 @@ def check_backbone(node: Mapping[str, Any]) -> None:
 
 def find_weights(node: Mapping[str, Any]) -> Weights | None:
     """What `backbone.weights` names; None where it is null. Raises UsageError."""
-    named = node.get("weights")
+    named, pin = node.get("weights"), node.get("sha256")
     if named is None:
         return None
     if named != DEFAULT:
-        return described(read_weights(named, node.get("sha256")))
+        return described(read_weights(named, pin))
+    weights = _default(node)
+    check_pin(weights.source, weights.sha256, pin)
+    return weights
+
+
+def _default(node: Mapping[str, Any]) -> Weights:
     made = target(node["_target_"])
     if made is torchvision_model:
         return torchvision_default(node["name"])

@@ -56,11 +56,16 @@ class Built:
     weights: Report | None = None
 
 
-def build(config: Mapping[str, Any]) -> Built:
-    """Build a run. Raises UsageError, or DataError where a data set is missing or damaged."""
+def build(config: Mapping[str, Any], trained: bool = False) -> Built:
+    """Build a run. Raises UsageError, or DataError where a data set is missing or damaged.
+
+    trained: its weights are there, and those that it started from are not read.
+    """
     device = torch_device(config["device"])
     check_capture(config["capture"], device)
     gradient = _check(config)
+    if trained:
+        config = {**config, "backbone": {**config["backbone"], "weights": None}}
     config = settled(config)
     dataset = build_dataset(config)
     training, evaluation = config["training"], config["evaluation"]
