@@ -18,6 +18,7 @@ from metalearn.errors import UsageError, nearest
 USAGE = """usage: metalearn <command> [overrides]
 
   train      train, validate and test; `-m` sweeps over comma-separated values
+  pretrain   train a backbone on the base classes, for `train backbone.weights=<its run folder>`
   evaluate   measure a run again: run=<folder> [manifest=<file>] [evaluation.episodes=1000 ...]
   data       list | prepare [dataset=...] | verify [...] | show [split=test] [episode=0] [...]
              | manifest [dataset=...] [evaluation.episodes=600] [out=<file>]
@@ -26,7 +27,7 @@ USAGE = """usage: metalearn <command> [overrides]
              | episodes [datasets=omniglot,cifar_fs] [ways=5] [shots=1] [queries=15]
 
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
-`metalearn train --cfg job` prints the composed configuration."""
+`metalearn train --cfg job` prints the composed configuration, also of pretrain."""
 
 GROUPS = (
     "algorithm",
@@ -39,6 +40,8 @@ GROUPS = (
     "images",
     "outer",
     "outer/schedule",
+    "pretrain/optimizer",
+    "pretrain/schedule",
     "tracker",
     "experiment",
     "debug",
@@ -60,27 +63,41 @@ OWN = {"show": ("split", "episode", "out"), "manifest": ("out",)}
 
 def train(arguments: list[str], console: Console) -> None:
     """`metalearn train`. Options of Hydra (-m, --cfg, ...) go through Hydra's own main."""
-    if not any(argument.startswith("-") for argument in arguments):
-        from metalearn.commands import jobs
-
-        jobs.run(compose(arguments), console)
+    if any(argument.startswith("-") for argument in arguments):
+        _through_hydra("train", arguments, console)
         return
+    from metalearn.commands import jobs
+
+    jobs.run(compose(arguments), console)
+
+
+def pretrain(arguments: list[str], console: Console) -> None:
+    """`metalearn pretrain`, with the options of `train`."""
+    if any(argument.startswith("-") for argument in arguments):
+        _through_hydra("pretrain", arguments, console)
+        return
+    from metalearn.commands import pretrain as stage
+
+    stage.run(compose(arguments, "pretrain"), console)
+
+
+def _through_hydra(job: str, arguments: list[str], console: Console) -> None:
     from metalearn.commands import sweep
 
     overrides, options = _split(arguments)
     if {"-m", "--multirun"} & set(options):
-        check_sweep(overrides)
+        check_sweep(overrides, job)
     register()
     # Hydra's own handling would print mistakes over several lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["metalearn train", *overrides, *options]  # argparse refuses any other order
-    run = hydra.main(str(conf_folder()), "train", version_base="1.3")(sweep.job)
+    sys.argv = [f"metalearn {job}", *overrides, *options]  # argparse refuses any other order
+    run = hydra.main(str(conf_folder()), job, version_base="1.3")(sweep.job)
     try:
         run()
     except InstantiationException:
         raise  # a bug in what was to be made, not in the overrides
     except MISTAKES as error:
-        raise UsageError(explain(error, lambda: compose([]))) from None
+        raise UsageError(explain(error, lambda: compose([], job), job)) from None
     except ValueError:
         # Optuna has no best trial to write where every trial failed; each has had its line.
         if not all("error" in record for record in sweep.records() or [{}]):
@@ -192,6 +209,7 @@ def bench(arguments: list[str], console: Console) -> None:
 
 COMMANDS: dict[str, Callable[[list[str], Console], None]] = {
     "train": train,
+    "pretrain": pretrain,
     "evaluate": evaluate,
     "data": data,
     "list": listing,
@@ -199,10 +217,13 @@ COMMANDS: dict[str, Callable[[list[str], Console], None]] = {
 }
 
 
+_HYDRA = ("train", "pretrain")  # whose --help is Hydra's
+
+
 def main() -> None:
     """Entry point. A user's mistake is one line on standard error and exit code 2."""
     command, *arguments = sys.argv[1:] or ["help"]
-    wants_help = {"-h", "--help"} & {command, *(arguments if command != "train" else ())}
+    wants_help = {"-h", "--help"} & {command, *(() if command in _HYDRA else arguments)}
     if command == "help" or wants_help:
         print(USAGE)
         return

@@ -39,20 +39,21 @@ def one_at_a_time(path: Path) -> Iterator[None]:
             return
 
 
-def write_atomic(path: Path | str, text: str) -> None:
-    """Put `text` (UTF-8) at `path`: a reader, or a crash, sees the old file or the new one.
+def write_atomic(path: Path | str, content: str | bytes) -> None:
+    """Put `content` (text in UTF-8) at `path`: a reader, or a crash, sees the old file or the new.
 
     A pipe or a device, as /dev/stdout, is written to and not replaced.
     """
     path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(data)
         return
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with part.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

@@ -65,11 +65,11 @@ def compose(overrides: Sequence[str], job: str = "train") -> dict[str, Any]:
         return plain(hydra.compose(job, list(overrides)), job)
 
 
-def check_sweep(overrides: Sequence[str]) -> None:
+def check_sweep(overrides: Sequence[str], job: str = "train") -> None:
     """Raise UsageError where a member of a sweep cannot be composed."""
-    with _hydra(overrides):
+    with _hydra(overrides, job):
         loader = GlobalHydra.instance().config_loader()
-        loader.load_configuration("train", list(overrides), RunMode.MULTIRUN)
+        loader.load_configuration(job, list(overrides), RunMode.MULTIRUN)
         for override in OverridesParser.create(loader).parse_overrides(list(overrides)):
             options = loader.get_group_options(override.key_or_group)
             if options and override.is_discrete_sweep():
@@ -92,7 +92,7 @@ def _hydra(overrides: Sequence[str], job: str = "train") -> Iterator[None]:
         except UsageError:
             raise
         except _COMPOSING as error:
-            raise UsageError(explain(error, lambda: _known(overrides, job))) from None
+            raise UsageError(explain(error, lambda: _known(overrides, job), job)) from None
 
 
 def _known(overrides: Sequence[str], job: str) -> dict[str, Any]:
@@ -103,7 +103,10 @@ def _known(overrides: Sequence[str], job: str) -> dict[str, Any]:
         name, _, value = text.partition("=")
         if value in loader.get_group_options(name.partition("@")[0].lstrip("+")):
             choices.append(text)
-    config = hydra.compose(job, choices)
+    try:
+        config = hydra.compose(job, choices)
+    except MISTAKES:  # among them a group that this job does not have
+        config = hydra.compose(job)
     return OmegaConf.to_container(config)  # type: ignore[return-value]
 
 
@@ -114,21 +117,27 @@ def plain(config: DictConfig, job: str = "train") -> dict[str, Any]:
     # `+key=` gets past the types: what a config group takes is for its target to say.
     _check_keys(values, SCHEMAS[job], job)
     if values["run_dir"] is None:
-        values["run_dir"] = _default_folder(values)
+        values["run_dir"] = _default_folder(values, job)
     return values
 
 
-def _default_folder(config: Mapping[str, Any]) -> str:
+def _default_folder(config: Mapping[str, Any], job: str) -> str:
     """`runs/<name>-seed<seed>-<hash>`, so that the same command finds its run again."""
     from metalearn.training.folder import config_hash
 
     def last(node: str) -> str:
         return str(config[node]["_target_"]).rpartition(".")[2].lower()
 
-    episodes = config["episodes"]
-    varied = (config.get("sampling") or {}).get("sizes")
-    shape = f"{episodes['ways']}w{'' if varied else str(episodes['shots']) + 's'}"
-    name = config["name"] or f"{last('algorithm')}-{last('dataset')}-{shape}"
+    def default() -> str:
+        if job == "pretrain":
+            backbone = config["backbone"].get("name") or last("backbone")
+            return f"pretrain-{backbone}-{last('dataset')}"
+        episodes = config["episodes"]
+        varied = (config.get("sampling") or {}).get("sizes")
+        shape = f"{episodes['ways']}w{'' if varied else str(episodes['shots']) + 's'}"
+        return f"{last('algorithm')}-{last('dataset')}-{shape}"
+
+    name = config["name"] or default()
     return f"runs/{name}-seed{config['seed']}-{config_hash(config)[:8]}"
 
 
@@ -140,6 +149,11 @@ def reopen(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
     path = run / "config.yaml"
     if not path.is_file():
         raise UsageError(f"{run} is not a run folder (no config.yaml); see `ls runs`")
+    if (run / "backbone.safetensors").is_file():
+        raise UsageError(
+            f"{run} is a run of pretrain, which has no episodes to adapt to; use it in "
+            f"metalearn train backbone.weights={run}"
+        )
     try:
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = OmegaConf.merge(OmegaConf.structured(SCHEMAS["train"]), held)

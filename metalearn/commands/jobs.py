@@ -4,12 +4,13 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from metalearn import tree
 from metalearn.commands.build import Built, build
@@ -41,22 +42,39 @@ def run(config: dict[str, Any], console: Console) -> float | None:
 
     Raises UsageError, or DataError, before the folder is made.
     """
-    folder = Path(config["run_dir"])
-    check_writable(folder)
+    check_writable(Path(config["run_dir"]))
     built = build(config)
     config = built.config
+
+    def act(folder: Path) -> float | None:
+        if built.weights is not None:
+            console.print(str(built.weights), soft_wrap=True, highlight=False)
+        return train(config, built, folder, console)
+
+    return in_folder(config, console, act)
+
+
+def in_folder(
+    config: dict[str, Any],
+    console: Console,
+    act: Callable[[Path], float | None],
+    table: Callable[[Mapping[str, Any]], Table] = result_table,
+) -> float | None:
+    """What `act` does in the run folder of `config`, which is held for this process alone.
+
+    Where the run has finished before, its result is shown in a `table` instead.
+    """
+    folder = Path(config["run_dir"])
     if config["resume"] == "never":
         folder = claim(folder, config, "never")
     with locked(folder):
         claim(folder, config, "auto")
         if (result := finished(folder)) is not None:
-            return show_finished(folder, result, console)
-        if built.weights is not None:
-            console.print(str(built.weights), soft_wrap=True, highlight=False)
+            return show_finished(folder, result, console, table)
         # Dropout draws from torch's global generators: seeded for this run, put back after it.
         with torch.random.fork_rng():
             torch.manual_seed(config["seed"])
-            return train(config, built, folder, console)
+            return act(folder)
 
 
 def train(config: Mapping[str, Any], built: Built, folder: Path, console: Console) -> float | None:
@@ -171,14 +189,19 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return decode_floats(json.loads(path.read_text())) if path.exists() else None
 
 
-def show_finished(folder: Path, result: Mapping[str, Any], console: Console) -> float | None:
+def show_finished(
+    folder: Path,
+    result: Mapping[str, Any],
+    console: Console,
+    table: Callable[[Mapping[str, Any]], Table] = result_table,
+) -> float | None:
     """Print a finished run's table again; returns its validation score."""
     console.print(
         f"{folder} has finished before; resume=never trains anew in a fresh folder",
         soft_wrap=True,
         highlight=False,
     )
-    console.print(result_table(result))
+    console.print(table(result))
     return result["validation_score"]
 
 

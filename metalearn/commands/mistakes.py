@@ -18,10 +18,11 @@ _TYPES = {
 }
 
 
-def explain(error: Exception, known: Callable[[], Mapping[str, Any]]) -> str:
+def explain(error: Exception, known: Callable[[], Mapping[str, Any]], job: str = "train") -> str:
     """The line for an error of Hydra's or OmegaConf's.
 
     known: the configuration without the mistake, asked only where a name has to be suggested.
+    job: the command whose configuration it is.
     """
     text = str(error)
     cause = error.__cause__
@@ -31,17 +32,20 @@ def explain(error: Exception, known: Callable[[], Mapping[str, Any]]) -> str:
             return unknown_choice(group, choice, error.options)
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}; write name=value, and quote what is not plain text"
+    if match := re.match(r"In '([^']+)/([^'/]+)': (?s:.*)Key '(\w+)' not in", text):
+        group, choice, key = match.groups()
+        return f"{group}={choice} sets {key}, which metalearn {job} does not have; choose another"
     if match := re.match(r"Could not override '([^']+)'", text):
-        return _unknown(match[1], known())
+        return _unknown(match[1], known(), job)
     if match := re.match(r"Error merging override (.+)", text):
         if isinstance(cause, ConfigKeyError | ConfigAttributeError):
-            return _unknown(str(cause.full_key), known())
+            return _unknown(str(cause.full_key), known(), job)
         return _value(match[1], cause or error)
     if match := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
         name, _, values = match[1].partition("=")
         return f"{match[1]} is several values; add -m to sweep, or make a list: {name}=[{values}]"
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        return _unknown(str(error.full_key), known())
+        return _unknown(str(error.full_key), known(), job)
     if isinstance(error, MissingMandatoryValue):
         return f"{text.partition(':')[2].split()[0]} is missing; choose one (see metalearn list)"
     if full_key := getattr(error, "full_key", None):
@@ -59,7 +63,7 @@ def unknown_choice(group: str, choice: str, options: Sequence[str]) -> str:
     return f"{told}{nearest(choice, options)}; choose from {', '.join(options)}"
 
 
-def _unknown(key: str, config: Mapping[str, Any]) -> str:
+def _unknown(key: str, config: Mapping[str, Any], job: str) -> str:
     if "/" in key:
         return f"no config group {key}; see metalearn list"
     folder, _, last = key.rpartition(".")
@@ -68,7 +72,7 @@ def _unknown(key: str, config: Mapping[str, Any]) -> str:
         parent = parent.get(part) if isinstance(parent, Mapping) else None
     if isinstance(parent, Mapping) and last in _takes(parent):
         return f"{key} is not in the configuration; add it with a plus: +{key}=..."
-    return f"no key {key}{_nearest_key(key, config)}; see metalearn train --cfg job"
+    return f"no key {key}{_nearest_key(key, config)}; see metalearn {job} --cfg job"
 
 
 def _nearest_key(key: str, config: Mapping[str, Any]) -> str:

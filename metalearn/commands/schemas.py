@@ -6,9 +6,13 @@ from typing import Any
 from omegaconf import MISSING
 
 from metalearn.training.settings import (
+    DivisionSettings,
     EpisodeSettings,
     EvaluationSettings,
+    FewShotSettings,
     ImageSettings,
+    MeasuringSettings,
+    PretrainingSettings,
     TrainingSettings,
 )
 
@@ -55,5 +59,29 @@ class RunSettings:
     outputs: int | None = None
 
 
-SCHEMAS: dict[str, type] = {"train": RunSettings}
+@dataclass
+class PretrainSettings:
+    """A whole run of pre-training; Any as in `RunSettings`."""
+
+    backbone: Any = MISSING
+    dataset: Any = MISSING
+    augmentation: Any = MISSING
+    images: ImageSettings = field(default_factory=ImageSettings)
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    tracker: TrackerSettings = field(default_factory=TrackerSettings)
+    division: DivisionSettings = field(default_factory=DivisionSettings)
+    training: PretrainingSettings = field(default_factory=PretrainingSettings)
+    episodes: FewShotSettings = field(default_factory=FewShotSettings)
+    evaluation: MeasuringSettings = field(default_factory=MeasuringSettings)
+    name: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "fp32"
+    run_dir: str | None = None
+    resume: str = "auto"
+    outputs: int | None = None
+
+
+SCHEMAS: dict[str, type] = {"train": RunSettings, "pretrain": PretrainSettings}
 """By the name of a file in `conf/`: what it composes into."""

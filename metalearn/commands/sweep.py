@@ -1,4 +1,4 @@
-"""`metalearn train -m`: the members of a sweep, wherever a launcher runs them."""
+"""`metalearn train -m` and `pretrain -m`: the members of a sweep, wherever a launcher runs them."""
 
 import json
 import sys
@@ -36,18 +36,20 @@ def job(config: DictConfig) -> float | None:
 
     A member of a sweep that fails returns None and writes its error down: the others go on.
     """
-    from metalearn.commands import jobs
+    from metalearn.commands import jobs, pretrain
 
     settings = HydraConfig.get()
+    name = settings.job.name
+    run = {"train": jobs.run, "pretrain": pretrain.run}[name]
     if settings.mode != RunMode.MULTIRUN:
-        return jobs.run(plain(config), Console())
+        return run(plain(config, name), Console())
     chosen = [o for o in settings.overrides.task if not o.startswith("hydra")]
     record: dict[str, Any] = {"job": settings.job.num, "overrides": " ".join(chosen)}
     score = None
     try:
-        values = plain(config)
+        values = plain(config, name)
         record["folder"] = values["run_dir"]
-        score = jobs.run(values, Console())
+        score = run(values, Console())
         record["score"] = score
     except Exception as error:
         line = " ".join(str(error).split())

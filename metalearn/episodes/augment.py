@@ -54,6 +54,17 @@ class Augmentation:
         if not 0 <= self.magnitude <= STRONGEST:
             raise UsageError(f"augmentation: magnitude={self.magnitude} must be 0 to {STRONGEST}")
 
+    def check(self, shape: Sequence[int]) -> None:
+        """Raise UsageError where images of `shape` (C, H, W) cannot be changed so."""
+        channels, height, width = shape
+        if self.turn and height != width:
+            raise UsageError("augmentation: only square images can turn; use turn=false")
+        if self.randaugment and channels not in (1, 3):
+            raise UsageError(
+                f"augmentation: RandAugment takes 1 or 3 channels, not {channels}; use "
+                "randaugment=0"
+            )
+
     def __call__(
         self, x: Tensor, turns: Tensor, numbers: Tensor, draws: np.ndarray | None = None
     ) -> Tensor:
@@ -157,11 +168,7 @@ def augmented(
         return source
     if not isinstance(source, FewShotEpisodes | MixedEpisodes):
         raise UsageError("augmentation is for images; use augmentation=none")
-    channels, height, width = source.dataset.image_shape
-    if height != width and any(part and part.turn for part in (support, query)):
-        raise UsageError("augmentation: only square images can turn; use turn=false")
-    if channels not in (1, 3) and any(part and part.randaugment for part in (support, query)):
-        raise UsageError(
-            f"augmentation: RandAugment takes 1 or 3 channels, not {channels}; use randaugment=0"
-        )
+    for part in (support, query):
+        if part is not None:
+            part.check(source.dataset.image_shape)
     return AugmentedEpisodes(source, support, query)

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from metalearn.evaluation.statistics import Interval, mean_interval
 
 _TRAIN, _VALIDATION, _BEST = "#3b6fb6", "#d1602f", "#1d7a46"
+_KINDS = (_VALIDATION, "#7a4fa3")
 _LABELS = {"accuracy": "accuracy", "loss": "outer loss"}
 
 
@@ -50,6 +51,43 @@ def plot_learning_curve(
             axes.legend(frameon=False, fontsize=9, loc=place_of_legend)
     figure.axes[0].set_title(title, loc="left", fontweight="bold")
     figure.axes[-1].set_xlabel("meta-steps")
+    _save(figure, path)
+
+
+def plot_pretraining(records: Iterable[Mapping[str, Any]], path: Path | str) -> None:
+    """Draw a pre-training over its steps to a PNG: accuracy on base classes, few-shot accuracy of
+    validation classes, loss.
+
+    records: as `read_records` gives them. Training is drawn as in `plot_learning_curve`, with
+        `held_out_accuracy` and `held_out_loss` of the validations beside it; every kind of
+        few-shot episode (a split "val ...") is a line of means with 95% intervals, its best marked.
+
+    Raises ValueError where there is nothing to draw.
+    """
+    records = list(records)
+    kinds = {r["split"]: None for r in records if r.get("kind") == "episodes"}
+    kinds = [split for split in kinds if split.startswith("val ")]
+    names = ["accuracy", *(["few-shot"] if kinds else []), "loss"]
+    if not any(_training(records, name)[0] for name in names):
+        raise ValueError("no record with a loss or an accuracy: nothing to draw")
+    figure = _figure(7.2, 2.0 + 2.5 * len(names))
+    for place, name in enumerate(names):
+        axes = figure.add_subplot(len(names), 1, place + 1)
+        _style(axes)
+        if name == "few-shot":
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            for split, color in zip(kinds, _KINDS * len(kinds), strict=False):
+                steps, intervals = _validation(records, "accuracy", split)
+                _draw_validation(axes, "accuracy", steps, intervals, True, split, color)
+        else:
+            training, held_out = _training(records, name), _training(records, f"held_out_{name}")
+            _draw_training(axes, *training)
+            axes.plot(*held_out, color=_VALIDATION, lw=1.2, marker="o", ms=4, label="held out")
+            _scale(axes, name, training[1], held_out[1])
+        axes.set_ylabel("few-shot accuracy" if name == "few-shot" else name)
+        axes.legend(frameon=False, fontsize=9, loc="best")
+    figure.axes[0].set_title("Pre-training", loc="left", fontweight="bold")
+    figure.axes[-1].set_xlabel("steps")
     _save(figure, path)
 
 
@@ -129,11 +167,13 @@ def _training(records: list[Mapping[str, Any]], name: str) -> tuple[list[int], l
     return [r["step"] for r in chosen], [r[name] for r in chosen]
 
 
-def _validation(records: list[Mapping[str, Any]], name: str) -> tuple[list[int], list[Interval]]:
+def _validation(
+    records: list[Mapping[str, Any]], name: str, split: str = "val"
+) -> tuple[list[int], list[Interval]]:
     chosen = [
         r
         for r in records
-        if r.get("kind") == "episodes" and r.get("split") == "val" and r.get(name)
+        if r.get("kind") == "episodes" and r.get("split") == split and r.get(name)
     ]
     return [r["step"] for r in chosen], [mean_interval(r[name]) for r in chosen]
 
@@ -148,15 +188,21 @@ def _draw_training(axes: Axes, steps: list[int], values: list[float]) -> None:
 
 
 def _draw_validation(
-    axes: Axes, name: str, steps: list[int], intervals: list[Interval], mark: bool
+    axes: Axes,
+    name: str,
+    steps: list[int],
+    intervals: list[Interval],
+    mark: bool,
+    told: str = "validation",
+    color: str = _VALIDATION,
 ) -> None:
     if not steps:
         return
     mean = np.array([interval.mean for interval in intervals])
     half = np.nan_to_num(np.array([interval.half_width for interval in intervals]))
     axes.errorbar(
-        steps, mean, half, color=_VALIDATION, lw=1.2, marker="o", ms=4, capsize=2.5,
-        label="validation, 95% interval",
+        steps, mean, half, color=color, lw=1.2, marker="o", ms=4, capsize=2.5,
+        label=f"{told}, 95% interval",
     )  # fmt: skip
     if not mark or not np.isfinite(mean).any():
         return

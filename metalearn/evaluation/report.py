@@ -65,6 +65,37 @@ def result_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
+def pretraining_table(result: Mapping[str, Any]) -> Table:
+    """Table of one run of pre-training, from the content of its `result.json`."""
+    table = Table(title="Result", show_header=False, title_justify="left")
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for prefix, name in (("", "[bold]accuracy"), ("val_", "on validation"), ("train_", "training")):
+        told = _interval(result, f"{prefix}accuracy", "accuracy")
+        if told is not None:
+            images = f"{told} on {result[f'{prefix}images']} images"
+            _row(table, name, images, style=None if prefix else "bold green")
+    for one in result["few_shot"]:
+        told = _interval(one, "accuracy", "accuracy")
+        counts = f"{one['episodes']} episodes, {one['queries']} queries a class"
+        told = f"{told} over {counts}, manifest {one['manifest_hash'][:_HASH_SHOWN]}"
+        _row(table, f"{one['ways']}-way {one['shots']}-shot", told)
+    chosen = f"step {result['selected_step']} of {result['steps']}, by {result['select']}"
+    _row(table, "selected", chosen)
+    for key, name in (("dataset", "data set"), ("classes", "base classes"), ("backbone",) * 2):
+        _row(table, name, result.get(key))
+    _row(table, "epochs", f"{result['epochs']:g}")
+    rate = f"{result['images_per_second']:.1f} images/s"
+    _row(table, "time", f"{result['seconds']:.1f} s, {rate}, {result['precision']}")
+    _row(table, "peak memory", f"{result['peak_memory_bytes'] / 2**20:.0f} MiB")
+    for key, name in _IDENTITY:
+        value = result.get(key)
+        _row(table, name, value[:_HASH_SHOWN] if isinstance(value, str) else value)
+    _row(table, "weights", result["weights"])
+    _row(table, "use them", result["command"])
+    return table
+
+
 def write_json(path: Path | str, obj: Any) -> None:
     """Write `obj` as indented JSON, atomically; NaN and the infinities become strings.
 

@@ -62,6 +62,9 @@ class Progress:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         now = self._clock()
+        if "held_out_accuracy" in values:  # of a validation
+            told = _quantity("accuracy", values["held_out_accuracy"])
+            self._print(f"val at step {step}: {told} on held-out images of the base classes")
         # The clock starts after the first step, which also pays for compilation and caches.
         self._first = self._first or (step, now)
         wait = self.interval if self._bar is None else _UPDATE_SECONDS
@@ -107,8 +110,9 @@ def format_line(
     """Format one status line, such as `120/2000  loss 0.412  accuracy 87.5%  ...`."""
     parts = [f"{step}/{steps}"]
     parts += [_quantity(name, values[name]) for name in ("loss", "accuracy") if name in values]
-    if "tasks_per_second" in values:
-        parts.append(f"{values['tasks_per_second']:.1f} tasks/s")
+    for unit in ("tasks", "images"):
+        if f"{unit}_per_second" in values:
+            parts.append(f"{values[f'{unit}_per_second']:.1f} {unit}/s")
     if seconds_left is not None:
         parts.append(f"{_duration(seconds_left)} left")
     return "  ".join(parts)

@@ -45,7 +45,8 @@ class Tracker:
     """Hands every record to every sink; itself a sink.
 
     Keys that the sinks know: `loss`, `accuracy` (fraction), `learning_rate`,
-    `tasks_per_second`, `peak_memory_bytes`. Others are kept as they come.
+    `tasks_per_second`, `images_per_second`, `held_out_accuracy`, `peak_memory_bytes`. Others are
+    kept as they come.
 
     As a context manager it closes with "finished", with "interrupted" on KeyboardInterrupt
     or SystemExit, and with "failed" on any other exception.

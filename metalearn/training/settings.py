@@ -1,6 +1,6 @@
 """The settings of the two loops around the engine, with their types and defaults."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -70,3 +70,69 @@ class EvaluationSettings:
     steps: int | None = None
     untrained: bool = True
     manifest: str | None = None
+
+
+@dataclass
+class DivisionSettings:
+    """The shares of the base classes' images that are held out, to select by and to test on; by
+    a seed of their own, so that runs of different seeds share them."""
+
+    val: float = 0.05
+    test: float = 0.05
+    seed: int = 0
+
+
+@dataclass
+class PretrainingSettings:
+    """Supervised training of a backbone.
+
+    epochs: over the images that train. steps: where training ends before that; its schedule too.
+    label_smoothing, mixup, cutmix, rotation: see `loss_and_accuracy` and `Mixing`; 0 is without.
+    ema: what an average of the weights keeps of itself in a step; above 0 the average is what is
+    validated and kept. decay_norms: whether the weight decay reaches norms and biases.
+    validate_every: epochs between validations. select: the weights that are kept: few_shot and
+    accuracy, those of the best validation; last. checkpoint_every: steps between checkpoints;
+    every validation writes one too. record_every: steps between records.
+    """
+
+    epochs: int = 30
+    steps: int | None = None
+    batch_size: int = 64
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    rotation: float = 0.0
+    clip_norm: float | None = None
+    ema: float = 0.0
+    decay_norms: bool = True
+    channels_last: bool = False
+    validate_every: int = 1
+    select: str = "few_shot"
+    checkpoint_every: int = 1000
+    record_every: int = 10
+    keep: int = 2
+    workers: int | None = None
+
+
+@dataclass
+class FewShotSettings:
+    """Episodes of classes that are not trained on. shots: one measurement each; [] for none."""
+
+    ways: int = 5
+    shots: list[int] = field(default_factory=lambda: [1, 5])
+    queries: int = 15
+
+
+@dataclass
+class MeasuringSettings:
+    """How a pre-trained backbone is measured.
+
+    episodes: of the test classes, at the end. validation_episodes: of the validation classes. seed:
+    of both; runs of different seeds share them. train_images: how many of the images that train are
+    measured at the end; null for all.
+    """
+
+    episodes: int = 600
+    validation_episodes: int = 200
+    seed: int = 0
+    train_images: int | None = 2000

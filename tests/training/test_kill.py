@@ -62,10 +62,12 @@ def here(overrides: list[str]) -> tuple[float | None, str]:
     return score, printed.file.getvalue()  # type: ignore[attr-defined]
 
 
-def signalled(overrides: list[str], number: signal.Signals, at: int) -> tuple[int, str, str]:
+def signalled(
+    overrides: list[str], number: signal.Signals, at: int, job: str = "train"
+) -> tuple[int, str, str]:
     """The command, and `number` to it once it has recorded step `at`: exit code, both outputs."""
     metrics = Path(overrides[-1].removeprefix("run_dir=")) / "metrics.jsonl"
-    words = [sys.executable, "-m", "metalearn.cli", "train", *overrides]
+    words = [sys.executable, "-m", "metalearn.cli", job, *overrides]
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -96,7 +98,8 @@ def outcome(folder: Path) -> dict:
 
 def records(folder: Path) -> list[dict]:
     """Every record without its times."""
-    dropped = ("time", "seconds", "tasks_per_second", "peak_memory_bytes", "commit")
+    rates = ("tasks_per_second", "images_per_second")
+    dropped = ("time", "seconds", *rates, "peak_memory_bytes", "commit")
     return [
         {name: value for name, value in record.items() if name not in dropped}
         for record in read_records(folder / "metrics.jsonl")

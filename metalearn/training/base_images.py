@@ -1,0 +1,103 @@
+"""Batches of labelled base-class images, numbered: what step s holds depends on (data set,
+division, seed, s) alone."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metalearn.data import ImageDataset
+from metalearn.episodes import Augmentation, Preparation
+from metalearn.episodes.augment import NUMBERS
+from metalearn.episodes.gather import scaled
+from metalearn.episodes.prefetch import prefetched
+from metalearn.episodes.randaugment import sent
+from metalearn.episodes.source import generator
+from metalearn.errors import UsageError
+from metalearn.training.division import SPLIT, Part
+from metalearn.training.mixing import Labelled, Mixing
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The images of a data set as a network takes them. device: where they are kept and gathered,
+    None for the host, straight from the store."""
+
+    dataset: ImageDataset
+    preparation: Preparation
+    device: torch.device | None = None
+
+    def unprepared(self, split: str, classes: np.ndarray, examples: np.ndarray) -> Tensor:
+        """`[n, C, H, W]` in [0, 1]."""
+        if self.device is None:
+            return scaled(torch.from_numpy(self.dataset.images(split, classes, examples)))
+        return scaled(self.dataset.images_on(self.device, split, classes, examples))
+
+    def __call__(self, split: str, classes: np.ndarray, examples: np.ndarray) -> Tensor:
+        """`[n, C, H, W]`, prepared."""
+        return self.preparation(self.unprepared(split, classes, examples))
+
+
+@dataclass(frozen=True, eq=False)
+class BaseImages:
+    """The images that train, in a new random order every epoch, changed and mixed at random.
+
+    What is left of an epoch after its last whole batch is not used. Raises UsageError where the
+    images do not fill one batch.
+    """
+
+    pictures: Pictures
+    part: Part
+    batch_size: int
+    seed: int = 0
+    augmentation: Augmentation | None = None
+    mixing: Mixing = Mixing()  # noqa: RUF009  (frozen)
+
+    def __post_init__(self) -> None:
+        if self.batch_size > len(self.part):
+            raise UsageError(
+                f"training.batch_size={self.batch_size}, but {len(self.part)} images are there to "
+                f"train on; use at most {len(self.part)}"
+            )
+
+    @property
+    def epoch(self) -> int:
+        """Steps in one."""
+        return len(self.part) // self.batch_size
+
+    def batches(self, steps: range, workers: int = 0) -> Generator[Labelled, None, None]:
+        """The batches of consecutive `steps`, made ahead by so many threads."""
+        return prefetched(lambda key: self._made(*key), self._keys(steps), workers)
+
+    def _keys(self, steps: range) -> Generator[tuple[int, np.ndarray], None, None]:
+        """Each step and the rows of its images."""
+        epoch, order = -1, np.empty(0, np.int64)
+        for step in steps:
+            number, place = divmod(step, self.epoch)
+            if number != epoch:
+                epoch = number
+                rng = self._rng("order", epoch)
+                order = np.argsort(rng.random(len(self.part)), kind="stable")
+            yield step, order[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def _made(self, step: int, rows: np.ndarray) -> Labelled:
+        part = self.part.at(rows)
+        x = self.pictures.unprepared(SPLIT, part.classes, part.examples)
+        if self.augmentation is not None:
+            x = _changed(self.augmentation, x, self._rng("augmented", step))
+        y = torch.from_numpy(part.classes).to(x.device)
+        return self.mixing(self.pictures.preparation(x), y, self._rng("mixed", step))
+
+    def _rng(self, use: str, index: int) -> np.random.Generator:
+        digest = self.pictures.dataset.digest
+        return generator(f"{digest}/pretraining/{use}", SPLIT, self.seed, index)
+
+
+def _changed(how: Augmentation, x: Tensor, rng: np.random.Generator) -> Tensor:
+    """`x` `[B, C, H, W]` augmented, every image by random numbers of its own."""
+    turns = (rng.random(len(x)) * 4).astype(np.int64)
+    numbers = rng.random((len(x), NUMBERS), np.float32)
+    draws = rng.random((how.randaugment, len(x), 2), np.float32)
+    return how(x, sent(turns, x.device), sent(numbers, x.device), draws)

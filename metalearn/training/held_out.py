@@ -1,0 +1,71 @@
+"""A classifier measured: its accuracy on images of its classes, and on episodes of others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalearn.episodes import FewShotEpisodes
+from metalearn.evaluation.centroids import centroid_accuracies
+from metalearn.training.base_images import Pictures
+from metalearn.training.division import SPLIT, Part
+from metalearn.training.supervised import with_features
+
+_TOGETHER = 256  # images
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """Logits and features of a network in eval mode, in full precision, without history."""
+
+    pictures: Pictures
+    device: torch.device
+    channels_last: bool = False
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """`x` on the device, as the network lies in memory."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return x.to(self.device, non_blocking=True).contiguous(memory_format=layout)
+
+    @torch.no_grad()
+    def __call__(self, network: nn.Module, split: str, part: Part) -> tuple[Tensor, Tensor]:
+        """`[n, N]` and `[n, D]` of the images `part` of `split`; leaves `network` in eval mode."""
+        network.eval()
+        pieces = [part.at(np.arange(len(part))[a : a + _TOGETHER]) for a in _starts(len(part))]
+        found = [
+            with_features(network, self.laid_out(self.pictures(split, p.classes, p.examples)))
+            for p in pieces
+        ]
+        logits, features = zip(*found, strict=True)
+        return torch.cat(logits), torch.cat(features)
+
+
+def _starts(count: int) -> range:
+    return range(0, count, _TOGETHER)
+
+
+def classified(forward: Forward, network: nn.Module, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """For each image of base classes in `part` whether it is classified right, 0 or 1, and its
+    cross-entropy; both float64 `[n]`."""
+    logits = forward(network, SPLIT, part)[0].double()
+    y = torch.from_numpy(part.classes).to(logits.device)
+    right = (logits.argmax(1) == y).double()
+    return right.cpu().numpy(), F.cross_entropy(logits, y, reduction="none").cpu().numpy()
+
+
+def few_shot(
+    forward: Forward,
+    network: nn.Module,
+    sources: Sequence[FewShotEpisodes],
+    split: str,
+    episodes: int,
+) -> list[np.ndarray]:
+    """Accuracies `[episodes]` by nearest centroid, for each of `sources`."""
+
+    def embed(classes: np.ndarray, examples: np.ndarray) -> Tensor:
+        return forward(network, split, Part(classes, examples))[1]
+
+    return centroid_accuracies(embed, sources, split, episodes)

@@ -1,0 +1,75 @@
+"""Mixing the images of a batch in pairs: mixup and CutMix."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+
+from metalearn.errors import UsageError
+
+
+class Labelled(NamedTuple):
+    """Images of which each may be of two classes.
+
+    x: `[B, C, H, W]`. y, other: int64 `[B]`. share: how much of each is of class `y`; the rest is
+    of class `other`.
+    """
+
+    x: Tensor
+    y: Tensor
+    other: Tensor
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Each image of a batch with another of it, in a share that is Beta(alpha, alpha).
+
+        x = share * x_i + (1 - share) * x_j      mixup (Zhang et al. 2018, section 1)
+        x = x_j inside a box, x_i around it      CutMix (Yun et al. 2019, eqs. 1 and 2)
+
+    The box has the part 1 - share of the image and its centre anywhere; where it is cut off at the
+    edge, the share is what is left of x_i. mixup, cutmix: alpha of each, 0 for without; with both,
+    every batch has one of them at even odds.
+
+    Raises UsageError for alphas below 0.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("mixup", "cutmix"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"training.{name}={getattr(self, name)} must be 0 or more")
+
+    def __call__(self, x: Tensor, y: Tensor, rng: np.random.Generator) -> Labelled:
+        """The batch `x` `[B, C, H, W]`, `y` `[B]` mixed by the numbers of `rng`."""
+        if not (self.mixup or self.cutmix):
+            return Labelled(x, y, y)
+        # Of `random` alone: numpy does not change how it draws.
+        which, chance, row, column = rng.random(4)
+        partner = torch.from_numpy(np.argsort(rng.random(len(x)), kind="stable")).to(x.device)
+        cuts = self.cutmix > 0 and (not self.mixup or which < 0.5)
+        alpha = self.cutmix if cuts else self.mixup
+        share = float(betaincinv(alpha, alpha, chance))
+        other = y[partner]
+        if not cuts:
+            return Labelled(torch.lerp(x[partner], x, share), y, other, share)
+        height, width = x.shape[-2:]
+        top, bottom = _sides(height, share, row)
+        left, right = _sides(width, share, column)
+        x, pasted = x.clone(), x[partner, :, top:bottom, left:right]
+        x[:, :, top:bottom, left:right] = pasted
+        left_over = 1 - (bottom - top) * (right - left) / (height * width)
+        return Labelled(x, y, other, left_over)
+
+
+def _sides(size: int, share: float, centre: float) -> tuple[int, int]:
+    """Where a box with the part `sqrt(1 - share)` of `size` begins and ends, kept inside."""
+    half = int(size * (1 - share) ** 0.5) // 2
+    middle = int(centre * size)
+    return max(middle - half, 0), min(middle + half, size)
