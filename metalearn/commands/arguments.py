@@ -54,7 +54,7 @@ LOWEST = {
     "outer.optimizer.lr": 0,
     "backbone.filters": 1,
 }
-ABOVE_ZERO = ("training.clip_norm",)
+ABOVE_ZERO = ("training.clip_norm", "training.seconds")
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:

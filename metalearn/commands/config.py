@@ -114,11 +114,11 @@ def plain(config: DictConfig, job: str = "train") -> dict[str, Any]:
     # `+key=` gets past the types: what a config group takes is for its target to say.
     _check_keys(values, SCHEMAS[job], job)
     if values["run_dir"] is None:
-        values["run_dir"] = _default_folder(values)
+        values["run_dir"] = _default_folder(values, job)
     return values
 
 
-def _default_folder(config: Mapping[str, Any]) -> str:
+def _default_folder(config: Mapping[str, Any], job: str) -> str:
     """`runs/<name>-seed<seed>-<hash>`, so that the same command finds its run again."""
     from metalearn.training.folder import config_hash
 
@@ -127,8 +127,10 @@ def _default_folder(config: Mapping[str, Any]) -> str:
 
     episodes = config["episodes"]
     varied = (config.get("sampling") or {}).get("sizes")
-    shape = f"{episodes['ways']}w{'' if varied else str(episodes['shots']) + 's'}"
-    name = config["name"] or f"{last('algorithm')}-{last('dataset')}-{shape}"
+    one = not varied and isinstance(episodes["shots"], int)
+    shape = f"{episodes['ways']}w{str(episodes['shots']) + 's' if one else ''}"
+    what = last("algorithm") if job == "train" else job
+    name = config["name"] or f"{what}-{last('dataset')}-{shape}"
     return f"runs/{name}-seed{config['seed']}-{config_hash(config)[:8]}"
 
 
