@@ -38,6 +38,10 @@ def small(overrides: list[str]) -> list[str]:
         extra.append("tracker=disabled")
     if "filters" in config["backbone"]:
         extra.append("backbone.filters=4")
+    if "depth" in config["backbone"]:
+        extra.append(f"backbone.depth={10 if 'width' in config['backbone'] else 8}")
+    if "width" in config["backbone"]:
+        extra.append("backbone.width=1")
     if "classes" in config["dataset"]:
         extra.append("dataset.classes=60")
     if (config["training"]["ways"] or 0) > 20:
