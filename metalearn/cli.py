@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra.errors import InstantiationException
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +21,7 @@ USAGE = """usage: metalearn <command> [overrides]
   train      train, validate and test; `-m` sweeps over comma-separated values
   pretrain   train a backbone on the base classes, for `train backbone.weights=<its run folder>`
   evaluate   measure a run again: run=<folder> [manifest=<file>] [evaluation.episodes=1000 ...]
+  compare    untrained, pre-training, fine-tuning and meta-learning on the same episodes
   data       list | prepare [dataset=...] | verify [...] | show [split=test] [episode=0] [...]
              | manifest [dataset=...] [evaluation.episodes=600] [out=<file>]
   list       algorithms, backbones, data sets, strategies, experiments
@@ -143,6 +145,20 @@ def evaluate(arguments: list[str], console: Console) -> None:
     jobs.evaluate_run(config, build(config, trained=True), run, console)
 
 
+def compare(arguments: list[str], console: Console) -> None:
+    """`metalearn compare [overrides]`; `--cfg job` prints the composed configuration."""
+    overrides, options = _split(arguments)
+    if options:
+        if " ".join(options).replace("=", " ") not in ("--cfg job", "-c job"):
+            raise UsageError(f"compare takes overrides and --cfg job, not {options[0]}")
+        print(yaml.safe_dump(compose(overrides, "compare"), sort_keys=False), end="")
+        return
+    from metalearn.commands.comparison.run import run
+
+    if code := run(overrides, console):
+        sys.exit(code)
+
+
 def data(arguments: list[str], console: Console) -> None:
     """`metalearn data list|prepare|verify|show|manifest`."""
     action, *overrides = arguments or ["list"]
@@ -211,6 +227,7 @@ COMMANDS: dict[str, Callable[[list[str], Console], None]] = {
     "train": train,
     "pretrain": pretrain,
     "evaluate": evaluate,
+    "compare": compare,
     "data": data,
     "list": listing,
     "bench": bench,

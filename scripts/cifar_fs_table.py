@@ -1,6 +1,6 @@
 """One table of the runs of `scripts/cifar_fs_gpu.sh`, beside published figures.
 
-    python -m scripts.cifar_fs_table runs/cifar_fs_gpu
+python -m scripts.cifar_fs_table runs/cifar_fs_gpu
 """
 
 import json

@@ -67,7 +67,7 @@ LOWEST = {
     "optimizer.lr": 0,
     "backbone.filters": 1,
 }
-ABOVE_ZERO = ("training.clip_norm",)
+ABOVE_ZERO = ("training.clip_norm", "training.seconds")
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:

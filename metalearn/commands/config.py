@@ -134,8 +134,9 @@ def _default_folder(config: Mapping[str, Any], job: str) -> str:
             return f"pretrain-{backbone}-{last('dataset')}"
         episodes = config["episodes"]
         varied = (config.get("sampling") or {}).get("sizes")
-        shape = f"{episodes['ways']}w{'' if varied else str(episodes['shots']) + 's'}"
-        return f"{last('algorithm')}-{last('dataset')}-{shape}"
+        one = not varied and isinstance(episodes["shots"], int)
+        shape = f"{episodes['ways']}w{str(episodes['shots']) + 's' if one else ''}"
+        return f"{last('algorithm') if job == 'train' else job}-{last('dataset')}-{shape}"
 
     name = config["name"] or default()
     return f"runs/{name}-seed{config['seed']}-{config_hash(config)[:8]}"

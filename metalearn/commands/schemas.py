@@ -83,5 +83,96 @@ class PretrainSettings:
     outputs: int | None = None
 
 
-SCHEMAS: dict[str, type] = {"train": RunSettings, "pretrain": PretrainSettings}
+@dataclass
+class ComparedEpisodes:
+    """The shape of the episodes: N ways, each of `shots` in turn, `queries` a class."""
+
+    ways: int = 5
+    shots: list[int] = field(default_factory=lambda: [1, 5])
+    queries: int = 15
+
+
+@dataclass
+class ComparedEvaluation:
+    """What the methods of a comparison are measured on. network_episodes: a number, or one for
+    each of the shots. timed: tasks, in at most `timed_seconds` after the first."""
+
+    split: str = "test"
+    seed: int = 0
+    episodes: int = 1000
+    network_episodes: Any = 200
+    timed: int = 20
+    timed_seconds: float = 5.0
+
+
+@dataclass
+class RegressionSettings:
+    """Of logistic regression on features."""
+
+    strength: float = 1.0
+
+
+@dataclass
+class ProbeSettings:
+    """Of the linear probe: AdamW on the whole support set."""
+
+    rate: float = 0.01
+    weight_decay: float = 0.01
+    steps: int = 100
+
+
+@dataclass
+class TuningSettings:
+    """The grids of fine-tuning, and how many episodes of the val split choose in them."""
+
+    episodes: int = 200
+    network_episodes: int = 20
+    head_rates: list[float] = field(default_factory=list)
+    head_steps: list[int] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+
+
+@dataclass
+class MetaSettings:
+    """The `metalearn train` runs of a comparison: their seconds, shots and overrides."""
+
+    seconds: float = 150.0
+    shots: int = 5
+    scratch: list[str] = field(default_factory=list)
+    common: list[str] = field(default_factory=list)
+    overrides: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass
+class ComparisonSettings:
+    """Methods beside one another, on one backbone and the same episodes."""
+
+    backbone: Any = MISSING
+    dataset: Any = MISSING
+    images: ImageSettings = field(default_factory=ImageSettings)
+    tracker: TrackerSettings = field(default_factory=TrackerSettings)
+    episodes: ComparedEpisodes = field(default_factory=ComparedEpisodes)
+    evaluation: ComparedEvaluation = field(default_factory=ComparedEvaluation)
+    logistic_regression: RegressionSettings = field(default_factory=RegressionSettings)
+    linear_probe: ProbeSettings = field(default_factory=ProbeSettings)
+    tuning: TuningSettings = field(default_factory=TuningSettings)
+    meta: MetaSettings = field(default_factory=MetaSettings)
+    methods: list[str] | None = None
+    name: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    norm: str = "frozen"
+    scratch_norm: str = "running"
+    run_dir: str | None = None
+    resume: str = "auto"
+    isolate: bool = True
+    outputs: int | None = None
+
+
+SCHEMAS: dict[str, type] = {
+    "train": RunSettings,
+    "pretrain": PretrainSettings,
+    "compare": ComparisonSettings,
+}
 """By the name of a file in `conf/`: what it composes into."""

@@ -1,6 +1,6 @@
 """The one evaluation: finite episodes to a mean, its interval, and every episode's value."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -25,7 +25,7 @@ class EvalReport:
     """Query metrics of finite episodes.
 
     by_step: name of a metric (`loss`, `accuracy`) to values `[episodes, steps + 1]`, after
-        0, 1, ..., steps inner steps.
+        0, 1, ..., steps inner steps, or after those alone that were asked for.
     manifest_hash: of the episodes; None where they came as plain batches.
     """
 
@@ -68,12 +68,13 @@ class EvalReport:
         return mean if self.measure == "accuracy" else -mean
 
 
-def measured(algo: MetaAlgorithm, meta: Meta, task: Task, steps: int) -> list[Metrics]:
-    """One task: the query metrics after 0, 1, ..., `steps` inner steps."""
+def measured(algo: MetaAlgorithm, meta: Meta, task: Task, at: Sequence[int]) -> list[Metrics]:
+    """One task: the query metrics after each of `at` inner steps, ascending."""
     support, query, _ = task
     return [
         algo.outer_loss(meta, algo.finish(meta, fast, support), query)[1]
-        for fast, _ in trajectory(algo, meta, support, steps)
+        for step, (fast, _) in enumerate(trajectory(algo, meta, support, max(at)))
+        if step in at
     ]
 
 
@@ -84,15 +85,19 @@ def evaluate(
     steps: int | None = None,
     batching: Batching = "auto",
     device: torch.device | str | None = None,
+    at: Sequence[int] | None = None,
 ) -> EvalReport:
     """Adapt to every episode and measure its queries after each inner step.
 
     episodes: a `Manifest`, one `Episodes` `[T, ...]`, or batches of them.
     steps: inner steps, by default the algorithm's own. device: where to move the episodes.
+    at: the inner steps to measure after, ascending, in the place of `steps`; by default after
+        each, which costs a pass over the queries.
     Dropout is off. Raises UsageError for no episodes, or for steps of a method without any.
     """
-    count = algo.steps if steps is None else steps
-    if count and not algo.steps:
+    if at is None:
+        at = range((algo.steps if steps is None else steps) + 1)
+    if max(at) and not algo.steps:
         raise UsageError("this algorithm has no inner steps; leave out evaluation.steps")
     manifest = episodes if isinstance(episodes, Manifest) else None
     batches = manifest.batches(32) if manifest else episodes
@@ -100,7 +105,7 @@ def evaluate(
         batches = [batches]
 
     def report(task: Task, run: Run) -> list[Metrics]:
-        return run(measured, algo, meta, task, steps=count)
+        return run(measured, algo, meta, task, at=tuple(at))
 
     values: dict[str, list[np.ndarray]] = {}
     with torch.no_grad(), algo.net.evaluating():

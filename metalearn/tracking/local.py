@@ -13,10 +13,10 @@ from metalearn.tracking.tracker import RunInfo, Status
 class JsonLines:
     """Appends one JSON object a record to `<run folder>/metrics.jsonl`.
 
-    Every record has `kind` ("scalars", "episodes" or "summary"), `step`, `time` (seconds since
-    1970) and the values under their own names; "episodes" also has `split`. JSON has no number
-    for NaN and the infinities, so they are written as the strings "nan", "inf", "-inf", which
-    keeps them apart; `read_records` gives the floats back.
+    Every record has `kind` ("scalars", "episodes", "summary" or "table"), `step`, `time` (seconds
+    since 1970) and the values under their own names; "episodes" also has `split`. JSON has no
+    number for NaN and the infinities, so they are written as the strings "nan", "inf", "-inf",
+    which keeps them apart; `read_records` gives the floats back.
     """
 
     def __init__(self, filename: str = "metrics.jsonl") -> None:
@@ -46,6 +46,10 @@ class JsonLines:
 
     def summary(self, values: Mapping[str, Any]) -> None:
         self._write({"kind": "summary", "step": self._step}, values)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        values = {"name": name, "columns": list(columns), "rows": [list(row) for row in rows]}
+        self._write({"kind": "table", "step": self._step}, values)
 
     def close(self, status: Status) -> None:
         if self._file is not None:

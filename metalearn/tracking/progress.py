@@ -89,6 +89,9 @@ class Progress:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Nothing: the result table is printed by who made the result."""
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Nothing, as for a summary."""
+
     def close(self, status: Status) -> None:
         if self._bar is not None:
             self._bar.stop()

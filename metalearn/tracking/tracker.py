@@ -38,6 +38,8 @@ class Sink(Protocol):
 
     def summary(self, values: Mapping[str, Any]) -> None: ...
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None: ...
+
     def close(self, status: Status) -> None: ...
 
 
@@ -90,6 +92,16 @@ class Tracker:
         """Record the results of the whole run."""
         for sink in self.sinks:
             sink.summary(values)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Record a table of numbers, texts and None.
+
+        Raises ValueError where a row has not a value for every column.
+        """
+        if any(len(row) != len(columns) for row in rows):
+            raise ValueError(f"every row of {name} needs {len(columns)} values: {list(columns)}")
+        for sink in self.sinks:
+            sink.table(name, columns, rows)
 
     def close(self, status: Status = "finished") -> None:
         """Close every sink, also where one fails to; the first failure is raised afterwards."""

@@ -102,6 +102,15 @@ class WandB:
     def summary(self, values: Mapping[str, Any]) -> None:
         self._put(lambda run: run.summary.update(dict(values)))
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        def send(run: Any) -> None:
+            import wandb
+
+            data = [list(row) for row in rows]
+            run.log({name: wandb.Table(columns=list(columns), data=data)})  # pyright: ignore[reportArgumentType]
+
+        self._put(send)
+
     def close(self, status: Status) -> None:
         """Wait, within `finish_timeout`, until everything is uploaded or on disk."""
         if self._thread is None:

@@ -119,7 +119,8 @@ def resume(
 def fit(
     problem: Problem, settings: TrainingSettings, state: TrainState, folder: Path, tracker: Tracker
 ) -> bool:
-    """Train until `settings.steps`, an early stop, or SIGTERM; `state` is updated in place.
+    """Train until `settings.steps` or `settings.seconds`, an early stop, or SIGTERM; `state` is
+    updated in place.
 
     Checkpoints go to `folder/checkpoints`. Returns False where SIGTERM ended it early.
     """
@@ -127,17 +128,19 @@ def fit(
     clock = time.monotonic() - state.seconds
 
     def save() -> None:
-        state.seconds = time.monotonic() - clock
         save_checkpoint(checkpoints, state.step, state.dump())
         prune_checkpoints(checkpoints, settings.keep, also=state.best_step)
 
     stop = threading.Event()
     with at_sigterm(stop.set), closing(_coming(problem, settings, state.step)) as coming:
-        while state.step < settings.steps and not _out_of_patience(state, settings):
+        while not _over(state, settings):
             _train_step(problem, settings, state, tracker, coming)
-            last = state.step == settings.steps
+            # Once a step: what `last` says, and what a checkpoint of this step keeps, agree.
+            state.seconds = time.monotonic() - clock
+            last = state.step == settings.steps or _out_of_time(state, settings)
             if state.step % settings.validate_every == 0 or last:
                 _validate(problem, state, tracker)
+                state.seconds = time.monotonic() - clock
                 save()
             elif state.step % settings.checkpoint_every == 0 or stop.is_set():
                 save()
@@ -161,6 +164,16 @@ def _coming(
         starts,
         workers,
     )
+
+
+def _over(state: TrainState, settings: TrainingSettings) -> bool:
+    done = state.step >= settings.steps or _out_of_time(state, settings)
+    return done or _out_of_patience(state, settings)
+
+
+def _out_of_time(state: TrainState, settings: TrainingSettings) -> bool:
+    """Whether the seconds are used up; a first step is always taken."""
+    return settings.seconds is not None and state.step > 0 and state.seconds >= settings.seconds
 
 
 def _out_of_patience(state: TrainState, settings: TrainingSettings) -> bool:
@@ -207,13 +220,14 @@ def _train_step(
 
 
 def _validate(problem: Problem, state: TrainState, tracker: Tracker) -> None:
+    steps = problem.algo.steps if problem.evaluation_steps is None else problem.evaluation_steps
     report = evaluate(
         problem.algo,
         state.meta,
         problem.validation,
-        problem.evaluation_steps,
-        problem.batching,
-        problem.device,
+        batching=problem.batching,
+        device=problem.device,
+        at=(steps,),
     )
     values = {name: rows[:, -1].tolist() for name, rows in report.by_step.items()}
     tracker.episodes(state.step, "val", {"index": list(range(len(report.losses))), **values})

@@ -30,6 +30,8 @@ class TrainingSettings:
     """The outer loop.
 
     steps: meta-steps. meta_batch: T tasks in each.
+    seconds: of training, validation included, after which it stops as if `steps` had been reached;
+    a resumed run keeps what it has used. Such a run repeats only up to where the clock stopped it.
     ways, shots, queries: of the training episodes, where they differ from `episodes`.
     clip_norm: largest norm of the meta-gradient.
     validate_every: meta-steps between validations. patience: validations without a new best
@@ -41,6 +43,7 @@ class TrainingSettings:
 
     steps: int = 1000
     meta_batch: int = 16
+    seconds: float | None = None
     ways: int | None = None
     shots: int | None = None
     queries: int | None = None

@@ -23,6 +23,9 @@ class Recorder:
     def summary(self, values):
         self.calls.append(("summary", values))
 
+    def table(self, name, columns, rows):
+        self.calls.append(("table", name, columns, rows))
+
     def close(self, status):
         self.calls.append(("close", status))
         if self.fail:

@@ -8,7 +8,7 @@ import time
 import pytest
 from wandb.proto import wandb_internal_pb2 as records
 
-from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB
+from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB, read_records
 
 _HEADER, _BLOCK, _PREFIX = 7, 32768, 7
 
@@ -98,6 +98,26 @@ def test_offline_records_everything(tmp_path, monkeypatch):
     summary = [item for r in wandb_records(recorded(tmp_path)) if r.HasField("summary")
                for item in r.summary.update if item.key == "accuracy"]  # fmt: skip
     assert json.loads(summary[-1].value_json) == 0.875
+
+
+def test_a_table_is_recorded_offline(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    tracker = Tracker([JsonLines(), WandB("offline", warn=pytest.fail)])
+    tracker.start(RunInfo("n", tmp_path, {}, None, seed=0, steps=0))
+    rows = [["protonet", 0.5, True], ["maml", None, False]]
+    tracker.table("comparison", ["method", "accuracy", "best"], rows)
+    with pytest.raises(ValueError, match="every row of comparison needs 1 values"):
+        tracker.table("comparison", ["method"], rows)
+    tracker.close("finished")
+    (row,) = history(recorded(tmp_path))
+    assert row["comparison/nrows"] == 2
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/*.json")
+    assert json.loads(table.read_text()) == {
+        "columns": ["method", "accuracy", "best"],
+        "data": rows,
+    }
+    (record,) = read_records(tmp_path / "metrics.jsonl")
+    assert (record["kind"], record["rows"]) == ("table", rows)
 
 
 def test_without_a_key_online_goes_offline_in_one_line_and_a_resumed_run_keeps_its_id(

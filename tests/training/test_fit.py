@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -198,3 +199,39 @@ def test_sigterm_in_the_last_step_changes_nothing(tmp_path) -> None:
     state, done = trained(tmp_path / "stopped", sinks=(Terminate(6),), steps=6)
     assert done and state.step == 6
     same(state, trained(tmp_path / "whole", steps=6)[0])
+
+
+def slow(seconds: float) -> Rigged:
+    """Training episodes that take so long to make."""
+
+    def change(call, episodes):
+        time.sleep(seconds)
+        return episodes
+
+    return Rigged(change)
+
+
+def test_a_clock_ends_a_run_as_a_last_step_does(tmp_path) -> None:
+    of, recorder = problem(train=slow(0.1)), Recorder()
+    limits = {"steps": 1000, "validate_every": 1000, "checkpoint_every": 1000, "seconds": 0.35}
+    state, done = trained(tmp_path, of, (recorder,), **limits)
+    # The fourth step is the first that ends past the limit, or an earlier one on a busy machine.
+    assert done and 1 <= state.step <= 4 and state.seconds >= 0.35
+    assert state.best_step == state.step and state.best_score is not None
+    assert [step for step, split, _ in recorder.episodes_by_step if split == "val"] == [state.step]
+    assert checkpoints(tmp_path) == [state.step]
+    again, done = trained(tmp_path, of, **limits)
+    assert done and again.step == state.step
+
+
+def test_a_resumed_run_keeps_the_seconds_that_it_has_used(tmp_path) -> None:
+    of = problem(train=slow(0.1))
+    first, _ = trained(tmp_path, of, steps=3, validate_every=1000)
+    assert first.seconds >= 0.3
+    more, _ = trained(tmp_path, of, steps=1000, validate_every=1000, seconds=first.seconds + 0.15)
+    assert 4 <= more.step <= 5
+
+
+def test_a_first_step_is_always_taken(tmp_path) -> None:
+    state, done = trained(tmp_path, problem(), steps=1000, seconds=1e-9)
+    assert done and state.step == 1 and checkpoints(tmp_path) == [1]

@@ -1,0 +1,1 @@
+"""`metalearn compare`: methods on one backbone and the same episodes."""

@@ -1,0 +1,208 @@
+"""From overrides to what a comparison does, with every mistake told before anything is done."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metalearn.commands.arguments import check_choice, check_numbers
+from metalearn.commands.backbone import check_backbone, settled
+from metalearn.commands.config import compose
+from metalearn.errors import UsageError, nearest
+from metalearn.training.device import torch_device
+
+SCRATCH = "_scratch"
+FEATURES = {
+    "untrained": "untrained",
+    "nearest_centroid": "pre-training",
+    "logistic_regression": "pre-training",
+    "linear_probe": "pre-training",
+    "fine_tune_head": "transfer",
+}
+"""Methods that look at features alone, and their families."""
+TUNED = ("fine_tune_head", "fine_tune_all")
+FAMILIES = ("untrained", "pre-training", "transfer", "meta-learning", "from scratch")
+_ONE_FOR_ALL = ("backbone", "dataset", "images", "device", "seed", "run_dir", "tracker", "outputs")
+_POSITIVE = (
+    "evaluation.timed",
+    "evaluation.timed_seconds",
+    "logistic_regression.strength",
+    "linear_probe.rate",
+    "linear_probe.steps",
+    "tuning.episodes",
+    "tuning.network_episodes",
+    "meta.seconds",
+    "meta.shots",
+)
+
+
+class Plan(NamedTuple):
+    """A comparison as plain values, so that a process of its own can be told it.
+
+    config: `conf/compare.yaml`, composed. headed, bare: the backbone with an output for each way,
+    and without a head. runs: by method, the configuration of its `metalearn train`.
+    """
+
+    config: dict[str, Any]
+    headed: dict[str, Any]
+    bare: dict[str, Any]
+    methods: list[str]
+    runs: dict[str, dict[str, Any]]
+
+    @property
+    def folder(self) -> Path:
+        """Of the comparison."""
+        return Path(self.config["run_dir"])
+
+    def within(self, folder: Path) -> "Plan":
+        """The same in another folder."""
+        runs = {n: {**run, "run_dir": str(folder / n)} for n, run in self.runs.items()}
+        return self._replace(config={**self.config, "run_dir": str(folder)}, runs=runs)
+
+    def network_episodes(self, shots: int) -> int:
+        """How many episodes of `shots` are for methods that adapt the network."""
+        asked, all_shots = self.config["evaluation"], self.config["episodes"]["shots"]
+        given = asked["network_episodes"]
+        count = given if isinstance(given, int) else given[all_shots.index(shots)]
+        return min(count, asked["episodes"])
+
+
+def family(method: str) -> str:
+    """One of `FAMILIES`."""
+    if method == "fine_tune_all":
+        return "transfer"
+    return FEATURES.get(method) or ("from scratch" if method.endswith(SCRATCH) else "meta-learning")
+
+
+def plan(overrides: Sequence[str]) -> Plan:
+    """What `metalearn compare <overrides>` is to do. Raises UsageError."""
+    _check_overrides(overrides, "", ("backbone.norm", "backbone.ways", "outputs"))
+    config = _composed(overrides)
+    check_numbers(config)
+    _check_values(config)
+    headed, bare = (
+        {**_composed([*overrides, f"outputs={outputs}"])["backbone"], **_norm(config, "norm")}
+        for outputs in (config["episodes"]["ways"], "null")
+    )
+    config = settled({**config, "backbone": headed})
+    headed, bare = config["backbone"], {**bare, "sha256": config["backbone"]["sha256"]}
+    for node in (headed, bare):
+        check_backbone(node)
+    methods = _methods(config)
+    runs = {
+        name: _run(config, name, headed, bare, [o for o in overrides if o.startswith("hydra.")])
+        for name in methods
+        if family(name) in ("meta-learning", "from scratch")
+    }
+    return Plan(config, headed, bare, methods, runs)
+
+
+def _composed(overrides: Sequence[str]) -> dict[str, Any]:
+    return compose(overrides, "compare")
+
+
+def _norm(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {"norm": config[key]} if "norm" in config["backbone"] else {}
+
+
+def _check_overrides(overrides: Sequence[str], where: str, taken: Sequence[str]) -> None:
+    for override in overrides:
+        name = override.partition("=")[0].lstrip("+")
+        for key in taken:
+            if name == key or name.startswith(f"{key}."):
+                use = "norm=... and scratch_norm=..." if key == "backbone.norm" else f"{key}=..."
+                if where or key == "backbone.norm":
+                    raise UsageError(
+                        f"{where}{name} is one for all methods; use {use} of the comparison"
+                    )
+                raise UsageError(f"{name} is set by the comparison; use episodes.ways=...")
+
+
+def _check_values(config: Mapping[str, Any]) -> None:
+    torch_device(config["device"])
+    check_choice("resume", config["resume"], ("auto", "never"))
+    check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
+    for norm in ("norm", "scratch_norm"):
+        check_choice(norm, config[norm], ("frozen", "running", "group", "none"))
+    for name in _POSITIVE:
+        section, key = name.split(".")
+        if not config[section][key] > 0:
+            raise UsageError(f"{name}={config[section][key]} must be above 0")
+    shots = config["episodes"]["shots"]
+    _check_list("episodes.shots", shots, 1)
+    if len(set(shots)) < len(shots):
+        raise UsageError(f"episodes.shots={shots} names a number twice; give each once")
+    given = config["evaluation"]["network_episodes"]
+    counts = given if isinstance(given, list) else [given]
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in counts)
+    if not whole or (isinstance(given, list) and len(given) != len(shots)):
+        raise UsageError(
+            f"evaluation.network_episodes={given} must be a whole number above 0, or a list of "
+            f"one for each of the {len(shots)} shots"
+        )
+    for name, low in (("head_rates", 0), ("rates", 0), ("head_steps", 0), ("steps", 0)):
+        _check_list(f"tuning.{name}", config["tuning"][name], low)
+
+
+def _check_list(name: str, values: Sequence[float], low: float) -> None:
+    if not values:
+        raise UsageError(f"{name}=[] is empty; give it one value or more")
+    if not all(low <= value < float("inf") for value in values):
+        raise UsageError(f"{name}={list(values)} must be {low} or more each")
+
+
+def _methods(config: Mapping[str, Any]) -> list[str]:
+    """The names to compare, in the order of their families. Raises UsageError."""
+    meta = config["meta"]
+    learned = list(meta["overrides"])
+    for name in learned:
+        if name in FEATURES or name in TUNED or name.endswith(SCRATCH) or not name.isidentifier():
+            raise UsageError(f"meta.overrides.{name} is not free as a name; use another")
+    for name in meta["scratch"]:
+        if name not in learned:
+            near = nearest(name, learned)
+            raise UsageError(f"meta.scratch has {name}, not in meta.overrides{near}")
+    known = [*FEATURES, "fine_tune_all", *learned, *(n + SCRATCH for n in learned)]
+    usual = [
+        n for n in known if not n.endswith(SCRATCH) or n.removesuffix(SCRATCH) in meta["scratch"]
+    ]
+    asked = usual if config["methods"] is None else config["methods"]
+    if not asked:
+        raise UsageError("methods=[] is empty; name one or more, or use methods=null for all")
+    for name in asked:
+        if name not in known:
+            raise UsageError(f"no method {name}{nearest(name, known)}; use {', '.join(known)}")
+    return [name for name in known if name in asked]
+
+
+def _run(
+    config: Mapping[str, Any],
+    name: str,
+    headed: Mapping[str, Any],
+    bare: Mapping[str, Any],
+    hydra: Sequence[str],
+) -> dict[str, Any]:
+    """The configuration of the `metalearn train` of method `name`."""
+    meta, shape = config["meta"], config["episodes"]
+    own = meta["overrides"][name.removesuffix(SCRATCH)]
+    _check_overrides([*meta["common"], *own], f"meta.overrides.{name}: ", _ONE_FOR_ALL)
+    run = compose(
+        [
+            f"episodes.ways={shape['ways']}",
+            f"episodes.shots={meta['shots']}",
+            f"episodes.queries={shape['queries']}",
+            f"training.seconds={meta['seconds']}",
+            f"evaluation.seed={config['evaluation']['seed']}",
+            f"evaluation.split={config['evaluation']['split']}",
+            *hydra,
+            *meta["common"],
+            *own,
+        ]
+    )
+    scratch = {}
+    if name.endswith(SCRATCH):
+        scratch = {"weights": None, "sha256": None, **_norm(config, "scratch_norm")}
+    node = bare if run["outputs"] is None else headed
+    same = {key: config[key] for key in ("dataset", "images", "tracker", "seed", "device")}
+    folder = str(Path(config["run_dir"]) / name)
+    backbone = {key: value for key, value in {**node, **scratch}.items() if key in node}
+    return {**run, **same, "backbone": backbone, "run_dir": folder, "name": name}

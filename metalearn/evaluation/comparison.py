@@ -1,0 +1,237 @@
+"""Methods beside one another on the same episodes: rows, tables, Markdown."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from metalearn.evaluation.statistics import mean_interval, paired_interval
+
+
+def compared(results: Sequence[Mapping[str, Any]], shots: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for each of `shots` and each method, accuracies as fractions.
+
+    results: of each method `method`, `family` and `shots`: by the number as text, `accuracies`
+        of the first episodes of one manifest, and `milliseconds`.
+
+    best: the method with the highest mean. difference: the mean of (its accuracy - the best's) over
+    the episodes that both were measured on, and its interval. differs: that leaves out 0.
+    """
+    rows = []
+    for number in shots:
+        found = [(r, np.asarray(r["shots"][str(number)]["accuracies"])) for r in results]
+        if not found:
+            continue
+        best, top = max(found, key=lambda one: one[1].mean())
+        for result, values in found:
+            mean, half, count = mean_interval(values)
+            shared = min(count, len(top))
+            pair = paired_interval(values[:shared], top[:shared])
+            rows.append(
+                {
+                    "shots": number,
+                    "method": result["method"],
+                    "family": result["family"],
+                    "accuracy": mean,
+                    "half_width": half,
+                    "episodes": count,
+                    "best": result is best,
+                    "difference": pair.mean,
+                    "difference_half_width": pair.half_width,
+                    "shared_episodes": shared,
+                    "differs": result is not best and abs(pair.mean) > pair.half_width,
+                    "milliseconds": result["shots"][str(number)]["milliseconds"],
+                }
+            )
+    return rows
+
+
+def episode_rows(
+    results: Sequence[Mapping[str, Any]], shots: Sequence[int]
+) -> list[dict[str, Any]]:
+    """A row an episode of each of `shots`: `shots`, `index` and each method's accuracy, None
+    where it was not measured."""
+    rows = []
+    for number in shots:
+        columns = {r["method"]: r["shots"][str(number)]["accuracies"] for r in results}
+        for index in range(max(map(len, columns.values()), default=0)):
+            values = {m: v[index] if index < len(v) else None for m, v in columns.items()}
+            rows.append({"shots": number, "index": index, **values})
+    return rows
+
+
+class Titled(NamedTuple):
+    """A table of text. families: of each row, in runs."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    families: list[str]
+    best: list[bool]
+
+
+ACCURACY = ("method", "accuracy %", "episodes", "to the best", "ms a task")
+COSTS = ("method", "adapted", "learned", "training s", "MiB", "training MiB")
+
+LEGEND = (
+    "Accuracy: mean over episodes with its 95% interval. To the best: the mean difference of "
+    "pairs, in points, over the episodes that both were measured on; * where its 95% interval, "
+    "not corrected for the number of methods, leaves out 0.",
+    "ms a task: median, one task at a time, from the support images on the device to a fitted "
+    "classifier; features of the support set count, loading images and predicting queries do not.",
+    "Adapted: numbers that descend in each task. Learned: numbers that the outer loop learned. "
+    "Training: of the outer loop, its validation included; tuning on validation episodes where a "
+    "method has a grid. MiB: peak memory of the process while it adapts to one task, and in "
+    "meta-training.",
+)
+
+
+def tables(comparison: Mapping[str, Any]) -> list[Titled]:
+    """The accuracies at each number of shots, and what the methods cost."""
+    found = []
+    for number in comparison["shots"]:
+        rows = [row for row in comparison["rows"] if row["shots"] == number]
+        digest = comparison["manifests"][str(number)][:12]
+        title = f"{comparison['ways']}-way {number}-shot, manifest {digest}"
+        lines = [
+            (
+                row["method"],
+                interval(row["accuracy"], row["half_width"]),
+                str(row["episodes"]),
+                _to_the_best(row),
+                short(row["milliseconds"]),
+            )
+            for row in rows
+        ]
+        found.append(_titled(title, ACCURACY, lines, rows))
+    costs = comparison["costs"]
+    lines = [
+        (
+            cost["method"],
+            f"{cost['adapted']:,}",
+            f"{cost['learned']:,}",
+            short(cost["seconds"]),
+            mebibytes(cost["peak_memory_bytes"]),
+            mebibytes(cost["training_peak_memory_bytes"]),
+        )
+        for cost in costs
+    ]
+    found.append(_titled("What it costs", COSTS, lines, costs))
+    return found
+
+
+def _titled(
+    title: str,
+    head: tuple[str, ...],
+    lines: list[tuple[str, ...]],
+    rows: Sequence[Mapping[str, Any]],
+) -> Titled:
+    best = [bool(row.get("best")) for row in rows]
+    return Titled(title, head, lines, [row["family"] for row in rows], best)
+
+
+def interval(mean: float, half: float) -> str:
+    """In percent."""
+    return f"{100 * mean:.2f} ± {100 * half:.2f}"
+
+
+def _to_the_best(row: Mapping[str, Any]) -> str:
+    if row["best"]:
+        return "best"
+    half = 100 * row["difference_half_width"]
+    return f"{100 * row['difference']:+.2f} ± {half:.2f}{' *' if row['differs'] else ''}"
+
+
+def short(value: float | None) -> str:
+    """Three digits; "" for None."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def mebibytes(value: float | None) -> str:
+    """Of bytes; "" for None."""
+    return "" if value is None else f"{value / 2**20:,.0f}"
+
+
+def terminal(table: Titled) -> Table:
+    """For a terminal of 80 columns: a line for each family, then its methods."""
+    shown = Table(box=None, pad_edge=False, title=table.title, title_justify="left")
+    for name in table.head:
+        shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    told = None
+    for line, family, best in zip(table.rows, table.families, table.best, strict=True):
+        if family != told:
+            shown.add_row(f"[dim]{escape(family)}")
+            told = family
+        cells = [escape(cell) for cell in line]
+        shown.add_row(f"  {cells[0]}", *cells[1:], style="bold green" if best else None)
+    return shown
+
+
+def markdown(comparison: Mapping[str, Any]) -> str:
+    """The whole report."""
+    parts = [f"# {title(comparison)}"]
+    parts.append("\n".join(f"- {name}: {value}" for name, value in facts(comparison)))
+    for table in tables(comparison):
+        body = [(f, *line) for f, line in zip(table.families, table.rows, strict=True)]
+        parts.append(f"## {table.title}\n\n{_markdown_table(('family', *table.head), body)}")
+    parts.append("![Accuracy by shots](accuracy.png)")
+    parts += LEGEND
+    parts.append("\n".join(f"- {line}" for line in notes(comparison)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Numbers to the right."""
+    rule = ["---" if name in ("family", "method") else "---:" for name in head]
+    lines = [head, rule, *body]
+    return "\n".join(
+        "| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines
+    )
+
+
+def title(comparison: Mapping[str, Any]) -> str:
+    """Of the report."""
+    return f"{comparison['backbone']} on {comparison['dataset']}: methods compared"
+
+
+def facts(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the figures hold for, by name."""
+    hashes = "; ".join(f"{k}-shot {v}" for k, v in comparison["manifests"].items())
+    known = [
+        ("command", comparison["command"]),
+        ("data set", f"{comparison['dataset']}, {comparison['split']} split"),
+        (
+            "episodes",
+            f"{comparison['ways']} ways, {comparison['queries']} queries a class, "
+            f"manifests of seed {comparison['evaluation_seed']}",
+        ),
+        ("manifest sha256", hashes),
+        ("backbone", comparison["backbone"]),
+        ("weights", comparison["weights"] or "random"),
+        ("weights sha256", comparison["weights_sha256"]),
+        ("norm policy", comparison["norm_policy"]),
+        ("seed", str(comparison["seed"])),
+        ("device", f"{comparison['device']}, {comparison['threads']} threads"),
+        ("torch", comparison["torch"]),
+        ("commit", comparison["commit"]),
+    ]
+    return [(name, value) for name, value in known if value]
+
+
+def notes(comparison: Mapping[str, Any]) -> list[str]:
+    """What each method is, what was chosen for it on validation, and what failed."""
+    lines = []
+    for method, told in comparison["notes"].items():
+        lines.append(f"{method}: {'; '.join(told)}")
+        for shots, choice in comparison["chosen"].get(method, {}).items():
+            edge = f"; at the edge of the grid: {choice['edge']}" if choice["edge"] else ""
+            lines.append(
+                f"{method}, {shots}-shot: rate {choice['rate']:g} and {choice['steps']} steps, "
+                f"chosen on the val split ({choice['accuracy']:.2%} there{edge})"
+            )
+    lines += [f"{method} failed: {why}" for method, why in comparison["failed"].items()]
+    return lines
