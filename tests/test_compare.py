@@ -176,12 +176,12 @@ def test_the_head_is_tuned_on_validation_alone(
 
 def test_what_was_meta_learned_is_measured_on_features_as_on_images(workplace: Path) -> None:
     """With inductive norms a feature does not depend on the images beside it."""
-    methods = "methods=[protonet,anil,meta_baseline,maml,protonet_scratch]"
+    names = ["protonet", "anil", "meta_baseline", "maml", "protonet_scratch"]
     asked = ("norm=frozen", "episodes.shots=[1]", "evaluation.network_episodes=12")
-    outcome = compare(methods, *asked)
+    outcome = compare(f"methods=[{','.join(names)}]", *asked)
     assert outcome.code == 0, outcome.err
-    here = setting("norm=frozen", "episodes.shots=[1]")
-    for name in ("protonet", "anil", "meta_baseline", "maml", "protonet_scratch"):
+    here = setting(*asked)
+    for name in names:
         config = yaml.safe_load(Path("run", name, "config.yaml").read_text())
         built = build(config)
         meta = load_weights(Path("run", name, "weights.safetensors"), built.meta)
@@ -195,7 +195,7 @@ def test_what_was_meta_learned_is_measured_on_features_as_on_images(workplace: P
     assert costs["meta_baseline"]["learned"] == costs["protonet"]["learned"] + 1
     assert costs["maml"]["learned"] == costs["protonet"]["learned"] + head
     assert all(cost["seconds"] >= 0.2 for cost in costs.values())
-    assert found["norm_policy"] == "frozen; running for protonet_scratch"
+    assert found["norm_policy"] == "frozen; group for protonet_scratch"
 
 
 def test_the_seed_draws_the_weights_and_not_the_episodes(workplace: Path) -> None:
@@ -223,22 +223,61 @@ def test_a_killed_comparison_goes_on_and_ends_with_the_same_numbers(workplace: P
     assert numbers() == numbers("whole")
 
 
+BAD = '+meta.overrides.bad=["algorithm=maml","gradient=reptile"]'
+WHY = "algorithm=maml cannot use gradient=reptile; use gradient=adjoint"
+
+
 def test_a_method_that_fails_is_named_and_the_others_are_kept(workplace: Path) -> None:
-    bad = '+meta.overrides.bad=["algorithm=maml","gradient=reptile"]'
-    outcome = compare("isolate=true", bad, "methods=[bad,nearest_centroid]", "episodes.shots=[1]")
-    assert outcome.code == 1
-    why = "algorithm=maml cannot use gradient=reptile"
-    assert why in made()["failed"]["bad"] and f"bad failed: {why}" in outcome.out
+    asked = (BAD, "methods=[bad,nearest_centroid]", "episodes.shots=[1]")
+    outcome = compare(*asked)
+    assert outcome.code == 1 and f"bad failed: {WHY}" in outcome.out
+    assert WHY in made()["failed"]["bad"] and WHY in Path("run/comparison.md").read_text()
     assert [row["method"] for row in made()["rows"]] == ["nearest_centroid"]
     kept = Path("run/methods/nearest_centroid.json").stat().st_mtime_ns
-    again = compare("isolate=true", bad, "methods=[bad,nearest_centroid]", "episodes.shots=[1]")
+    again = compare(*asked)
     assert again.code == 1 and "failed: bad; the same command tries them again" in again.out
     assert Path("run/methods/nearest_centroid.json").stat().st_mtime_ns == kept
 
 
+@pytest.mark.slow
+def test_methods_in_processes_of_their_own_give_the_same_numbers(workplace: Path) -> None:
+    asked = (BAD, "methods=[bad,nearest_centroid,logistic_regression,protonet]")
+    outcome = compare(*asked, "isolate=true", "run_dir=apart")
+    assert outcome.code == 1 and WHY in made("apart")["failed"]["bad"]
+    assert compare(*asked).code == 1
+    for name in ("nearest_centroid", "logistic_regression"):
+        for shots in (1, 5):
+            assert (accuracies(name, shots) == accuracies(name, shots, "apart")).all()
+    costs = {cost["method"]: cost for cost in made("apart")["costs"]}
+    assert costs["protonet"]["training_peak_memory_bytes"] > 2**27
+    assert 2**27 < costs["nearest_centroid"]["peak_memory_bytes"] < 2**31
+
+
+@pytest.mark.slow
+def test_sigterm_stops_a_method_in_its_own_process_and_the_same_command_goes_on(
+    workplace: Path,
+) -> None:
+    asked = [*SMALL, "isolate=true", "methods=[protonet]", "meta.seconds=8"]
+    command = [sys.executable, "-m", "metalearn.cli", "compare", *asked]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as stopped:
+        end = time.monotonic() + 240
+        while not list(Path("run").glob("protonet/metrics.jsonl")) and time.monotonic() < end:
+            time.sleep(0.05)
+        time.sleep(1)
+        stopped.terminate()
+        out, _ = stopped.communicate(timeout=120)
+    assert stopped.returncode == 0
+    assert "stopped in protonet; the same command goes on from there" in out
+    assert list(Path("run").glob("protonet/checkpoints/step-*"))
+    assert not Path("run/methods/protonet.json").exists()
+    outcome = metalearn("compare", *asked)
+    assert outcome.code == 0 and 8 <= made()["costs"][0]["seconds"] < 30
+
+
 def test_all_methods_by_default_and_ones_own_beside_them() -> None:
     mine = ('+meta.overrides.mine=["algorithm=anil","algorithm.steps=2"]', "meta.seconds=7")
-    made = plan([*SMALL, *mine])
+    made = plan([*SMALL, *mine, "scratch_norm=none"])
     assert made.methods == [
         "untrained", "nearest_centroid", "logistic_regression", "linear_probe", "fine_tune_head",
         "fine_tune_all", "protonet", "maml", "anil", "meta_baseline", "mine", "protonet_scratch",
@@ -251,7 +290,7 @@ def test_all_methods_by_default_and_ones_own_beside_them() -> None:
     assert made.runs["protonet"]["backbone"]["ways"] is None
     assert made.runs["maml"]["backbone"]["ways"] == 3
     assert made.runs["maml"]["backbone"]["norm"] == "group"
-    assert made.runs["maml_scratch"]["backbone"]["norm"] == "running"
+    assert made.runs["maml_scratch"]["backbone"]["norm"] == "none"
     assert made.runs["maml_scratch"]["algorithm"] == made.runs["maml"]["algorithm"]
 
 
@@ -288,7 +327,7 @@ def test_the_configuration_is_printed(workplace: Path) -> None:
         ("norm=transductive", "norm=transductive is not known; use frozen, running, group or none"),
         ("backbone.norm=frozen", "backbone.norm is one for all methods; use norm=..."),
         ("outputs=3", "outputs is set by the comparison; use episodes.ways=..."),
-        ("dataset=sinusoid", "compare needs one data set of images"),
+        ("dataset=sinusoid", "dataset=sinusoid sets inner, which metalearn compare does not have"),
         ("backbone.weights=nowhere.pth", "no weights at nowhere.pth"),
         ("meta.common=[algoritm=maml]", "algoritm"),
         ('+meta.overrides.mine=["algorithm=mine"]', "algorithm=mine is not known"),

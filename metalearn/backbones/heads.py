@@ -48,6 +48,22 @@ def linear(module: nn.Module, path: str | None, /) -> nn.Module:
     return module
 
 
+def zero(module: nn.Module, path: str | None, /) -> nn.Module:
+    """A copy of `module` whose linear layer at `path` is 0: w_n = 0, b_n = 0.
+
+    The inner loop then starts as fine-tuning of given weights does, and no class before another:
+    Ye, Chao: How to Train Your MAML to Excel in Few-Shot Classification, 2022. Raises UsageError
+    where there is no linear layer at `path`.
+    """
+    if path is None:
+        raise UsageError("head=zero is of a network with outputs, and here are features alone")
+    module = copy.deepcopy(module)
+    layer = _linear_at(module, path)
+    for weight in layer.parameters():
+        nn.init.zeros_(weight)
+    return module
+
+
 def cosine(module: nn.Module, path: str | None, /, scale: float = 10.0) -> nn.Module:
     """A copy of `module` with a `CosineHead` in the place of the linear layer at `path`, which
     gives it the weights it starts from; None where there is no head.
@@ -60,14 +76,19 @@ def cosine(module: nn.Module, path: str | None, /, scale: float = 10.0) -> nn.Mo
     if path is None:
         raise UsageError("head=cosine is of a network with outputs, and here are features alone")
     module = copy.deepcopy(module)
-    old = module.get_submodule(path)
-    if not isinstance(old, nn.Linear):
-        name = type(old).__name__
-        raise UsageError(
-            f"the network ends in {path} ({name}), not a linear layer; use head=linear"
-        )
+    old = _linear_at(module, path)
     new = CosineHead(old.weight.detach(), scale)
     if not path:
         return new
     module.set_submodule(path, new)
     return module
+
+
+def _linear_at(module: nn.Module, path: str) -> nn.Linear:
+    layer = module.get_submodule(path)
+    if not isinstance(layer, nn.Linear):
+        name = type(layer).__name__
+        raise UsageError(
+            f"the network ends in {path} ({name}), not a linear layer; use head=linear"
+        )
+    return layer

@@ -108,6 +108,7 @@ def train(config: Mapping[str, Any], built: Built, folder: Path, console: Consol
             steps=settings.steps,
             resume_step=state.step if resumed else None,
             wandb_id=state.wandb_id,
+            seconds=settings.seconds and max(settings.seconds - state.seconds, 0.0),
         )
         state.commit = source
         state.wandb_id = tracker.start(info).get("wandb_id", state.wandb_id)

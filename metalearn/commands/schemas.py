@@ -163,7 +163,7 @@ class ComparisonSettings:
     seed: int = 0
     device: str = "auto"
     norm: str = "frozen"
-    scratch_norm: str = "running"
+    scratch_norm: str = "group"
     run_dir: str | None = None
     resume: str = "auto"
     isolate: bool = True

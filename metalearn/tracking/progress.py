@@ -39,12 +39,14 @@ class Progress:
         self._bar: Bar | None = None
         self._task: Any = None
         self._steps = 0
+        self._end: float | None = None  # of the clock that ends the run
         self._first: tuple[int, float] | None = None
         self._shown = -math.inf
 
     def start(self, run: RunInfo) -> dict[str, Any]:
         self._steps = run.steps
-        self._shown = self._clock()
+        self._shown = started = self._clock()
+        self._end = None if run.seconds is None else started + run.seconds
         if self.console.is_terminal:
             self._bar = Bar(
                 TextColumn("{task.description}"),
@@ -54,7 +56,10 @@ class Progress:
                 refresh_per_second=_REFRESHES_PER_SECOND,
             )
             self._task = self._bar.add_task(
-                run.name, total=run.steps, completed=run.resume_step or 0, status=""
+                run.name,
+                total=run.steps if self._end is None else None,
+                completed=run.resume_step or 0,
+                status="",
             )
             self._bar.start()
             self._shown = -math.inf
@@ -71,7 +76,8 @@ class Progress:
         if now - self._shown < wait and step < self._steps:
             return
         self._shown = now
-        line = format_line(step, self._steps, values, self._seconds_left(step, now))
+        steps = self._steps if self._end is None else None
+        line = format_line(step, steps, values, self._seconds_left(step, now))
         if self._bar is None:
             self._print(line)
         else:
@@ -98,6 +104,8 @@ class Progress:
             self._bar = None
 
     def _seconds_left(self, step: int, now: float) -> float | None:
+        if self._end is not None:
+            return max(self._end - now, 0.0)
         if self._first is None or step <= self._first[0]:
             return None
         first, since = self._first
@@ -108,10 +116,13 @@ class Progress:
 
 
 def format_line(
-    step: int, steps: int, values: Mapping[str, float], seconds_left: float | None
+    step: int, steps: int | None, values: Mapping[str, float], seconds_left: float | None
 ) -> str:
-    """Format one status line, such as `120/2000  loss 0.412  accuracy 87.5%  ...`."""
-    parts = [f"{step}/{steps}"]
+    """Format one status line, such as `120/2000  loss 0.412  accuracy 87.5%  ...`.
+
+    steps: in all; None where it is not they that end the run.
+    """
+    parts = [f"step {step}" if steps is None else f"{step}/{steps}"]
     parts += [_quantity(name, values[name]) for name in ("loss", "accuracy") if name in values]
     for unit in ("tasks", "images"):
         if f"{unit}_per_second" in values:

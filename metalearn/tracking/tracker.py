@@ -14,6 +14,7 @@ class RunInfo(NamedTuple):
     steps: meta-steps that the whole run will have.
     resume_step: meta-steps already done by the checkpoint that the run goes on from, so that
         records of later steps are void; None for a run from its beginning.
+    seconds: of training that are left, where a clock may end it before `steps` do.
     wandb_id: the id that an earlier `Tracker.start` returned, kept in the checkpoint.
     """
 
@@ -25,6 +26,7 @@ class RunInfo(NamedTuple):
     steps: int
     resume_step: int | None = None
     wandb_id: str | None = None
+    seconds: float | None = None
 
 
 class Sink(Protocol):

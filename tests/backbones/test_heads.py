@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import grad, vmap
 
 from metalearn.backbones import MLP, Conv4
-from metalearn.backbones.heads import CosineHead, cosine, head_name, linear
+from metalearn.backbones.heads import CosineHead, cosine, head_name, linear, zero
 from metalearn.backbones.lora import LowRank, insert
 from metalearn.errors import UsageError
 from tests.tasks import generator, network
@@ -28,6 +28,14 @@ def test_logits_are_scaled_cosines_with_the_linear_layers_weights():
     torch.testing.assert_close(new(x), want, rtol=1e-10, atol=0)
     assert head_name(new) == "head" and isinstance(net.head, nn.Linear)
     assert {n for n, _ in new.head.named_parameters()} == {"weight", "scale"}
+
+
+def test_a_head_at_zero_leaves_the_body_and_the_given_network_as_they_are():
+    net = network(lambda: Conv4(3, filters=4, size=16))
+    new = zero(net, "head")
+    x = noise(5, 1, 16, 16)
+    assert torch.equal(new(x), torch.zeros(5, 3, dtype=torch.float64))
+    assert torch.equal(new.features(x), net.features(x)) and net.head.weight.abs().sum() > 0
 
 
 def test_a_zero_feature_has_finite_derivatives_of_second_order():
@@ -64,6 +72,9 @@ def test_heads_that_cannot_be():
     ):
         with pytest.raises(UsageError, match=line):
             cosine(net, path, scale)
+    for path, line in ((None, "head=zero is of a network"), ("features", "not a linear layer")):
+        with pytest.raises(UsageError, match=line):
+            zero(net, path)
     with pytest.raises(UsageError, match="no weight of the network is learned"):
         head_name(net.requires_grad_(False))
     bare = cosine(nn.Linear(4, 3), "")

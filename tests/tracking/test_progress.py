@@ -75,3 +75,16 @@ def test_a_step_costs_little(tmp_path):
     spent = time.perf_counter() - begin
     sink.close("finished")
     assert spent / 2000 < 1e-3
+
+
+def test_where_a_clock_ends_the_run_its_time_left_is_shown_and_no_number_of_steps(tmp_path):
+    clock, out = Clock(), io.StringIO()
+    sink = Progress(Console(file=out, width=120), clock=clock)
+    sink.start(RunInfo("maml", tmp_path, {}, None, seed=0, steps=10**6, seconds=90.0))
+    clock.now += 30.0
+    sink.scalars(4, {"loss": 0.5})
+    clock.now += 70.0
+    sink.scalars(9, {"loss": 0.25})
+    assert out.getvalue().splitlines() == [
+        "step 4  loss 0.5  1:00 left", "step 9  loss 0.25  0:00 left"
+    ]  # fmt: skip
