@@ -37,4 +37,6 @@ def test_results_are_shown_in_percent_with_their_manifests(tmp_path: Path) -> No
     assert first == ["not measured", "71.23 ± 0.46", "1000", "frozen", "b" * 12]
     last = found["MAML from it, second order, 5 steps"]
     assert last == ["71.23 ± 0.46", "not measured", "1000", "transductive", "a" * 12]
-    assert "64 base classes: 80.00 ± 2.00 (1920 images); 90 epochs, 4000 images/s" in table(tmp_path)
+    assert "64 base classes: 80.00 ± 2.00 (1920 images); 90 epochs, 4000 images/s" in table(
+        tmp_path
+    )

@@ -1,4 +1,4 @@
-"""`metalearn pretrain` as a user sees it: its mistakes, what it leaves, how its weights are used."""
+"""`metalearn pretrain` as a user sees it: its mistakes, what it leaves, how that is used."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ MISTAKES = {
     "training.ema=1": "training.ema=1.0 must be 0 or more, and below 1",
     "training.label_smoothing=1": "training.label_smoothing=1.0 must be below 1",
     "training.select=best": "training.select=best is not known; use few_shot, accuracy or last",
-    "training.select=accuracy division.val=0": "training.select=accuracy needs division.val above 0",
+    "training.select=accuracy division.val=0": "select=accuracy needs division.val above 0",
     "episodes.shots=[]": "training.select=few_shot needs episodes.shots; use accuracy or last",
     "episodes.shots=[0]": "episodes.shots=[0] must be 1 or more each",
     "episodes.shots=3": "episodes.shots=3 must be a list [...]",

@@ -20,7 +20,9 @@ def store(tmp_path_factory: pytest.TempPathFactory):
 
 def dataset(store, train, split: str = "train") -> ImageDataset:
     empty = unturned(np.array([], np.int64))
-    return ImageDataset("s", store, {**dict.fromkeys(("train", "val", "test"), empty), split: train})
+    return ImageDataset(
+        "s", store, {**dict.fromkeys(("train", "val", "test"), empty), split: train}
+    )
 
 
 def listed(part) -> list[tuple[int, int]]:
