@@ -1,6 +1,8 @@
 """One table of the runs of `scripts/cifar_fs_gpu.sh`, beside published figures.
 
-python -m scripts.cifar_fs_table runs/cifar_fs_gpu
+    python -m scripts.cifar_fs_table runs/cifar_fs_gpu
+
+What did not run, or did not end, is said to be not measured.
 """
 
 import json

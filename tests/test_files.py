@@ -11,6 +11,8 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     for text in ("one", "two\n"):
         write_atomic(tmp_path / "sub" / "a.txt", text)
         assert (tmp_path / "sub" / "a.txt").read_text() == text
+    write_atomic(tmp_path / "sub" / "a.txt", b"\x00\r\n\xff")
+    assert (tmp_path / "sub" / "a.txt").read_bytes() == b"\x00\r\n\xff"
     assert [p.name for p in (tmp_path / "sub").iterdir()] == ["a.txt"]
 
 

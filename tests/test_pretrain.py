@@ -1,4 +1,4 @@
-"""`metalearn pretrain` as a user sees it: mistakes, what it leaves, how its weights are used."""
+"""`metalearn pretrain` as a user sees it: its mistakes, what it leaves, how that is used."""
 
 import hashlib
 import json

@@ -71,8 +71,9 @@ def plot_pretraining(records: Iterable[Mapping[str, Any]], path: Path | str) -> 
     if not any(_training(records, name)[0] for name in names):
         raise ValueError("no record with a loss or an accuracy: nothing to draw")
     figure = _figure(7.2, 2.0 + 2.5 * len(names))
+    axes = None
     for place, name in enumerate(names):
-        axes = figure.add_subplot(len(names), 1, place + 1)
+        axes = figure.add_subplot(len(names), 1, place + 1, sharex=axes)
         _style(axes)
         if name == "few-shot":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

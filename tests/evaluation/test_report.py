@@ -5,7 +5,12 @@ import struct
 import pytest
 from rich.console import Console
 
-from metalearn.evaluation.plots import plot_accuracy_by_step, plot_learning_curve, smooth
+from metalearn.evaluation.plots import (
+    plot_accuracy_by_step,
+    plot_learning_curve,
+    plot_pretraining,
+    smooth,
+)
 from metalearn.evaluation.report import result_table, write_episode_file, write_json
 from metalearn.evaluation.statistics import Interval
 
@@ -106,6 +111,20 @@ def test_the_learning_curve(tmp_path):
     assert png_size(tmp_path / "loss.png") == (1080, 675)
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_learning_curve([{"kind": "summary", "step": 3}], tmp_path / "none.png")
+
+
+def test_a_pre_training(tmp_path):
+    records = [{"kind": "scalars", "step": s, "loss": 1 / s, "accuracy": 1 - 1 / s}
+               for s in range(1, 101)]  # fmt: skip
+    records[49] |= {"held_out_accuracy": 0.7, "held_out_loss": 0.5}
+    plot_pretraining(records, tmp_path / "plain.png")
+    assert png_size(tmp_path / "plain.png") == (1080, 1050)
+    records += [{"kind": "episodes", "split": f"val 5-way {k}-shot", "step": 50,
+                 "accuracy": [0.4, 0.5]} for k in (1, 5)]  # fmt: skip
+    plot_pretraining(records, tmp_path / "few.png")
+    assert png_size(tmp_path / "few.png") == (1080, 1425)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot_pretraining(records[100:], tmp_path / "none.png")
 
 
 def test_accuracy_by_step(tmp_path):

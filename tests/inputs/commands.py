@@ -324,6 +324,29 @@ MANIFESTS = [
 ]
 
 
+PRETRAIN = [
+    command("pretrain optimizer=lion", "optimizer=lion names no target; choose one"),
+    command(
+        "pretrain division.val=0.6 division.test=0.4", "must be 0 or more, and below 1 together"
+    ),
+    command("pretrain training.mixup=-1", "training.mixup=-1.0 must be 0 or more"),
+    command("pretrain dataset=mixture", "pretrain takes images of one data set with classes"),
+    command(
+        "pretrain dataset.classes=60 dataset.size=8 training.batch_size=4000",
+        "images are there to train on; use at most",
+    ),
+    Case(
+        "`metalearn pretrain dataset=folder`, without classes to validate on",
+        "pets has no classes in its val split",
+        lambda place: metalearn(
+            *("pretrain", "dataset=folder", "dataset.root=pets", "dataset.size=8"),
+            *("dataset.fractions=[0.5,0,0.5]", "division.val=0", "division.test=0"),
+        ),
+        lambda place: write_pictures(place.user / "pets", *(f"c{c}" for c in range(10))),
+    ),
+]
+
+
 def process(*words: str) -> "subprocess.Popen[str]":
     """The real command, as a process of its own."""
     path = str(Path(__file__).parents[2])
@@ -375,4 +398,12 @@ PROCESSES = [
     ),
 ]
 
-COMMANDS: tuple[Case, ...] = (*FOLDERS, *STORES, *PLACES, *ARGUMENTS, *MANIFESTS, *PROCESSES)
+COMMANDS: tuple[Case, ...] = (
+    *FOLDERS,
+    *STORES,
+    *PLACES,
+    *ARGUMENTS,
+    *MANIFESTS,
+    *PRETRAIN,
+    *PROCESSES,
+)

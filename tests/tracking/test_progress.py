@@ -49,6 +49,16 @@ def test_time_left_leaves_out_the_first_step_and_counts_hours(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_pre_training_shows_images_and_held_out_accuracy(tmp_path):
+    sink, out = progress(tmp_path, False, Clock(), steps=8)
+    sink.scalars(4, {"loss": 2.0, "images_per_second": 31.25, "held_out_accuracy": 0.5})
+    sink.scalars(8, {"loss": 1.0, "images_per_second": 31.25})
+    assert out.getvalue().splitlines() == [
+        "val at step 4: accuracy 50.0% on held-out images of the base classes",
+        "8/8  loss 1  31.2 images/s  0:00 left",
+    ]
+
+
 def test_an_evaluation_gets_a_line_that_stays(tmp_path):
     sink, out = progress(tmp_path, False, Clock())
     sink.episodes(5, "train", {"accuracy": [0.0, 1.0]})
