@@ -76,9 +76,10 @@ def _check_buffers(net: PureModule, params: Params, buffers: Params, x: Tensor) 
 
 
 def _scalar(output: Any) -> Tensor:
-    """The sum of the squares of all that is real in `output`."""
+    """The sum of the squares of 1 + all that is real in `output`."""
     if isinstance(output, Tensor):
-        return output.square().sum() if output.is_floating_point() else torch.zeros(())
+        # 1 more, because the square of what a head at 0 gives has no slope.
+        return (output + 1).square().sum() if output.is_floating_point() else torch.zeros(())
     parts = output.values() if isinstance(output, dict) else output
     parts = parts if isinstance(parts, list | tuple) else []
     return _sum(map(_scalar, parts))

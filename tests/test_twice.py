@@ -115,6 +115,19 @@ def test_recurrent_layers_loop_on_a_cpu_only(kind):
         check_twice_differentiable(net, sequences(), batched=True)
 
 
+def test_a_head_at_zero_has_a_gradient_and_hides_no_layer_below_it():
+    def ending_at_zero(*below):
+        head = nn.Linear(4, 3)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return pure(nn.Sequential(nn.Linear(4, 4), *below, head).double())
+
+    x = torch.randn(3, 4, generator=generator(0), dtype=torch.float64)
+    check_twice_differentiable(ending_at_zero(nn.Tanh()), x)
+    with pytest.raises(UsageError, match="cannot be differentiated"):
+        check_twice_differentiable(ending_at_zero(Calls(Cube.apply)), x)
+
+
 def test_no_gradient_at_all():
     net = pure(nn.Sequential(nn.Linear(4, 4), Calls(torch.Tensor.detach)).double())
     with pytest.raises(UsageError, match="^Sequential: no gradient reaches its weights"):
