@@ -38,7 +38,7 @@ MISTAKES = {
     "inner.rate=inf": "inner.rate=inf must be a finite number",
     "algorithm.steps=two": "algorithm.steps=two must be a whole number",
     "outer.optimizer.lr=x": "outer.optimizer.lr=x must be a finite number",
-    "backbone.norm=suport": "must be transductive, support, running, group or none",
+    "backbone.norm=suport": "must be transductive, support, running, frozen, group or none",
     "backbone=mlp backbone.hidden=[a]": "backbone.hidden=['a'] must be a list",
     "algorithm.stepz=3": "no key algorithm.stepz (did you mean algorithm.steps?)",
     "+algorithm.stepz=3": "algorithm.stepz is not known to metalearn.algorithms.MAML",
@@ -115,7 +115,7 @@ def test_regression_refuses_what_is_for_images(override: str, workplace: Path) -
 
 
 OTHERS = {
-    "trian": "no command trian (did you mean train?); use train, evaluate, data, list",
+    "trian": "no command trian (did you mean train?); use train, pretrain, ",
     "evaluate": "evaluate needs one run: metalearn evaluate run=<folder> [overrides]",
     "evaluate run=": "evaluate needs one run",
     "evaluate run=nowhere": "nowhere is not a run folder (no config.yaml); see `ls runs`",
