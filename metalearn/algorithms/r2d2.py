@@ -81,8 +81,11 @@ class R2D2:
         kernel = features @ features.T
         eye = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
         system = kernel + meta["hyper"]["log_regularisation"].exp() * eye
-        # Not linalg.solve, which waits for a GPU to say whether it is singular; it cannot be.
-        solved: Tensor = torch.linalg.solve_ex(system, hot.T)[0]
+        # Not linalg.solve: both ways it waits for a GPU to say whether it is singular, and lambda
+        # rules that out.
+        lower: Tensor = torch.linalg.cholesky_ex(system)[0]
+        half = torch.linalg.solve_triangular(lower, hot.T, upper=False)
+        solved = torch.linalg.solve_triangular(lower.mT, half, upper=True)
         return {"ridge": features.T @ solved, "counts": hot.sum(1)}
 
     def inner_loss(self, meta: Meta, fast: Params, support: Batch) -> Tensor:
