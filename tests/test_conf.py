@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metalearn.cli import GROUPS
 from metalearn.commands.config import compose, conf_folder
 from metalearn.data import data_folder
 from metalearn.data.parting import listed
@@ -65,6 +66,11 @@ def test_the_files_are_found() -> None:
     assert len(FILES) >= 26
     assert {".", "algorithm", "backbone", "outer/schedule", "experiment", "debug"} <= groups
     assert {"adaptation", "head", "loss"} <= groups
+
+
+def test_metalearn_list_shows_every_group() -> None:
+    folders = {path.parent.relative_to(conf_folder()) for path in conf_folder().rglob("*.yaml")}
+    assert {f.as_posix() for f in folders} - {".", "sweep"} == set(GROUPS)
 
 
 REAL = {
