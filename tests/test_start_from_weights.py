@@ -40,6 +40,8 @@ def test_a_run_starts_from_a_file_and_keeps_what_it_says(workplace: Path) -> Non
     assert outcome.code == 0, outcome.err
     assert "16 of 16 tensors matched, 100.0% of the numbers of the body" in outcome.out
     assert "head (head) is new, with 5 outputs (the file's has 9)" in outcome.out
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["starting_weights"] == str(path) and result["adaptation"] is None
     held = yaml.safe_load(Path("run/config.yaml").read_text())
     assert held["images"] == {"size": 16, "channels": 1, "mean": [0.25], "std": [0.5]}
     assert held["backbone"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -54,6 +56,17 @@ def test_what_is_given_goes_before_what_the_file_says(workplace: Path) -> None:
     config = compose([*FAST, f"backbone.weights={path}", "images.mean=[0.0]", "images.size=20"])
     images = backbone.settled(config)["images"]
     assert images == {"size": 20, "channels": 1, "mean": [0.0], "std": [0.5]}
+
+
+def test_what_was_chosen_for_the_task_stands_in_the_result(workplace: Path) -> None:
+    chosen = ("adaptation=last_k", "adaptation.k=2", "head=cosine", "loss=label_smoothed")
+    outcome = train(*chosen)
+    assert outcome.code == 0, outcome.err
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["adaptation"] == "last_k, k 2, outer all"
+    assert result["head"] == "cosine, scale 10.0"
+    assert result["loss_function"] == "label_smoothed, smoothing 0.1"
+    assert "last_k, k 2, outer all" in outcome.out
 
 
 def test_other_weights_under_the_same_name_are_refused_on_resume(workplace: Path) -> None:

@@ -51,6 +51,10 @@ def write_result(
         "algorithm": name("algorithm"),
         "gradient": name("gradient"),
         "backbone": name("backbone"),
+        "starting_weights": config["backbone"].get("weights"),
+        "adaptation": _unusual(config, "adaptation", "everything"),
+        "head": _unusual(config, "head", "linear"),
+        "loss_function": _unusual(config, "loss", "auto"),
         "dataset": _dataset(config, built.test.split),
         "seed": config["seed"],
         "config_hash": config_hash(config),
@@ -72,6 +76,14 @@ def write_result(
     )
     write_json(folder / "result.json", result)
     return result
+
+
+def _unusual(config: Mapping[str, Any], group: str, usual: str) -> str | None:
+    """What was chosen from a group, with its values; None for what is usual."""
+    node = dict(config.get(group) or {"_target_": usual})
+    name = str(node.pop("_target_")).rpartition(".")[2]
+    told = [f"{key} {value}" for key, value in node.items() if not key.startswith("_")]
+    return None if name == usual else ", ".join([name, *told])
 
 
 def _dataset(config: Mapping[str, Any], split: str) -> str:

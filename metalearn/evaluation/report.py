@@ -19,6 +19,10 @@ _SETTINGS = (
     ("algorithm", "algorithm"),
     ("gradient", "gradient"),
     ("backbone", "backbone"),
+    ("starting_weights", "from weights"),
+    ("adaptation", "adaptation"),
+    ("head", "head"),
+    ("loss_function", "loss"),
     ("norm_policy", "norm policy"),
 )
 _IDENTITY = (
