@@ -96,7 +96,7 @@ def cifar_default(depth: int, folders: list[Path], fetch: Any) -> Weights:
     known = CIFAR10[depth]
     here = [folder / known.name for folder in folders if (folder / known.name).is_file()]
     path = here[0] if here else fetch(MIRROR + known.name, known.name, known.sha256)
-    return described(read_weights(path, known.sha256))
+    return described(read_weights(path, known.sha256))._replace(source=known.name)
 
 
 def _unreachable(what: str, error: Exception) -> UsageError:
