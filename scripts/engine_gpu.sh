@@ -3,7 +3,7 @@
 # Usage: scripts/engine_gpu.sh [folder for the results]
 set -e
 out=${1:-experiments/engine-gpu}
-python -m pytest -q -m gpu tests
+python -m pytest -q -n 0 -m gpu tests
 python -m metalearn.cli bench engine device=cuda part=errors out="$out"
 python -m metalearn.cli bench engine device=cuda part=memory out="$out"
 python -m metalearn.cli bench engine device=cuda cells=conv4-28,conv4-32,resnet12-84/K=1,5/T=32 out="$out"

@@ -1,11 +1,13 @@
-"""What every test shares: one thread, because the machines that run them are small."""
+"""What every test shares: one thread, in it and in what it starts; the tests run side by side."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -51,12 +51,28 @@ def version(package: str) -> str | None:
         return None
 
 
-def matmul_rates(device: str, side: int = 2048) -> dict[str, float]:
-    """FLOP/s of a square matrix product in float32 and in bfloat16, median of 4."""
+def matmul_rates(device: str, most: int = 2048) -> dict[str, float]:
+    """FLOP/s of a square matrix product in float32 and in bfloat16, median of 4.
+
+    most: of the sides of the matrices; they are smaller where so large a product would take long
+    (bfloat16 on a processor that only emulates it).
+    """
     return {
-        name: 2 * side**3 / _seconds(torch.rand(side, side, device=device).to(dtype))
+        name: _matmul_rate(device, dtype, most)
         for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
     }
+
+
+_LONG = 0.5  # seconds
+
+
+def _matmul_rate(device: str, dtype: torch.dtype, most: int) -> float:
+    side = most // 8
+    while True:
+        seconds = _seconds(torch.rand(side, side, device=device).to(dtype))
+        if side >= most or 8 * seconds > _LONG:
+            return 2 * side**3 / seconds
+        side *= 2
 
 
 def _seconds(a: torch.Tensor) -> float:
