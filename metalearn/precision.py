@@ -11,6 +11,7 @@ computes in, by casting its weights and inputs on the way in and its outputs on 
 Double precision stays double in every mode but those that name a narrower type.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -52,6 +53,25 @@ def check_precision(precision: str) -> None:
         known = ", ".join(get_args(Precision))
         near = nearest(precision, _MODES)
         raise UsageError(f"precision={precision!r} is not known{near}; use {known}")
+
+
+def slowdown(precision: str, device: torch.device) -> float:
+    """How many times as long as in float32 a small matrix product takes in the narrower type of
+    `precision`: far above 1 where a processor only emulates that type. Timed, in milliseconds."""
+    narrow = _MODES[precision].outer
+    if narrow is None or device.type != "cpu":
+        return 1.0
+    return _product_seconds(narrow) / _product_seconds(torch.float32)
+
+
+def _product_seconds(dtype: torch.dtype, side: int = 128) -> float:
+    a = torch.ones(side, side, dtype=dtype)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.mm(a, a)
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
 def mode() -> tuple:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from metalearn.commands import jobs
 from metalearn.commands.result import _dataset
+from metalearn.precision import slowdown
 from tests.command import FAST, metalearn
 from tests.data.idx import write
 
@@ -159,6 +161,21 @@ def test_a_missing_data_set_is_one_line(workplace: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys.modules["metalearn.data.omniglot"], "MIRRORS", refused)
     line = metalearn("train", "debug=fast", "dataset=omniglot").mistake
     assert "cannot download images_background.zip" in line and "METALEARN_DATA" in line
+
+
+def test_a_slow_precision_is_told(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "this processor takes"
+    monkeypatch.setattr(jobs, "_EMULATED", 0.0)  # whatever the machine
+    small = (
+        "dataset.classes=60",
+        "backbone.filters=2",
+        "tracker=disabled",
+        "evaluation.episodes=2",
+    )
+    supervised = ("pretrain", *small, "training.steps=1", "evaluation.validation_episodes=2")
+    for command in (("train", *FAST), supervised):
+        assert said in metalearn(*command, "precision=bf16", "resume=never").out
+    assert slowdown("fp32", torch.device("cpu")) == 1
 
 
 def test_a_bug_keeps_its_traceback(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from metalearn.evaluation.report import result_table
 from metalearn.files import decode_floats, write_atomic
 from metalearn.gradients.auto import Choice, settle
 from metalearn.memory import keep_freed_memory, reset_peak_memory
+from metalearn.precision import slowdown
 from metalearn.tracking import JsonLines, Progress, RunInfo, Tracker, WandB, read_records
 from metalearn.training.folder import (
     check_writable,
@@ -84,6 +85,7 @@ def train(config: Mapping[str, Any], built: Built, folder: Path, console: Consol
     None where SIGTERM stopped the run; the same command goes on from there.
     """
     keep_freed_memory()
+    warn_of_emulation(config["precision"], built.problem.device, console)
     settings = TrainingSettings(**config["training"])
     problem = settled(built, settings, folder, console)
     source = commit()
@@ -129,6 +131,19 @@ def train(config: Mapping[str, Any], built: Built, folder: Path, console: Consol
     console.print(result_table(result))
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
     return state.best_score
+
+
+def warn_of_emulation(precision: str, device: torch.device, console: Console) -> None:
+    """Say so where the device computes in `precision` more slowly than in float32."""
+    if (times := slowdown(precision, device)) > _EMULATED:
+        console.print(
+            f"precision={precision}: this processor takes {times:.0f} times as long for it as "
+            "for fp32",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
+
+
+_EMULATED = 2.0  # times float32
 
 
 def settled(built: Built, settings: TrainingSettings, folder: Path, console: Console) -> Problem:

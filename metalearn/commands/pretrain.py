@@ -15,7 +15,7 @@ from metalearn.backbones.weights import Report
 from metalearn.commands.arguments import check_choice, check_node, check_numbers, make
 from metalearn.commands.backbone import build_module, check_backbone, settled
 from metalearn.commands.episodes import build_dataset, changes, preparation
-from metalearn.commands.jobs import in_folder
+from metalearn.commands.jobs import in_folder, warn_of_emulation
 from metalearn.commands.pretrained import BATCH_NORMS, write_result
 from metalearn.data import ImageDataset
 from metalearn.episodes import FewShotEpisodes
@@ -72,6 +72,7 @@ def train(built: Built, folder: Path, console: Console) -> float | None:
     """
     keep_freed_memory()
     config, what, now = built.config, built.what, built.state
+    warn_of_emulation(what.precision, what.device, console)
     source = commit()
     reset_peak_memory(what.device)
 
