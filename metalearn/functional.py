@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,38 @@ class PureModule:
         like = next((t for t in weights.values() if t.is_floating_point()), x)
         with calling(Call(weight)):
             return widened(self._forward(tree.map(narrowed, weights), narrowed(x)), like)
+
+    def before(self, path: str, weights: Params, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """What the submodule at `path` is given when the module is applied to `x`.
+
+        Raises RuntimeError where that is not one tensor, given once.
+        """
+        seen: list[Tensor] = []
+        part = self.module.get_submodule(path)
+        handle = part.register_forward_pre_hook(lambda _, given: seen.extend(given))
+        try:
+            output = self.apply(weights, x, weight)
+        finally:
+            handle.remove()
+        if len(seen) != 1:
+            raise RuntimeError(f"{path} is given {len(seen)} tensors, not one")
+        return widened(seen[0], output)
+
+    def part(self, path: str) -> "PureModule":
+        """The submodule at `path`, its tensors under the names that they have in the whole."""
+        start = f"{path}."
+        inside = {
+            name: tuple(place.removeprefix(start) for place in places if place.startswith(start))
+            for name, places in self.places.items()
+        }
+        params, buffers = (
+            {name: t for name, t in tensors.items() if inside.get(name)}
+            for tensors in (self.params, self.buffers)
+        )
+        return replace(
+            self, module=self.module.get_submodule(path), params=params, buffers=buffers,
+            places=inside,
+        )  # fmt: skip
 
     def _record(
         self, weights: Params, x: Tensor, weight: Tensor | None

@@ -12,9 +12,10 @@ from metalearn.algorithms.base import MetaAlgorithm
 from metalearn.episodes import Manifest
 from metalearn.errors import UsageError
 from metalearn.evaluation.statistics import Interval, mean_interval
+from metalearn.gradients.features import Head, embedded, head_of
 from metalearn.gradients.pieces import Run, Task
 from metalearn.gradients.plan import Batching, parse
-from metalearn.gradients.tasks import default_plan, map_tasks
+from metalearn.gradients.tasks import default_plan, map_tasks, select
 from metalearn.inner.loop import trajectory
 from metalearn.precision import computing_in
 from metalearn.types import Episodes, Meta, Metrics
@@ -68,9 +69,16 @@ class EvalReport:
         return mean if self.measure == "accuracy" else -mean
 
 
-def measured(algo: MetaAlgorithm, meta: Meta, task: Task, at: Sequence[int]) -> list[Metrics]:
-    """One task: the query metrics after each of `at` inner steps, ascending."""
+def measured(
+    algo: MetaAlgorithm, meta: Meta, task: Task, at: Sequence[int], head: Head | None = None
+) -> list[Metrics]:
+    """One task: the query metrics after each of `at` inner steps, ascending.
+
+    head: of `algo`, where it alone adapts; the images pass through the rest once.
+    """
     support, query, _ = task
+    if head is not None:
+        algo, meta = head, head.meta(meta, *embedded(algo, meta, head.path, task))
     return [
         algo.outer_loss(meta, algo.finish(meta, fast, support), query)[1]
         for step, (fast, _) in enumerate(trajectory(algo, meta, support, max(at)))
@@ -105,7 +113,7 @@ def evaluate(
         batches = [batches]
 
     def report(task: Task, run: Run) -> list[Metrics]:
-        return run(measured, algo, meta, task, at=tuple(at))
+        return run(measured, algo, meta, task, at=tuple(at), head=head)
 
     values: dict[str, list[np.ndarray]] = {}
     with torch.no_grad(), algo.net.evaluating():
@@ -119,11 +127,13 @@ def evaluate(
             plan = (parse(batching) or default_plan(on))._replace(threads=False, compile=False)
             # A list, so that every task of the batch is computed in full precision.
             with computing_in("fp32", on):
-                results = list(map_tasks(report, Task(batch.support, batch.query, None), plan))
-            for tasks, by_step in results:
+                tasks = Task(batch.support, batch.query, None)
+                head = head_of(algo, meta, select(tasks, 0))
+                results = list(map_tasks(report, tasks, plan))
+            for count, by_step in results:
                 stacked = tree.map(lambda *m: torch.stack(m, -1), *by_step)
                 for name, value in stacked.items():
-                    rows = value.unsqueeze(0) if tasks is None else value
+                    rows = value.unsqueeze(0) if count is None else value
                     values.setdefault(name, []).append(rows.double().cpu().numpy())
     if not values:
         raise UsageError("no episodes to evaluate; use evaluation.episodes of 1 or more")

@@ -16,7 +16,7 @@ from metalearn import tree
 from metalearn.inner.loop import apply_rule, dropping, inner_gradient, inner_step, minibatch
 from metalearn.inner.rules import State
 from metalearn.precision import inner_pass, outer_pass
-from metalearn.types import Batch, Meta, Metrics, Params
+from metalearn.types import Batch, Meta, MetaGradients, Metrics, Params
 
 if TYPE_CHECKING:
     from metalearn.algorithms.base import MetaAlgorithm
@@ -62,6 +62,10 @@ class Run(Protocol):
     def numbers(self, steps: int, task: Task) -> Tensor:
         """The numbers of the inner steps as tensors, so that one compiled piece serves all."""
         ...
+
+
+TaskGradient = Callable[["MetaAlgorithm", Meta, Task, Run], tuple[MetaGradients, Metrics]]
+"""(algo, meta, one task or a part with T, run) -> its gradient and scalar metrics, or `[T]`."""
 
 
 def judged(algo: "MetaAlgorithm", meta: Meta, fast: Params, task: Task) -> tuple[Tensor, Metrics]:

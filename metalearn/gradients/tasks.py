@@ -15,16 +15,14 @@ from metalearn.gradients.auto import settle
 from metalearn.gradients.base import Strategy, check_algorithm
 from metalearn.gradients.capture import captured, check_capture
 from metalearn.gradients.execution import Execution
-from metalearn.gradients.pieces import Run, Task
+from metalearn.gradients.features import ThroughFeatures, head_of
+from metalearn.gradients.pieces import Run, Task, TaskGradient
 from metalearn.gradients.plan import Plan, parse
 from metalearn.precision import check_precision, computing_in, outer_scale
 from metalearn.types import Episodes, Meta, MetaGradients, Metrics
 
 if TYPE_CHECKING:
     from metalearn.algorithms.base import MetaAlgorithm
-
-TaskGradient = Callable[["MetaAlgorithm", Meta, Task, Run], tuple[MetaGradients, Metrics]]
-"""(algo, meta, one task or a part with T, run) -> its gradient and scalar metrics, or `[T]`."""
 
 
 def select(tasks: Task, rows: int | slice) -> Task:
@@ -116,6 +114,9 @@ def over_tasks(
     if strategy.capture == "compile":
         plan = plan._replace(compile=True)
     tasks = Task(episodes.support, episodes.query, seeds(algo, len(x), x.device))
+
+    if strategy.kind in ("exact", "truncated") and (head := head_of(algo, meta, select(tasks, 0))):
+        gradient = ThroughFeatures(head, gradient)
 
     def mean_gradient(meta: Meta, tasks: Task) -> tuple[MetaGradients, Metrics]:
         if plan.whole and plan.tasks == 0:
