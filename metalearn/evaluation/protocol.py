@@ -15,7 +15,7 @@ from metalearn.evaluation.statistics import Interval, mean_interval
 from metalearn.gradients.features import Head, embedded, head_of
 from metalearn.gradients.pieces import Run, Task
 from metalearn.gradients.plan import Batching, parse
-from metalearn.gradients.tasks import default_plan, map_tasks, select
+from metalearn.gradients.tasks import default_plan, map_tasks
 from metalearn.inner.loop import trajectory
 from metalearn.precision import computing_in
 from metalearn.types import Episodes, Meta, Metrics
@@ -128,7 +128,7 @@ def evaluate(
             # A list, so that every task of the batch is computed in full precision.
             with computing_in("fp32", on):
                 tasks = Task(batch.support, batch.query, None)
-                head = head_of(algo, meta, select(tasks, 0))
+                head = head_of(algo, meta, tasks)
                 results = list(map_tasks(report, tasks, plan))
             for count, by_step in results:
                 stacked = tree.map(lambda *m: torch.stack(m, -1), *by_step)

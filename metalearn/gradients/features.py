@@ -61,29 +61,29 @@ class Head(MAML):
         return super().outer_loss(meta, fast, query._replace(x=meta["init"][QUERY]))
 
 
-def head_of(algo: "MetaAlgorithm", meta: Meta, task: Task) -> Head | None:
+def head_of(algo: "MetaAlgorithm", meta: Meta, tasks: Task) -> Head | None:
     """The part of `algo` that runs on features, None where there is none: where more adapts than
     the head, or the outputs of the network are not those of its head on what it is given.
 
-    task: any, without T; whether the parts make the whole is tried on it, once for each mode of
-    the modules.
+    tasks: any T; whether the parts make the whole is tried on the first of them, once for each
+    mode of the modules.
     """
     if not isinstance(algo, MAML) or isinstance(algo, Head) or algo.adapting is None:
         return None
     known = _heads.setdefault(algo, {})
     modes = tuple(part.training for part in algo.net.module.modules())
     if modes not in known:
-        known[modes] = _tried(algo, meta, task)
+        known[modes] = _tried(algo, meta, tasks.support.map(lambda t: t[0]))
     return known[modes]
 
 
 @torch.no_grad()
-def _tried(algo: MAML, meta: Meta, task: Task) -> Head | None:
+def _tried(algo: MAML, meta: Meta, support: Batch) -> Head | None:
     path = head_name(algo.net.module)
     of_head = [name for name in algo.adapting or () if name.startswith(f"{path}.")]
     if not path or len(of_head) < len(algo.adapting or ()) or algo.rule.batch_size is not None:
         return None
-    head, (x, _, weight) = Head(algo, path), task.support
+    head, (x, _, weight) = Head(algo, path), support
     if head.net._norms("support"):
         return None
     weights = {**meta["buffers"], **meta["init"]}

@@ -115,7 +115,7 @@ def over_tasks(
         plan = plan._replace(compile=True)
     tasks = Task(episodes.support, episodes.query, seeds(algo, len(x), x.device))
 
-    if strategy.kind in ("exact", "truncated") and (head := head_of(algo, meta, select(tasks, 0))):
+    if strategy.kind in ("exact", "truncated") and (head := head_of(algo, meta, tasks)):
         gradient = ThroughFeatures(head, gradient)
 
     def mean_gradient(meta: Meta, tasks: Task) -> tuple[MetaGradients, Metrics]:

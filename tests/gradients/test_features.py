@@ -14,7 +14,6 @@ from metalearn.evaluation import protocol
 from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Truncated, Unroll, tasks
 from metalearn.gradients.features import head_of
 from metalearn.gradients.pieces import Task
-from metalearn.gradients.tasks import select
 from metalearn.inner import lslr, sgd
 from tests.tasks import apart, classification, network
 
@@ -50,7 +49,7 @@ class Tied(Net):
 
 
 def found(algo, meta, episodes):
-    return head_of(algo, meta, select(Task(*episodes, None), 0))
+    return head_of(algo, meta, Task(*episodes, None))
 
 
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
