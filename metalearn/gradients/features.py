@@ -52,7 +52,8 @@ class Head(MAML):
         return Meta(init=init, hyper=whole["hyper"], buffers=buffers)
 
     def _outputs(self, meta: Meta, fast: Params, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        return self.net.apply({**meta["buffers"], **fast}, x, weight)
+        kept = {name: t for name, t in meta["init"].items() if name not in (SUPPORT, QUERY)}
+        return self.net.apply({**meta["buffers"], **kept, **fast}, x, weight)
 
     def inner_loss(self, meta: Meta, fast: Params, support: Batch) -> Tensor:
         return super().inner_loss(meta, fast, support._replace(x=meta["init"][SUPPORT]))

@@ -15,7 +15,7 @@ from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Truncated, Un
 from metalearn.gradients.features import head_of
 from metalearn.gradients.pieces import Task
 from metalearn.inner import lslr, sgd
-from tests.tasks import apart, classification, network
+from tests.tasks import apart, classification, network, randomised
 
 STEPS = 3
 
@@ -107,6 +107,19 @@ def test_dropout_that_is_off_is_no_obstacle_and_that_is_not_kept_for_when_it_is_
 
 def _single(t: Tensor) -> Tensor:
     return t.float() if t.is_floating_point() else t
+
+
+def test_a_head_that_adapts_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    algo, episodes = MAML(network(Net), STEPS, adapting=["head.bias"]), classification()
+    meta = algo.init()
+    meta["init"] = randomised(meta["init"])  # not what the module holds
+    assert found(algo, meta, episodes) is not None
+    got = [strategy(algo, meta, episodes)[0] for strategy in (Unroll(), Adjoint("vmap"))]
+    losses = evaluate(algo, meta, episodes).by_step["loss"]
+    whole(monkeypatch)
+    want, _ = Unroll()(algo, meta, episodes)
+    assert all(apart(gradient, want) < 1e-12 for gradient in got)
+    assert abs(losses - evaluate(algo, meta, episodes).by_step["loss"]).max() < 1e-12
 
 
 @pytest.mark.parametrize("norm", ["transductive", "support", "running"])
