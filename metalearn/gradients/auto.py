@@ -7,6 +7,7 @@ process and in the user's cache, so that the same question is not measured twice
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -41,6 +42,7 @@ Trial = Callable[[Plan, int], object]
 
 _MARGIN = 0.6  # of the free memory
 _HOPELESS = 1.5  # times the best so far, on two tasks
+_GAIN = 1.5  # times: what `vmap` has to win over a loop, and may win by being compiled
 _SHORT, _LONG = 60, 300  # inner steps times weight tensors that one compiled piece may hold
 _SMALL = 20_000  # weights; an eager `vmap` may look slow where its threads miss one another
 _WORTH_COMPILING = 120.0  # seconds of work to come, uncompiled
@@ -180,11 +182,12 @@ def _measure(
             stopwatch.time(Plan(compile=True, forward=forward))
         if stopwatch.best().tasks is not None or stopwatch.pays(best, Plan()):
             stopwatch.time(stopwatch.best()._replace(compile=True))
-        if small or stopwatch.pays(Plan(tasks=0), Plan(), 1.5):
+        pays = functools.partial(stopwatch.pays, Plan(tasks=0))
+        if small or (pays(Plan(), _GAIN) and pays(stopwatch.best(), 1 / _GAIN)):
             whole = size <= (_LONG if ahead > _WORTH_LONG else _SHORT)
             at_once = Plan(tasks=0, compile=True, forward=forward, whole=whole)
             stopwatch.time(at_once)
-            if cores > 1:
+            if small and cores > 1:
                 stopwatch.time(at_once._replace(serial=True))
     return Choice(stopwatch.best(), stopwatch.seconds)
 

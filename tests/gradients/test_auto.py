@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import time
 from dataclasses import dataclass
 from typing import ClassVar
 from weakref import WeakKeyDictionary
@@ -14,7 +15,7 @@ from torch import nn
 from metalearn.algorithms import MAML
 from metalearn.backbones import MLP
 from metalearn.gradients import Adjoint, auto
-from metalearn.gradients.plan import parse
+from metalearn.gradients.plan import Plan, parse
 from tests.tasks import apart, classification, network
 
 
@@ -106,6 +107,22 @@ def test_what_fails_everywhere_says_why():
     wrong = episodes.map(lambda t: t[..., :2] if t.is_floating_point() else t)
     with pytest.raises(RuntimeError, match="shape"):
         auto.settle(Counted(), algo, meta, wrong, coming=8)
+
+
+@pytest.mark.parametrize(
+    "compiled_loop, small, tried",
+    [(0.002, False, False), (0.006, False, True), (0.002, True, True)],
+    ids=["far behind", "near", "a small network"],
+)
+def test_tasks_at_once_are_compiled_where_that_may_pay(compiled_loop, small, tried):
+    seconds = {"loop": 0.008, "vmap": 0.004, "loop+compile": compiled_loop}
+
+    def trial(plan: Plan, tasks: int) -> None:
+        time.sleep(seconds.get(str(plan), 0.02) * tasks)
+
+    # The tests run on one thread, where the loop itself is compiled.
+    choice = auto._measure(trial, 2, torch.device("cpu"), False, 8, small, None)
+    assert ("vmap+compile+whole" in choice.seconds) == tried
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
