@@ -21,6 +21,7 @@ from metalearn.backbones.heads import head_name
 from metalearn.gradients.execution import Execution
 from metalearn.gradients.pieces import Run, Task, TaskGradient
 from metalearn.inner.loop import dropping
+from metalearn.norms import BatchNorm
 from metalearn.precision import inner_pass, outer_pass
 from metalearn.types import Batch, Meta, MetaGradients, Metrics, Params
 
@@ -37,10 +38,10 @@ class Head(MAML):
     """MAML of the submodule at `path`, on features that stand in `meta["init"]`: what a batch
     holds in the place of images is not looked at."""
 
+    path: str
+
     def __init__(self, whole: MAML, path: str):
         vars(self).update(vars(whole), net=whole.net.part(path), path=path)
-
-    path: str
 
     def meta(self, whole: Meta, support: Tensor, query: Tensor) -> Meta:
         """What the head needs of the meta-learned of the whole, and the features."""
@@ -85,8 +86,8 @@ def _tried(algo: MAML, meta: Meta, support: Batch) -> Head | None:
     if not path or len(of_head) < len(algo.adapting or ()) or algo.rule.batch_size is not None:
         return None
     head, (x, _, weight) = Head(algo, path), support
-    if head.net._norms("support"):
-        return None
+    if any(isinstance(part, BatchNorm) for part in head.net.module.modules()):
+        return None  # it may want the statistics of the support set, under names of the whole
     weights = {**meta["buffers"], **meta["init"]}
     changed = {name: 1.5 * weights[name] + 0.1 for name in of_head}
     seeds = (torch.tensor(seed, device=x.device) for seed in (1, 2))  # as dropout would differ
