@@ -12,8 +12,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 @pytest.fixture(scope="session")
 def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Decoded data sets of the whole session."""
-    return tmp_path_factory.mktemp("data-cache")
+    """Decoded data sets of the whole session, shared by the processes that tests run in."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data-cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture
