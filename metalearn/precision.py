@@ -83,16 +83,24 @@ def mode() -> tuple:
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
     """Inside, `inner_pass` and `outer_pass` are those of `precision`."""
     token = _mode.set(_MODES[precision])
+    try:
+        if device.type == "cuda":
+            with _rounding_to_tf32(precision == "tf32"):
+                yield
+        else:
+            yield
+    finally:
+        _mode.reset(token)
+
+
+@contextmanager
+def _rounding_to_tf32(allowed: bool) -> Iterator[None]:
     before = cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    if device.type == "cuda":
-        allowed = precision == "tf32"
-        cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
         yield
     finally:
-        if device.type == "cuda":
-            cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-        _mode.reset(token)
+        cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextmanager

@@ -46,6 +46,9 @@ def map_meta(f: Callable[[Tensor], Tensor], meta: Meta) -> Meta:
     )
 
 
+_NODES = dict, tuple, list
+
+
 def leaves(nested: Any) -> list[Any]:
     """What stands in nested dicts, tuples and lists, in order: tensors, None, numbers."""
     found: list[Any] = []
@@ -54,28 +57,26 @@ def leaves(nested: Any) -> list[Any]:
 
 
 def _collect(nested: Any, found: list[Any]) -> None:
-    if isinstance(nested, Tensor):
+    if not isinstance(nested, _NODES):
         found.append(nested)
-    elif isinstance(nested, dict):
-        for part in nested.values():
-            if isinstance(part, Tensor):  # most are: spares a call
-                found.append(part)
-            else:
-                _collect(part, found)
-    elif isinstance(nested, tuple | list):
-        for part in nested:
+        return
+    for part in nested.values() if isinstance(nested, dict) else nested:
+        if isinstance(part, Tensor):  # most are: spares a call
+            found.append(part)
+        else:
             _collect(part, found)
-    else:
-        found.append(nested)
 
 
 def rebuild(like: Any, leaves: Iterator[Any]) -> Any:
     """`like` with its leaves replaced by `leaves` in order."""
+    if not isinstance(like, _NODES):
+        return next(leaves)
     if isinstance(like, dict):
-        return {name: rebuild(part, leaves) for name, part in like.items()}
-    if isinstance(like, tuple | list):
-        parts = [rebuild(part, leaves) for part in like]
-        if hasattr(like, "_fields"):
-            return type(like)(*parts)
-        return parts if isinstance(like, list) else tuple(parts)
-    return next(leaves)
+        return {
+            name: rebuild(part, leaves) if isinstance(part, _NODES) else next(leaves)
+            for name, part in like.items()
+        }
+    parts = [rebuild(part, leaves) for part in like]
+    if hasattr(like, "_fields"):
+        return type(like)(*parts)
+    return parts if isinstance(like, list) else tuple(parts)

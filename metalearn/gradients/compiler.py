@@ -24,6 +24,10 @@ from metalearn.kernels import DECOMPOSITIONS, compiling
 _cache: WeakKeyDictionary[Any, dict[Any, "Compiled"]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
+_LARGE = 3000
+"""Operations from which the calls of the kernels are compiled apart and without optimisation: a
+C++ compiler's time grows faster than a function, to a quarter of an hour for a ViT's."""
+
 
 def _check_compiler(device: torch.device) -> None:
     """Raise UsageError where nothing could be compiled."""
@@ -66,7 +70,11 @@ class Compiled:
         self.outputs = tree.rebuild(self.outputs, iter(lambda: None, 0))  # keeps no tensor alive
         options: dict[str, Any] = {}
         if tensors[0].device.type == "cpu":
-            options = {"cpp_wrapper": True, "cpp.threads": torch.get_num_threads()}
+            options = {
+                "cpp_wrapper": True,
+                "cpp_wrapper_build_separate": len(graph.graph.nodes) > _LARGE,
+                "cpp.threads": torch.get_num_threads(),
+            }
         with _quiet():
             self.code: Any = torch._inductor.compile(graph, list(tensors), options=options)
 
@@ -91,14 +99,15 @@ def _keep_layout(graph: torch.fx.GraphModule) -> None:
 
 
 def compiled(
-    owner: Any, key: Any, function: Callable[..., Any], tensors: Sequence[Tensor]
+    owner: Any, key: Any, function: Callable[[], Callable[..., Any]], tensors: Sequence[Tensor]
 ) -> Compiled:
-    """`function` compiled for `tensors`, or what was compiled for `key` of `owner` before."""
+    """`function()` compiled for `tensors`, or what was compiled for `key` of `owner` before."""
     kept = _cache.setdefault(owner, {})
-    if key not in kept:
-        with _lock:
-            if key not in kept:
-                kept[key] = Compiled(function, tensors)
+    if (known := kept.get(key)) is not None:
+        return known
+    with _lock:
+        if key not in kept:
+            kept[key] = Compiled(function(), tensors)
     return kept[key]
 
 

@@ -1,10 +1,10 @@
 """How one piece is run: as it stands, under `vmap`, compiled."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,8 +29,7 @@ def _others(leaves: Sequence[Any]) -> list[Any]:
     return [(i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)]
 
 
-@dataclass(frozen=True)
-class Execution:
+class Execution(NamedTuple):
     """A `Run` of one task at a time, or of a part of the meta-batch with a leading T.
 
     `vmap` stands outermost, around the derivatives that a piece takes inside itself. The other
@@ -60,29 +59,42 @@ class Execution:
             with fused, unfolding() if self.unfold else nullcontext():
                 return piece(algo, meta, *args, **options)
 
-        given = (meta, args)
+        given = meta, args
         leaves = tree.leaves(given)
         tensors = [t for t in leaves if isinstance(t, Tensor)]
+
+        def function() -> Callable[..., Any]:
+            return self._of_tensors(partial(piece, algo), given, leaves, options)
+
+        if not self.compile:
+            return function()(*tensors)
+        if not self.vmapped:
+            tensors = [channels_last(t) if t.ndim == 4 else t for t in tensors]
+        others = () if len(tensors) == len(leaves) else _others(leaves)
+        same = piece, self, mode(), torch.get_num_threads(), *others, *options.items()
+        return compiled(algo, (same, *map(_KIND, tensors)), function, tensors)(*tensors)
+
+    def _of_tensors(
+        self,
+        piece: Callable[..., Any],
+        given: tuple[Meta, tuple],
+        leaves: Sequence[Any],
+        options: Mapping[str, Any],
+    ) -> Callable[..., Any]:
+        """`piece` as a function of the tensors among the `leaves` of `given`."""
 
         def flat(*tensors: Tensor) -> Any:
             rest = iter(tensors)
             filled = (next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
             meta, args = tree.rebuild(given, filled)
             with unfolding() if self.unfold else nullcontext():
-                return piece(algo, meta, *args, **options)
+                return piece(meta, *args, **options)
 
-        function = flat
-        if self.vmapped:
-            shared = len(tree.leaves(meta))
-            in_dims = (*[None] * shared, *[0] * (len(tensors) - shared))
-            function = torch.func.vmap(flat, in_dims, randomness="different")
-        if not self.compile:
-            return function(*tensors)
         if not self.vmapped:
-            tensors = [channels_last(t) if t.ndim == 4 else t for t in tensors]
-        others = () if len(tensors) == len(leaves) else _others(leaves)
-        same = piece, self, mode(), torch.get_num_threads(), *others, *options.items()
-        return compiled(algo, (same, *map(_KIND, tensors)), function, tensors)(*tensors)
+            return flat
+        shared, args = ([t for t in tree.leaves(part) if isinstance(t, Tensor)] for part in given)
+        in_dims = (*[None] * len(shared), *[0] * len(args))
+        return torch.func.vmap(flat, in_dims, randomness="different")
 
     def numbers(self, steps: int, task: Task) -> Tensor:
         """The numbers of the inner steps, `[steps]`, or `[steps, T]` under `vmap`."""

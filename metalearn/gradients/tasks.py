@@ -35,7 +35,7 @@ def map_tasks(
     f: Callable[[Task, Run], Any], tasks: Task, plan: Plan
 ) -> Iterator[tuple[int | None, Any]]:
     """`f` of every task: pairs (tasks in the part, or None for one task without T; result)."""
-    count = len(tasks.support.x)
+    count = tasks.support.x.shape[0]
     run = Execution(plan.tasks is not None, plan.compile, plan.forward, plan.unfold)
     if plan.tasks is not None:
         size = plan.tasks or count
@@ -103,7 +103,7 @@ def over_tasks(
     where `algo` is not defined for the strategy.
     """
     x = episodes.support.x
-    if not len(x):
+    if not (count := x.shape[0]):
         raise UsageError("no episodes in the meta-batch; use training.meta_batch of 1 or more")
     if (plan := parse(strategy.batching)) is None:
         strategy = settle(strategy, algo, meta, episodes)[0]
@@ -113,7 +113,7 @@ def over_tasks(
     check_algorithm(strategy, algo)
     if strategy.capture == "compile":
         plan = plan._replace(compile=True)
-    tasks = Task(episodes.support, episodes.query, seeds(algo, len(x), x.device))
+    tasks = Task(episodes.support, episodes.query, seeds(algo, count, x.device))
 
     if strategy.kind in ("exact", "truncated") and (head := head_of(algo, meta, tasks)):
         gradient = ThroughFeatures(head, gradient)
@@ -180,7 +180,7 @@ def _mean(
         total = part if total is None else _both(tree.add, total, part)
         metrics.append(measured)
     assert total is not None
-    factor = 1 / (len(tasks.support.x) * outer_scale())
+    factor = 1 / (tasks.support.x.shape[0] * outer_scale())
     mean = _both(lambda a: tree.scale(a, factor), total)
     return mean, tree.map(lambda *parts: torch.cat(parts), *metrics)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from metalearn.algorithms import MAML
 from metalearn.errors import UsageError
-from metalearn.gradients import Adjoint, Checkpointed, Implicit, Unroll
+from metalearn.gradients import Adjoint, Checkpointed, Implicit, Unroll, compiler
 from metalearn.gradients.compiler import Compiled
 from metalearn.inner import lslr, sgd
 from tests.gradients import reference
@@ -77,6 +77,15 @@ def test_exact(strategy, batching, build, shape):
         assert torch.get_num_threads() == (2 if batching == "threads" else 1)
     measured = strategy(batching="loop")(algo, meta, episodes)[1]
     torch.testing.assert_close(metrics, measured, rtol=1e-10, atol=0)
+
+
+@compiles
+def test_a_large_piece_is_compiled_in_two_parts(monkeypatch):
+    monkeypatch.setattr(compiler, "_LARGE", 10)
+    algo, episodes = MAML(network(layers), 1, sgd(0.1)), classification(shape=(4,))
+    want, _ = Adjoint()(algo, algo.init(), episodes)
+    got, _ = Adjoint(batching="vmap+compile+whole")(algo, algo.init(), episodes)
+    assert apart(got, want) < 1e-10
 
 
 @compiles
