@@ -1,5 +1,8 @@
-"""Peak tensor memory of a meta-gradient: every byte that a torch operation left alive."""
+"""Peak tensor memory of a meta-gradient, every byte that a torch operation left alive, and what
+a strategy that saves memory pays for it in time."""
 
+import statistics
+import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,12 +15,15 @@ from torch.utils._pytree import tree_leaves
 from metalearn import tree
 from metalearn.algorithms import MAML
 from metalearn.benchmarks.cells import Cell
-from metalearn.benchmarks.frameworks.ours import strategy
-from metalearn.benchmarks.machine import memory_available, peak_growth
+from metalearn.benchmarks.frameworks.ours import ours, strategy
+from metalearn.benchmarks.machine import memory_available, peak_growth, synchronise
 from metalearn.benchmarks.models import episodes, module
 from metalearn.inner import sgd
 
-STRATEGIES = ("unroll:loop:fp32", "adjoint:loop:fp32", "first_order:loop:fp32")
+STRATEGIES = tuple(
+    f"{name}:loop:fp32"
+    for name in ("unroll", "adjoint", "checkpointed", "first_order", "learn2learn", "higher")
+)
 
 
 class PeakBytes(TorchDispatchMode):
@@ -83,11 +89,13 @@ def by_steps(
     steps: Sequence[int] = (1, 5, 20, 50),
     strategies: Sequence[str] = STRATEGIES,
     device: str = "cpu",
+    repeats: int = 3,
 ) -> list[dict[str, Any]]:
-    """The peak of each strategy on one task, for every K that fits.
+    """The peak of each strategy on one task, for every K that fits, and its seconds.
 
     A step count whose peak, carried on from the two before it, would take more than half of the
-    free memory is left out.
+    free memory is left out. The strategies take turns to be timed; seconds: of one meta-step
+    as it stands, not compiled, the median of `repeats`.
     """
     found: list[dict[str, Any]] = []
     for name in strategies:
@@ -97,7 +105,24 @@ def by_steps(
                 break
             mine.append(measure(replace(Cell(model, 1, 1), steps=k), name, device))
         found += mine
+    for k in steps:
+        _time([r for r in found if r["steps"] == k], repeats, device)
     return found
+
+
+def _time(records: Sequence[dict[str, Any]], repeats: int, device: str) -> None:
+    """Fill in `seconds`."""
+    took: list[list[float]] = [[] for _ in records]
+    for _ in range(repeats + 1):
+        for record, seconds in zip(records, took, strict=True):
+            cell = Cell(record["model"], record["steps"], record["tasks"])
+            step = ours(cell, strategy(f"{record['strategy']}:loop:fp32"), device)
+            start = time.perf_counter()
+            step()
+            synchronise(device)
+            seconds.append(time.perf_counter() - start)
+    for record, (_, *seconds) in zip(records, took, strict=True):  # the first warms up
+        record["seconds"] = statistics.median(seconds)
 
 
 def expected(measured: Sequence[dict[str, Any]], steps: int) -> float:

@@ -124,7 +124,10 @@ def _show_speed(records: Sequence[Record], console: Console) -> None:
 
 
 ERRORS_HEAD = ("network", "K", "strategy", "cosine", "relative error", "")
-MEMORY_HEAD = ("network", "K", "strategy", "peak MB", "of which K copies of the weights", "rest MB")
+MEMORY_HEAD = (
+    "network", "K", "strategy", "peak MB", "of which K copies of the weights", "rest MB",
+    "s a meta-step",
+)  # fmt: skip
 FIT_HEAD = (
     "network", "framework", "allocator", "ms fixed", "ms a task", "ms a step and task", "R²",
     "cells",
@@ -137,10 +140,11 @@ def _error_line(r: Mapping[str, Any]) -> list[str]:
 
 
 def _memory_line(r: Mapping[str, Any]) -> list[str]:
+    copies = ["", ""]
+    if r["strategy"] == "adjoint":  # the others keep theirs in the graph, or none
+        copies = [f"{size / 1e6:.1f}" for size in (r["fast_copies"], r["peak"] - r["fast_copies"])]
     line = [r["model"], str(r["steps"]), r["strategy"], f"{r['peak'] / 1e6:.1f}"]
-    if r["strategy"] != "adjoint":  # the others keep theirs in the graph, or none
-        return [*line, "", ""]
-    return [*line, f"{r['fast_copies'] / 1e6:.1f}", f"{(r['peak'] - r['fast_copies']) / 1e6:.1f}"]
+    return [*line, *copies, f"{r['seconds']:.2f}"]
 
 
 def _fit_line(r: Mapping[str, Any]) -> list[str]:

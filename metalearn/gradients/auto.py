@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,11 +41,13 @@ Trial = Callable[[Plan, int], object]
 """(plan, tasks) -> one meta-gradient of so many of the tasks at hand."""
 
 _MARGIN = 0.6  # of the free memory
+_LONG_ENOUGH = 0.1  # seconds for one reading
 _HOPELESS = 1.5  # times the best so far, on two tasks
 _GAIN = 1.5  # times: what `vmap` has to win over a loop, and may win by being compiled
 _SHORT, _LONG = 60, 300  # inner steps times weight tensors that one compiled piece may hold
 _SMALL = 20_000  # weights; an eager `vmap` may look slow where its threads miss one another
-_WORTH_COMPILING = 120.0  # seconds of work to come, uncompiled
+_WORTH_COMPILING = 120.0  # seconds of work to come, uncompiled, for a network of
+_FEW = 20  # weight tensors; a Conv-4 has 18
 _WORTH_LONG = 1200.0  # the same, where the compiler takes minutes
 
 
@@ -94,9 +96,9 @@ def settle(
     x, many = episodes.support.x, coming is None or coming > 1000
     asked = (strategy, algo.steps, shapes, x.dtype, x.device, torch.get_num_threads(), many)
     settled = _settled.setdefault(algo, {})
-    if asked not in settled:
-        settled[asked] = _settle(strategy, algo, meta, episodes, coming)
-    return settled[asked]
+    if (known := settled.get(asked)) is None:
+        known = settled[asked] = _settle(strategy, algo, meta, episodes, coming)
+    return known
 
 
 def _settle(
@@ -118,9 +120,9 @@ def _settle(
         # Nothing that is drawn here may show in what follows.
         with torch.random.fork_rng(), torch.no_grad():
             products = algo.steps > 1 and getattr(strategy, "hessian_products", False)
-            size = algo.steps * len(meta["init"])
+            work = _Work(algo.steps, len(meta["init"]), coming)
             small = sum(t.numel() for t in meta["init"].values()) <= _SMALL
-            choice = _measure(trial, len(x), x.device, products, size, small, coming)
+            choice = _measure(trial, len(x), x.device, products, small, work)
         _keep(question, choice)
     return dataclasses.replace(strategy, batching=str(choice.plan)), choice
 
@@ -148,17 +150,36 @@ def _question(strategy: Any, algo: "MetaAlgorithm", meta: Meta, episodes: Episod
     )
 
 
+class _Work(NamedTuple):
+    """inner steps; tensors of the network's weights; tasks still to be run, None for many."""
+
+    steps: int
+    tensors: int
+    coming: int | None
+
+    def worth_compiling(self, seconds: float) -> bool:
+        """Where a task takes so long uncompiled. A compiler takes longer for more layers."""
+        return self._ahead(seconds) > _WORTH_COMPILING * max(1, self.tensors / _FEW)
+
+    def worth_whole(self, seconds: float) -> bool:
+        """Whether all inner steps may become one compiled piece."""
+        longest = _LONG if self._ahead(seconds) > _WORTH_LONG else _SHORT
+        return self.steps * self.tensors <= longest
+
+    def _ahead(self, seconds: float) -> float:
+        return math.inf if self.coming is None else self.coming * seconds
+
+
 def _measure(
     trial: Trial,
     tasks: int,
     device: torch.device,
     forward: bool,
-    size: int,
     small: bool,
-    coming: int | None,
+    work: _Work,
 ) -> Choice:
-    """forward: Hessian-vector products are taken. size: inner steps times weight tensors.
-    small: so few weights that time goes into calls. coming: tasks still to be run."""
+    """forward: Hessian-vector products are taken. small: so few weights that time goes into
+    calls."""
     stopwatch = _Stopwatch(trial, tasks, device)
     eager = [Plan(), Plan(tasks=0)]
     if tasks > 8:
@@ -172,8 +193,8 @@ def _measure(
     best = stopwatch.best()
     if best.tasks is not None:
         stopwatch.time(best._replace(unfold=True))
-    ahead = float("inf") if coming is None else coming * stopwatch.seconds[str(best)]
-    if ahead > _WORTH_COMPILING:
+    seconds = stopwatch.seconds[str(best)]
+    if work.worth_compiling(seconds):
         forward = stopwatch.pays(Plan(forward=True), Plan())
         cores = torch.get_num_threads() if device.type == "cpu" else 1
         if cores > 1 and tasks >= cores:
@@ -184,7 +205,7 @@ def _measure(
             stopwatch.time(stopwatch.best()._replace(compile=True))
         pays = functools.partial(stopwatch.pays, Plan(tasks=0))
         if small or (pays(Plan(), _GAIN) and pays(stopwatch.best(), 1 / _GAIN)):
-            whole = size <= (_LONG if ahead > _WORTH_LONG else _SHORT)
+            whole = work.worth_whole(seconds)
             at_once = Plan(tasks=0, compile=True, forward=forward, whole=whole)
             stopwatch.time(at_once)
             if small and cores > 1:
@@ -228,7 +249,7 @@ class _Stopwatch:
         reset_peak_memory(self.device)
         self._run(plan, few)  # compiles, warms up
         grown = max(0, peak_memory_bytes(self.device) - before)
-        quick = min(self._run(plan, few), self._run(plan, few))
+        quick = self._least(plan, few, 2)
         free = free_memory_bytes(self.device)
         at_once = plan.tasks is not None and (plan.tasks or self.tasks)
         if at_once and free is not None and grown / few * at_once > free * _MARGIN:
@@ -238,8 +259,15 @@ class _Stopwatch:
         if few == self.tasks or quick > _HOPELESS * best:
             return quick
         self._run(plan, self.tasks)
-        # The least, because what else the machine does only ever adds.
-        return min(self._run(plan, self.tasks) for _ in range(3))
+        return self._least(plan, self.tasks, 3)
+
+    def _least(self, plan: Plan, tasks: int, runs: int) -> float:
+        """The least of so many runs, of more where they are short, because what else the machine
+        does only ever adds."""
+        took = [self._run(plan, tasks) for _ in range(runs)]
+        while sum(took) * tasks < _LONG_ENOUGH:
+            took.append(self._run(plan, tasks))
+        return min(took)
 
     def _run(self, plan: Plan, tasks: int) -> float:
         started = time.perf_counter()

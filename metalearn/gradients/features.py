@@ -126,7 +126,7 @@ def on_features(
     inner = Execution(forward=forward, fused=False)
     of_head, metrics = gradient(head, head.meta(meta, *found), task, inner)
     d_init = of_head["init"]
-    (of_body,) = back((d_init.pop(SUPPORT), d_init.pop(QUERY)))
+    (of_body,) = back((d_init.pop(SUPPORT), d_init.pop(QUERY)), retain_graph=False)
     for name, d in d_init.items():
         of_body[name] = of_body[name] + d
     return MetaGradients(init=of_body, hyper=of_head["hyper"]), metrics

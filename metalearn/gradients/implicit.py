@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp
+from torch.func import vjp
 
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.gradients.base import Batching, Capture
-from metalearn.gradients.pieces import Run, Task, adapted, derivative_along, judged
+from metalearn.gradients.pieces import Run, Task, adapted, derivative_along, judged, outer_gradient
 from metalearn.gradients.tasks import over_tasks
 from metalearn.inner.loop import dropping, inner_gradient
 from metalearn.precision import Precision
@@ -72,7 +72,7 @@ def start(
         return judged(algo, Meta(**learned, buffers=meta["buffers"]), fast, task)
 
     learned = MetaGradients(init=meta["init"], hyper=meta["hyper"])
-    (direct, b), metrics = grad(loss, argnums=(0, 1), has_aux=True)(learned, fast)
+    (direct, b), metrics = outer_gradient(loss, learned, fast)
     squared = dot(b, b)
     enough = squared * tolerance**2
     search = Search(tree.zeros_like(b), b, b, enough, is_done(squared, enough))
@@ -107,7 +107,7 @@ def search_step(
     if forward:
         curved = derivative_along(gradient, (fast,), (direction,))
     else:
-        curved = vjp(gradient, fast)[1](direction)[0]
+        curved = vjp(gradient, fast)[1](direction, retain_graph=False)[0]
     before = dot(residual, residual)
     length = before / dot(direction, curved) if rate is None else rate
     v = tree.map(lambda v, p: v + length * p, v, direction)
@@ -138,7 +138,7 @@ def through_minimum(
         return inner_gradient_at_end(algo, full, fast, task)
 
     learned = MetaGradients(init=meta["init"], hyper=meta["hyper"])
-    moved = vjp(gradient, learned)[1](v)[0]
+    moved = vjp(gradient, learned)[1](v, retain_graph=False)[0]
     return MetaGradients(
         init=tree.map(torch.sub, direct["init"], moved["init"]),
         hyper=tree.map(torch.sub, direct["hyper"], moved["hyper"]),

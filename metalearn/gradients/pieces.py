@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp
 
@@ -68,6 +69,18 @@ TaskGradient = Callable[["MetaAlgorithm", Meta, Task, Run], tuple[MetaGradients,
 """(algo, meta, one task or a part with T, run) -> its gradient and scalar metrics, or `[T]`."""
 
 
+def outer_gradient(
+    loss: Callable[..., tuple[Tensor, Metrics]], *learned: Any
+) -> tuple[tuple[Any, ...], Metrics]:
+    """The gradient of `loss(*learned)[0]` for each of `learned`, and what else it returns.
+
+    Nothing takes a derivative of it: unlike `torch.func.grad` it keeps no history of the way
+    back, and frees that of the way there as it goes.
+    """
+    value, back, *aux = vjp(loss, *learned, has_aux=True)
+    return back(torch.ones_like(value), retain_graph=False), aux[0]
+
+
 def judged(algo: "MetaAlgorithm", meta: Meta, fast: Params, task: Task) -> tuple[Tensor, Metrics]:
     """The (scaled) loss of the queries after the last inner step, and the metrics."""
     with outer_pass() as scale, dropping(task.seed, -1):
@@ -120,7 +133,7 @@ def judge_start(
         learned = _meta(meta, init, hyper)
         return judged(algo, learned, algo.begin(learned, task.support), task)
 
-    return grad(loss, argnums=(0, 1), has_aux=True)(meta["init"], meta["hyper"])
+    return outer_gradient(loss, meta["init"], meta["hyper"])
 
 
 def judge_first_step(
@@ -132,7 +145,7 @@ def judge_first_step(
         learned = _meta(meta, init, hyper)
         return judged(algo, learned, first_step(algo, learned, task, step)[0], task)
 
-    return grad(loss, argnums=(0, 1), has_aux=True)(meta["init"], meta["hyper"])
+    return outer_gradient(loss, meta["init"], meta["hyper"])
 
 
 def judge_last_step(
@@ -146,7 +159,7 @@ def judge_last_step(
         return judged(algo, learned, next_step(algo, learned, *before, task, step)[0], task)
 
     before = Cotangent(fast, state)
-    return grad(loss, argnums=(0, 1, 2), has_aux=True)(meta["init"], meta["hyper"], before)
+    return outer_gradient(loss, meta["init"], meta["hyper"], before)
 
 
 def step_back(
@@ -184,7 +197,7 @@ def step_back(
     if hessian_product is None:
         curved = _forward_product(algo, meta, fast, task, step, vector)
     else:
-        curved = hessian_product(vector)
+        curved = hessian_product(vector, retain_graph=False)
     d_hyper, d_fast = tree.add(d_hyper, curved[1]), tree.add(d_fast, curved[2])
     return curved[0], d_hyper, Cotangent(d_fast, d_state)
 

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
-from torch.func import grad
 
 from metalearn.gradients.base import Batching, Capture
-from metalearn.gradients.pieces import Run, Task, judged
+from metalearn.gradients.pieces import Run, Task, judged, outer_gradient
 from metalearn.gradients.tasks import over_tasks
 from metalearn.inner.loop import InnerGradient, inner_gradient, trajectory
 from metalearn.precision import Precision
@@ -28,7 +27,8 @@ def unrolled(
         return judged(algo, full, fast, task)
 
     learned = MetaGradients(init=meta["init"], hyper=meta["hyper"])
-    return grad(objective, has_aux=True)(learned)
+    (gradients,), metrics = outer_gradient(objective, learned)
+    return gradients, metrics
 
 
 def unroll(algo: "MetaAlgorithm", meta: Meta, task: Task, run: Run):

@@ -49,6 +49,7 @@ def test_memory_of_the_strategies(tmp_path: Path) -> None:
     assert grown["adjoint"] <= 1.1 * 5 * weights < grown["unroll"]
     more = by["unroll", 6]["peak"] + grown["unroll"]
     assert memory.expected(found[:2], 11) == pytest.approx(more)
+    assert all(r["seconds"] > 0 for r in found)
     plots.plot_memory(found, tmp_path / "memory.png")
     assert (tmp_path / "memory.png").read_bytes()[:4] == b"\x89PNG"
 

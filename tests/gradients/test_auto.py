@@ -121,8 +121,15 @@ def test_tasks_at_once_are_compiled_where_that_may_pay(compiled_loop, small, tri
         time.sleep(seconds.get(str(plan), 0.02) * tasks)
 
     # The tests run on one thread, where the loop itself is compiled.
-    choice = auto._measure(trial, 2, torch.device("cpu"), False, 8, small, None)
+    work = auto._Work(steps=1, tensors=8, coming=None)
+    choice = auto._measure(trial, 2, torch.device("cpu"), False, small, work)
     assert ("vmap+compile+whole" in choice.seconds) == tried
+
+
+def test_more_layers_take_more_work_to_be_worth_compiling():
+    assert auto._Work(1, 18, coming=130).worth_compiling(1.0)
+    assert not auto._Work(1, 150, coming=130).worth_compiling(1.0)
+    assert auto._Work(1, 150, coming=1300).worth_compiling(1.0)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from metalearn.algorithms import MAML
 from metalearn.backbones import Conv4
 from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Implicit, Truncated, Unroll
+from metalearn.gradients.peers import Learn2learn
 from metalearn.inner import sgd
 from tests.tasks import classification, network
 
@@ -45,9 +46,9 @@ class PeakBytes(TorchDispatchMode):
         self.live -= size
 
 
-def peak(strategy, steps: int, tasks: int = 1) -> int:
+def peak(strategy, steps: int, tasks: int = 1, proximal: float = 1.0) -> int:
     net = network(lambda: Conv4(5, filters=8, size=28), dtype=torch.float32)
-    algo = MAML(net, steps=steps, rule=sgd(0.01), proximal=1.0)
+    algo = MAML(net, steps=steps, rule=sgd(0.01), proximal=proximal)
     episodes = classification(tasks, 5, 2, 10, (1, 28, 28), dtype=torch.float32)
     meta = algo.init()
     with PeakBytes(*tree_leaves((meta, episodes))) as counter:
@@ -99,6 +100,13 @@ def test_peak_by_inner_steps(strategy, copies, batching):
     # What is left is at most a few copies of the weights a step.
     assert many - few <= (copies + 0.1) * (MANY - FEW) * weights()
     assert many < unrolled(batching)[1] / 2
+
+
+@pytest.mark.parametrize("strategy, factor", [(Unroll, 1.02), (Adjoint, 0.75)])
+def test_nothing_is_kept_beyond_what_backpropagation_needs(strategy, factor):
+    """learn2learn calls `backward()`, which frees the graph as it goes, and records no more."""
+    by_peer = peak(Learn2learn(), FEW, proximal=0.0)
+    assert peak(strategy("loop"), FEW, proximal=0.0) < factor * by_peer
 
 
 def test_truncated_keeps_its_last_steps():

@@ -12,6 +12,7 @@ from metalearn.benchmarks.machine import synchronise
 from metalearn.benchmarks.models import episodes, module
 from metalearn.errors import UsageError, nearest
 from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, MetaGradient, Unroll
+from metalearn.gradients.peers import Higher, Learn2learn
 from metalearn.inner import sgd
 
 # exact: the strategy that `metalearn train` takes where none is asked for.
@@ -21,6 +22,8 @@ KINDS: dict[str, Callable[..., MetaGradient]] = {
     "adjoint": Adjoint,
     "checkpointed": Checkpointed,
     "first_order": FirstOrder,
+    "learn2learn": Learn2learn,
+    "higher": Higher,
 }
 
 
