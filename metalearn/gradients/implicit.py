@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.func import vjp
 
 from metalearn import tree
+from metalearn.derivatives import derivative_along, gradient_at
 from metalearn.errors import UsageError
 from metalearn.gradients.base import Batching, Capture
-from metalearn.gradients.pieces import Run, Task, adapted, derivative_along, judged, outer_gradient
+from metalearn.gradients.pieces import Run, Task, adapted, judged
 from metalearn.gradients.tasks import over_tasks
 from metalearn.inner.loop import dropping, inner_gradient
 from metalearn.precision import Precision
@@ -72,7 +73,7 @@ def start(
         return judged(algo, Meta(**learned, buffers=meta["buffers"]), fast, task)
 
     learned = MetaGradients(init=meta["init"], hyper=meta["hyper"])
-    (direct, b), metrics = outer_gradient(loss, learned, fast)
+    (direct, b), metrics = gradient_at(loss, learned, fast, has_aux=True)
     squared = dot(b, b)
     enough = squared * tolerance**2
     search = Search(tree.zeros_like(b), b, b, enough, is_done(squared, enough))

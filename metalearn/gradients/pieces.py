@@ -5,15 +5,14 @@ under `vmap`, or compiled. Each takes its derivatives inside, so that nothing ou
 graph, and a compiled piece is as exact as the function it was traced from.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
-from torch.func import grad, jvp, vjp
+from torch.func import grad, vjp
 
 from metalearn import tree
+from metalearn.derivatives import derivative_along, gradient_at
 from metalearn.inner.loop import apply_rule, dropping, inner_gradient, inner_step, minibatch
 from metalearn.inner.rules import State
 from metalearn.precision import inner_pass, outer_pass
@@ -69,18 +68,6 @@ TaskGradient = Callable[["MetaAlgorithm", Meta, Task, Run], tuple[MetaGradients,
 """(algo, meta, one task or a part with T, run) -> its gradient and scalar metrics, or `[T]`."""
 
 
-def outer_gradient(
-    loss: Callable[..., tuple[Tensor, Metrics]], *learned: Any
-) -> tuple[tuple[Any, ...], Metrics]:
-    """The gradient of `loss(*learned)[0]` for each of `learned`, and what else it returns.
-
-    Nothing takes a derivative of it: unlike `torch.func.grad` it keeps no history of the way
-    back, and frees that of the way there as it goes.
-    """
-    value, back, *aux = vjp(loss, *learned, has_aux=True)
-    return back(torch.ones_like(value), retain_graph=False), aux[0]
-
-
 def judged(algo: "MetaAlgorithm", meta: Meta, fast: Params, task: Task) -> tuple[Tensor, Metrics]:
     """The (scaled) loss of the queries after the last inner step, and the metrics."""
     with outer_pass() as scale, dropping(task.seed, -1):
@@ -133,7 +120,7 @@ def judge_start(
         learned = _meta(meta, init, hyper)
         return judged(algo, learned, algo.begin(learned, task.support), task)
 
-    return outer_gradient(loss, meta["init"], meta["hyper"])
+    return gradient_at(loss, meta["init"], meta["hyper"], has_aux=True)
 
 
 def judge_first_step(
@@ -145,7 +132,7 @@ def judge_first_step(
         learned = _meta(meta, init, hyper)
         return judged(algo, learned, first_step(algo, learned, task, step)[0], task)
 
-    return outer_gradient(loss, meta["init"], meta["hyper"])
+    return gradient_at(loss, meta["init"], meta["hyper"], has_aux=True)
 
 
 def judge_last_step(
@@ -159,7 +146,7 @@ def judge_last_step(
         return judged(algo, learned, next_step(algo, learned, *before, task, step)[0], task)
 
     before = Cotangent(fast, state)
-    return outer_gradient(loss, meta["init"], meta["hyper"], before)
+    return gradient_at(loss, meta["init"], meta["hyper"], before, has_aux=True)
 
 
 def step_back(
@@ -200,16 +187,6 @@ def step_back(
         curved = hessian_product(vector, retain_graph=False)
     d_hyper, d_fast = tree.add(d_hyper, curved[1]), tree.add(d_fast, curved[2])
     return curved[0], d_hyper, Cotangent(d_fast, d_state)
-
-
-def derivative_along(
-    f: Callable[..., Any], inputs: tuple[Params, ...], tangents: tuple[Params, ...]
-) -> Any:
-    """The derivative of `f` at `inputs` along `tangents`, by forward mode."""
-    with warnings.catch_warnings():
-        # The formulas that torch loads here use what torch itself has deprecated.
-        warnings.filterwarnings("ignore", ".torch.jit.script", FutureWarning)
-        return jvp(f, inputs, tangents)[1]
 
 
 def _forward_product(

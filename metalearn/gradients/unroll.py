@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from metalearn.derivatives import gradient_at
 from metalearn.gradients.base import Batching, Capture
-from metalearn.gradients.pieces import Run, Task, judged, outer_gradient
+from metalearn.gradients.pieces import Run, Task, judged
 from metalearn.gradients.tasks import over_tasks
 from metalearn.inner.loop import InnerGradient, inner_gradient, trajectory
 from metalearn.precision import Precision
@@ -27,7 +28,7 @@ def unrolled(
         return judged(algo, full, fast, task)
 
     learned = MetaGradients(init=meta["init"], hyper=meta["hyper"])
-    (gradients,), metrics = outer_gradient(objective, learned)
+    (gradients,), metrics = gradient_at(objective, learned, has_aux=True)
     return gradients, metrics
 
 
