@@ -97,7 +97,7 @@ def plot_memory(records: Sequence[Mapping], path: Path) -> None:
         mine = sorted((r for r in records if r["strategy"] == name), key=lambda r: r["steps"])
         steps = [r["steps"] for r in mine]
         axes.plot(steps, [r["peak"] / 1e6 for r in mine], color=colors[name], marker="o", ms=4,
-                  lw=1.5 * (len(names) - place), label=name)  # fmt: skip
+                  lw=1.5 + 0.8 * (len(names) - place - 1), label=name)  # fmt: skip
         if name.startswith("adjoint"):
             rest = [(r["peak"] - r["fast_copies"]) / 1e6 for r in mine]
             axes.plot(steps, rest, color=colors[name], lw=1.2, ls="--",
@@ -107,7 +107,8 @@ def plot_memory(records: Sequence[Mapping], path: Path) -> None:
     axes.xaxis.set_major_locator(FixedLocator(sorted({r["steps"] for r in records})))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_major_formatter(ScalarFormatter())
+    for tell in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        tell(ScalarFormatter())
     axes.set_xlabel("inner steps K")
     axes.set_ylabel("peak tensor memory, MB")
     axes.set_title(f"Memory of one task, {records[0]['model']}", loc="left", fontweight="bold")
