@@ -25,8 +25,8 @@ _cache: WeakKeyDictionary[Any, dict[Any, "Compiled"]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 _LARGE = 3000
-"""Operations from which the calls of the kernels are compiled apart and without optimisation: a
-C++ compiler's time grows faster than a function, to a quarter of an hour for a ViT's."""
+"""Operations from which the calls of the kernels are compiled apart and optimised less: a C++
+compiler's time grows faster than a function, to more than six minutes for that of a ViT-Tiny."""
 
 
 def _check_compiler(device: torch.device) -> None:
