@@ -4,7 +4,7 @@ a strategy that saves memory pays for it in time."""
 import statistics
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -105,18 +105,21 @@ def by_steps(
                 break
             mine.append(measure(replace(Cell(model, 1, 1), steps=k), name, device))
         found += mine
+    names = {name.partition(":")[0]: name for name in strategies}
     for k in steps:
-        _time([r for r in found if r["steps"] == k], repeats, device)
+        _time([r for r in found if r["steps"] == k], names, repeats, device)
     return found
 
 
-def _time(records: Sequence[dict[str, Any]], repeats: int, device: str) -> None:
-    """Fill in `seconds`."""
+def _time(
+    records: Sequence[dict[str, Any]], names: Mapping[str, str], repeats: int, device: str
+) -> None:
+    """Fill in `seconds`. names: the whole name of a record's strategy."""
     took: list[list[float]] = [[] for _ in records]
     for _ in range(repeats + 1):
         for record, seconds in zip(records, took, strict=True):
             cell = Cell(record["model"], record["steps"], record["tasks"])
-            step = ours(cell, strategy(f"{record['strategy']}:loop:fp32"), device)
+            step = ours(cell, strategy(names[record["strategy"]]), device)
             start = time.perf_counter()
             step()
             synchronise(device)
