@@ -13,7 +13,7 @@ Double precision stays double in every mode but those that name a narrower type.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Literal, NamedTuple, get_args
 
@@ -79,9 +79,15 @@ def mode() -> tuple:
     return _mode.get()
 
 
-@contextmanager
-def computing_in(precision: str, device: torch.device) -> Iterator[None]:
+def computing_in(precision: str, device: torch.device) -> AbstractContextManager[None]:
     """Inside, `inner_pass` and `outer_pass` are those of `precision`."""
+    if device.type == "cpu" and _MODES[precision] == _mode.get():
+        return nullcontext()  # a small network's step is short enough to notice
+    return _changed(precision, device)
+
+
+@contextmanager
+def _changed(precision: str, device: torch.device) -> Iterator[None]:
     token = _mode.set(_MODES[precision])
     try:
         if device.type == "cuda":

@@ -90,10 +90,10 @@ def settle(
     strategy: a dataclass with a field `batching`. coming: tasks that are still to be run, None
     for many; a few are not worth compiling for.
     """
-    shapes = tuple(t.shape for batch in episodes for t in batch if t is not None)
-    if episodes.support.weight is not None:
-        shapes = ()  # tasks of unequal size: every batch has others
-    x, many = episodes.support.x, coming is None or coming > 1000
+    (x, y, weight), query = episodes
+    # Tasks of unequal size: every batch has other shapes.
+    shapes = (x.shape, y.shape, query.x.shape, query.y.shape) if weight is None else ()
+    many = coming is None or coming > 1000
     asked = (strategy, algo.steps, shapes, x.dtype, x.device, torch.get_num_threads(), many)
     settled = _settled.setdefault(algo, {})
     if (known := settled.get(asked)) is None:

@@ -75,11 +75,33 @@ class Compiled:
                 "cpp_wrapper_build_separate": len(graph.graph.nodes) > _LARGE,
                 "cpp.threads": torch.get_num_threads(),
             }
-        with _quiet():
-            self.code: Any = torch._inductor.compile(graph, list(tensors), options=options)
+        self.code = _machine_code(graph, list(tensors), options)
 
-    def __call__(self, *tensors: Tensor) -> Any:
-        return tree.rebuild(self.outputs, iter(self.code(*tensors)))
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        """What the function returns. No gradient passes through, nor is one recorded."""
+        with torch.no_grad():
+            return tree.rebuild(self.outputs, iter(self.code(list(tensors))))
+
+
+def _machine_code(
+    graph: torch.fx.GraphModule, tensors: list[Tensor], options: dict[str, Any]
+) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    """`graph` compiled, without the layers that torch calls it through, which would look for
+    inputs that are changed and outputs that alias: a piece has neither. They cost more than a
+    step of a small network. The list is emptied."""
+    import torch._functorch.config as functorch
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # takes seconds to import
+
+    made: list[Any] = []
+
+    def compile_inner(*args: Any, **options: Any) -> Any:
+        made.append(compile_fx_inner(*args, **options))
+        return made[-1]
+
+    # A cache of those layers would not ask for what is inside them.
+    with _quiet(), functorch.patch(enable_autograd_cache=False):
+        compile_fx(graph, tensors, compile_inner, options)
+    return made[0].current_callable
 
 
 def _keep_layout(graph: torch.fx.GraphModule) -> None:

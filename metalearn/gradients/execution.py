@@ -72,7 +72,7 @@ class Execution(NamedTuple):
             tensors = [channels_last(t) if t.ndim == 4 else t for t in tensors]
         others = () if len(tensors) == len(leaves) else _others(leaves)
         same = piece, self, mode(), torch.get_num_threads(), *others, *options.items()
-        return compiled(algo, (same, *map(_KIND, tensors)), function, tensors)(*tensors)
+        return compiled(algo, (same, *map(_KIND, tensors)), function, tensors)(tensors)
 
     def _of_tensors(
         self,

@@ -4,7 +4,7 @@ import contextvars
 import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -130,7 +130,7 @@ def over_tasks(
 
         return _mean(one, tasks, plan)
 
-    cores = _one_thread() if plan.serial else nullcontext()
+    cores = _OneThread() if plan.serial else nullcontext()
     # Outside no_grad a caller's own graph would keep every inner step alive.
     with torch.no_grad(), computing_in(strategy.precision, x.device), cores:
         if strategy.capture == "none":
@@ -156,14 +156,15 @@ def at_once(
     return _mean(one, tasks, plan._replace(compile=False))
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+class _OneThread:
+    """Inside, torch uses one core. No generator, which a small network's step would notice."""
+
+    def __enter__(self) -> None:
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self.before)
 
 
 def _mean(
