@@ -36,7 +36,7 @@ def test_gradient_at_under_vmap():
     weights, rates, x = inputs()
     want = vmap(lambda x: grad(lambda w: loss(w, rates, x)[0])(weights))(x)
     with torch.no_grad():
-        got = vmap(lambda x: gradient_at(lambda w: loss(w, rates, x)[0], weights)[0][0])(x)
+        got = vmap(lambda x: gradient_at(lambda w: loss(w, rates, x)[0], weights)[0])(x)
     torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 

@@ -16,7 +16,7 @@ from metalearn.gradients.features import Head, embedded, head_of
 from metalearn.gradients.pieces import Run, Task
 from metalearn.gradients.plan import Batching, parse
 from metalearn.gradients.tasks import default_plan, map_tasks
-from metalearn.inner.loop import trajectory
+from metalearn.inner.loop import trajectory, without_history
 from metalearn.precision import computing_in
 from metalearn.types import Episodes, Meta, Metrics
 
@@ -79,9 +79,10 @@ def measured(
     support, query, _ = task
     if head is not None:
         algo, meta = head, head.meta(meta, *embedded(algo, meta, head.path, task))
+    path = trajectory(algo, meta, support, max(at), gradient=without_history)
     return [
         algo.outer_loss(meta, algo.finish(meta, fast, support), query)[1]
-        for step, (fast, _) in enumerate(trajectory(algo, meta, support, max(at)))
+        for step, (fast, _) in enumerate(path)
         if step in at
     ]
 

@@ -13,7 +13,15 @@ from torch.func import grad, vjp
 
 from metalearn import tree
 from metalearn.derivatives import derivative_along, gradient_at
-from metalearn.inner.loop import apply_rule, dropping, inner_gradient, inner_step, minibatch
+from metalearn.inner.loop import (
+    InnerGradient,
+    apply_rule,
+    dropping,
+    inner_gradient,
+    inner_step,
+    minibatch,
+    without_history,
+)
 from metalearn.inner.rules import State
 from metalearn.precision import inner_pass, outer_pass
 from metalearn.types import Batch, Meta, MetaGradients, Metrics, Params
@@ -75,19 +83,31 @@ def judged(algo: "MetaAlgorithm", meta: Meta, fast: Params, task: Task) -> tuple
     return loss * scale, metrics
 
 
-def first_step(algo: "MetaAlgorithm", meta: Meta, task: Task, step: Tensor) -> tuple[Params, State]:
+def first_step(
+    algo: "MetaAlgorithm",
+    meta: Meta,
+    task: Task,
+    step: Tensor,
+    gradient: InnerGradient = without_history,
+) -> tuple[Params, State]:
     """The fast weights and the rule's state after inner step 0, in which all tasks still share
     their weights: under `vmap` the convolutions of this step are those of one large batch."""
     fast = algo.begin(meta, task.support)
     state = algo.rule.init(fast)
-    return inner_step(algo, meta, fast, state, task.support, step, task.seed)
+    return inner_step(algo, meta, fast, state, task.support, step, task.seed, gradient)
 
 
 def next_step(
-    algo: "MetaAlgorithm", meta: Meta, fast: Params, state: State, task: Task, step: Tensor
+    algo: "MetaAlgorithm",
+    meta: Meta,
+    fast: Params,
+    state: State,
+    task: Task,
+    step: Tensor,
+    gradient: InnerGradient = without_history,
 ) -> tuple[Params, State]:
     """The fast weights and the rule's state after one more inner step."""
-    return inner_step(algo, meta, fast, state, task.support, step, task.seed)
+    return inner_step(algo, meta, fast, state, task.support, step, task.seed, gradient)
 
 
 def adapted(algo: "MetaAlgorithm", meta: Meta, task: Task, run: Run) -> tuple[Params, State]:
@@ -130,7 +150,8 @@ def judge_first_step(
 
     def loss(init: Params, hyper: Params) -> tuple[Tensor, Metrics]:
         learned = _meta(meta, init, hyper)
-        return judged(algo, learned, first_step(algo, learned, task, step)[0], task)
+        fast, _ = first_step(algo, learned, task, step, inner_gradient)
+        return judged(algo, learned, fast, task)
 
     return gradient_at(loss, meta["init"], meta["hyper"], has_aux=True)
 
@@ -143,7 +164,8 @@ def judge_last_step(
 
     def loss(init: Params, hyper: Params, before: Cotangent) -> tuple[Tensor, Metrics]:
         learned = _meta(meta, init, hyper)
-        return judged(algo, learned, next_step(algo, learned, *before, task, step)[0], task)
+        fast, _ = next_step(algo, learned, *before, task, step, inner_gradient)
+        return judged(algo, learned, fast, task)
 
     before = Cotangent(fast, state)
     return gradient_at(loss, meta["init"], meta["hyper"], before, has_aux=True)

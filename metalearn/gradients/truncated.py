@@ -5,28 +5,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.gradients.base import Batching, Capture
 from metalearn.gradients.pieces import Run, Task
 from metalearn.gradients.tasks import over_tasks
 from metalearn.gradients.unroll import unrolled
-from metalearn.inner.loop import InnerGradient, inner_gradient
+from metalearn.inner.loop import InnerGradient, inner_gradient, without_history
 from metalearn.precision import Precision
 from metalearn.types import Batch, Episodes, Kind, Meta, MetaGradients, Metrics, Params
 
 if TYPE_CHECKING:
     from metalearn.algorithms.base import MetaAlgorithm
-
-
-def without_history(
-    algo: "MetaAlgorithm", meta: Meta, fast: Params, support: Batch, step: int | Tensor
-) -> Params:
-    """The inner gradient as a constant. Its inputs are cut, so that no graph is recorded."""
-    constant = Meta(
-        init=tree.detach(meta["init"]), hyper=tree.detach(meta["hyper"]), buffers=meta["buffers"]
-    )
-    return inner_gradient(algo, constant, tree.detach(fast), support)
 
 
 def with_history_from(first: int) -> InnerGradient:

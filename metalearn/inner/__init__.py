@@ -2,7 +2,7 @@
 
 from metalearn.inner.adaptive import adam, adamw, rmsprop
 from metalearn.inner.learned import lslr, meta_curvature, meta_sgd
-from metalearn.inner.loop import adapt, trajectory
+from metalearn.inner.loop import adapt, trajectory, without_history
 from metalearn.inner.rules import InnerRule, momentum, sgd
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "rmsprop",
     "sgd",
     "trajectory",
+    "without_history",
 ]

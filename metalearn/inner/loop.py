@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import grad
 
 from metalearn import tree
+from metalearn.derivatives import gradient_at
 from metalearn.dropout import dropout_stream, fold
 from metalearn.inner.rules import State
 from metalearn.precision import inner_pass
@@ -44,6 +45,21 @@ def inner_gradient(
     """d inner_loss / d fast, itself differentiable, in the precision set around it."""
     with inner_pass() as scale:
         grads = grad(lambda fast: algo.inner_loss(meta, fast, support) * scale)(fast)
+    return grads if scale == 1 else tree.scale(grads, 1 / scale)
+
+
+def without_history(
+    algo: "MetaAlgorithm", meta: Meta, fast: Params, support: Batch, step: int | Tensor = 0
+) -> Params:
+    """`inner_gradient` as a constant, for steps that nobody differentiates. Its inputs are cut,
+    and it keeps nothing of its own way back."""
+    constant = Meta(
+        init=tree.detach(meta["init"]), hyper=tree.detach(meta["hyper"]), buffers=meta["buffers"]
+    )
+    with inner_pass() as scale:
+        (grads,) = gradient_at(
+            lambda fast: algo.inner_loss(constant, fast, support) * scale, tree.detach(fast)
+        )
     return grads if scale == 1 else tree.scale(grads, 1 / scale)
 
 
@@ -106,7 +122,8 @@ def adapt(
 
     support: `[S, *X]`, `[S]`, one task without T.
     seed: int64 scalar, of the task's dropout masks; None leaves them to torch's generator.
-    gradient: how the inner gradient of a step is taken; `FirstOrder` passes one without history.
+    gradient: how the inner gradient of a step is taken; `without_history` where nobody
+        differentiates what is returned.
     Returns the fast weights, ready for `algo.predict`; differentiable in `meta`.
     """
     count = algo.steps if steps is None else steps

@@ -16,7 +16,7 @@ from metalearn.evaluation.features import Change, standardised, unit_length
 from metalearn.evaluation.heads import Choice, Head
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.inner.adaptive import adamw
-from metalearn.inner.loop import adapt
+from metalearn.inner.loop import adapt, without_history
 from metalearn.inner.rules import sgd
 from metalearn.types import Batch, Episodes, Meta
 
@@ -77,7 +77,8 @@ def on_features(
         report = heads.measure(head, manifest, at=(steps,))
 
         def fit(images: Batch, head: Head = head, steps: int = steps) -> object:
-            return adapt(*head, features_of(setting, network, images, change), steps)
+            features = features_of(setting, network, images, change)
+            return adapt(*head, features, steps, gradient=without_history)
 
         measured.adapted = adapting(*head, support)
         measured.shots[shots] = Shot(report.accuracies.tolist(), setting.cost(shots, fit), choice)
@@ -102,7 +103,8 @@ def on_images(
 
         def fit(images: Batch, algo: MetaAlgorithm = algo, steps: int = steps) -> object:
             with torch.no_grad(), algo.net.evaluating():
-                return algo.finish(meta, adapt(algo, meta, images, steps), images)
+                fast = adapt(algo, meta, images, steps, gradient=without_history)
+                return algo.finish(meta, fast, images)
 
         support = manifest.source.batch(setting.split, [0]).support.map(lambda t: t[0])
         measured.adapted = adapting(algo, meta, support)
