@@ -32,6 +32,7 @@ from metalearn.gradients.pieces import (
     step_back,
 )
 from metalearn.gradients.tasks import over_tasks
+from metalearn.inner.loop import without_history
 from metalearn.precision import Precision
 from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
 
@@ -49,9 +50,9 @@ def adjoint(
         (d_init, d_hyper), metrics = run(piece, algo, meta, task, *number)
         return MetaGradients(init=d_init, hyper=d_hyper), metrics
 
-    path = [run(first_step, algo, meta, task, step[0])]
+    path = [run(first_step, algo, meta, task, step[0], gradient=without_history)]
     for k in range(1, algo.steps - 1):
-        path.append(run(next_step, algo, meta, *path[-1], task, step[k]))
+        path.append(run(next_step, algo, meta, *path[-1], task, step[k], gradient=without_history))
 
     (d_init, d_hyper, later), metrics = run(
         judge_last_step, algo, meta, *path.pop(), task, step[algo.steps - 1]

@@ -88,7 +88,7 @@ def first_step(
     meta: Meta,
     task: Task,
     step: Tensor,
-    gradient: InnerGradient = without_history,
+    gradient: InnerGradient = inner_gradient,
 ) -> tuple[Params, State]:
     """The fast weights and the rule's state after inner step 0, in which all tasks still share
     their weights: under `vmap` the convolutions of this step are those of one large batch."""
@@ -104,18 +104,21 @@ def next_step(
     state: State,
     task: Task,
     step: Tensor,
-    gradient: InnerGradient = without_history,
+    gradient: InnerGradient = inner_gradient,
 ) -> tuple[Params, State]:
     """The fast weights and the rule's state after one more inner step."""
     return inner_step(algo, meta, fast, state, task.support, step, task.seed, gradient)
 
 
 def adapted(algo: "MetaAlgorithm", meta: Meta, task: Task, run: Run) -> tuple[Params, State]:
-    """The fast weights and the rule's state after all inner steps; not a piece, but of pieces."""
+    """The fast weights and the rule's state after all inner steps, without history; not a piece,
+    but of pieces."""
     numbers = run.numbers(algo.steps, task)
-    fast, state = run(first_step, algo, meta, task, numbers[0])
+    fast, state = run(first_step, algo, meta, task, numbers[0], gradient=without_history)
     for number in numbers[1:]:
-        fast, state = run(next_step, algo, meta, fast, state, task, number)
+        fast, state = run(
+            next_step, algo, meta, fast, state, task, number, gradient=without_history
+        )
     return fast, state
 
 
@@ -150,8 +153,7 @@ def judge_first_step(
 
     def loss(init: Params, hyper: Params) -> tuple[Tensor, Metrics]:
         learned = _meta(meta, init, hyper)
-        fast, _ = first_step(algo, learned, task, step, inner_gradient)
-        return judged(algo, learned, fast, task)
+        return judged(algo, learned, first_step(algo, learned, task, step)[0], task)
 
     return gradient_at(loss, meta["init"], meta["hyper"], has_aux=True)
 
@@ -164,8 +166,7 @@ def judge_last_step(
 
     def loss(init: Params, hyper: Params, before: Cotangent) -> tuple[Tensor, Metrics]:
         learned = _meta(meta, init, hyper)
-        fast, _ = next_step(algo, learned, *before, task, step, inner_gradient)
-        return judged(algo, learned, fast, task)
+        return judged(algo, learned, next_step(algo, learned, *before, task, step)[0], task)
 
     before = Cotangent(fast, state)
     return gradient_at(loss, meta["init"], meta["hyper"], before, has_aux=True)

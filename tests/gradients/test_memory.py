@@ -12,7 +12,8 @@ from metalearn.algorithms import MAML
 from metalearn.backbones import Conv4
 from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Implicit, Truncated, Unroll
 from metalearn.gradients.peers import Learn2learn
-from metalearn.inner import sgd
+from metalearn.inner import adapt, sgd
+from metalearn.inner.loop import inner_gradient, without_history
 from tests.tasks import classification, network
 
 
@@ -107,6 +108,20 @@ def test_nothing_is_kept_beyond_what_backpropagation_needs(strategy, factor):
     """learn2learn calls `backward()`, which frees the graph as it goes, and records no more."""
     by_peer = peak(Learn2learn(), FEW, proximal=0.0)
     assert peak(strategy("loop"), FEW, proximal=0.0) < factor * by_peer
+
+
+def test_inner_steps_that_nobody_differentiates_keep_nothing():
+    net = network(lambda: Conv4(5, filters=8, size=28), dtype=torch.float32)
+    algo = MAML(net, steps=2, rule=sgd(0.01))
+    episodes = classification(1, 5, 2, 10, (1, 28, 28), dtype=torch.float32)
+    meta, support = algo.init(), episodes.support.map(lambda t: t[0])
+    peaks, weights = [], []
+    for gradient in (inner_gradient, without_history):
+        with PeakBytes(*tree_leaves((meta, support))) as counter, torch.no_grad():
+            weights.append(adapt(algo, meta, support, gradient=gradient))
+        peaks.append(counter.peak)
+    torch.testing.assert_close(weights[0], weights[1])
+    assert peaks[1] < 0.75 * peaks[0]
 
 
 def test_truncated_keeps_its_last_steps():
