@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from metalearn.benchmarks.cells import Cell
+from metalearn.benchmarks.frameworks import ours
+from metalearn.errors import UsageError
 from metalearn.gradients.peers.base import imported
 from tests.command import metalearn
 
@@ -50,6 +53,15 @@ def test_a_small_race(workplace: Path) -> None:
     held = Path("engine/cells.jsonl").read_bytes()
     assert metalearn(*command).code == 0
     assert Path("engine/cells.jsonl").read_bytes() == held
+
+
+def test_an_emulated_precision_is_not_raced(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell("tiny", 1, 1)
+    monkeypatch.setattr(ours, "EMULATED", 0.0)  # whatever the machine
+    with pytest.raises(UsageError, match="not timed: a matrix product in bf16 takes"):
+        ours.prepare(cell, "cpu", "unroll:loop:bf16")
+    monkeypatch.setattr(ours, "EMULATED", float("inf"))
+    assert ours.prepare(cell, "cpu", "unroll:loop:bf16").step()
 
 
 def test_a_fit_needs_cells(workplace: Path) -> None:

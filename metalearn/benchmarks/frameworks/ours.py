@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from metalearn import tree
 from metalearn.algorithms import MAML
 from metalearn.algorithms.losses import cross_entropy, mean_squared
@@ -14,6 +16,7 @@ from metalearn.errors import UsageError, nearest
 from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, MetaGradient, Unroll
 from metalearn.gradients.peers import Higher, Learn2learn
 from metalearn.inner import sgd
+from metalearn.precision import slowdown
 
 # exact: the strategy that `metalearn train` takes where none is asked for.
 KINDS: dict[str, Callable[..., MetaGradient]] = {
@@ -50,7 +53,17 @@ def ours(cell: Cell, strategy: MetaGradient, device: str = "cpu") -> Callable[[]
     return lambda: strategy(algo, meta, tasks)
 
 
+EMULATED = 5.0
+"""Times float32: a precision that takes longer is emulated, and a race would take hours."""
+
+
 def prepare(cell: Cell, device: str, strategy: str) -> Runner:
-    """The meta-step of one strategy."""
-    step = ours(cell, globals()["strategy"](strategy), device)
+    """The meta-step of one strategy. Raises UsageError where its precision is emulated."""
+    made = globals()["strategy"](strategy)
+    if (times := slowdown(made.precision, torch.device(device))) > EMULATED:
+        raise UsageError(
+            f"not timed: a matrix product in {made.precision} takes {times:.0f} times as long "
+            "here as in fp32"
+        )
+    step = ours(cell, made, device)
     return Runner(step, lambda _: synchronise(device), lambda result: result[0]["init"])
