@@ -99,8 +99,9 @@ def _machine_code(
         return made[-1]
 
     # A cache of those layers would not ask for what is inside them.
-    with _quiet(), functorch.patch(enable_autograd_cache=False):
-        compile_fx(graph, tensors, compile_inner, options)
+    # Where gradients are recorded, it would be one of two halves that torch compiles.
+    with _quiet(), functorch.patch(enable_autograd_cache=False), torch.no_grad():
+        compile_fx(graph, tensors, inner_compile=compile_inner, config_patches=options)
     return made[0].current_callable
 
 

@@ -105,6 +105,16 @@ def test_a_tensor_given_twice_is_two_inputs():
     torch.testing.assert_close(code([a, b])["difference"], a - 2 * b)
 
 
+@compiles
+def test_outputs_of_their_own_whatever_the_inputs():
+    a = torch.randn(5, generator=generator()).requires_grad_()
+    outputs = Compiled(lambda x: (x, x, x.exp()), [a])([a])
+    for got, want in zip(outputs, (a, a, a.exp()), strict=True):
+        torch.testing.assert_close(got, want.detach())
+        assert not got.requires_grad
+    assert len({t.data_ptr() for t in (a, *outputs)}) == 4
+
+
 def test_without_a_compiler(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     algo = MAML(network(lambda: nn.Linear(4, 3)))
