@@ -108,8 +108,10 @@ def test_a_tensor_given_twice_is_two_inputs():
 @compiles
 def test_outputs_of_their_own_whatever_the_inputs():
     a = torch.randn(5, generator=generator()).requires_grad_()
-    outputs = Compiled(lambda x: (x, x, x.exp()), [a])([a])
-    for got, want in zip(outputs, (a, a, a.exp()), strict=True):
+    code = Compiled(lambda x: (x, x, x.exp().sin()), [a])
+    assert len(code.code([a])) == 3  # nothing kept for a way back
+    outputs = code([a])
+    for got, want in zip(outputs, (a, a, a.exp().sin()), strict=True):
         torch.testing.assert_close(got, want.detach())
         assert not got.requires_grad
     assert len({t.data_ptr() for t in (a, *outputs)}) == 4
