@@ -65,6 +65,8 @@ class Compiled:
             # The trace tells inputs apart by object: one given twice would count as one for good.
             graph = make_fx(flat, DECOMPOSITIONS)(*(t.detach() for t in tensors))
         _keep_layout(graph)
+        _write_apart(graph)
+        graph.recompile()
         for node in graph.graph.nodes:
             node.meta.pop("val", None)  # shapes under a mode that the compiler would not share
         self.outputs = tree.rebuild(self.outputs, iter(lambda: None, 0))  # keeps no tensor alive
@@ -118,7 +120,33 @@ def _keep_layout(graph: torch.fx.GraphModule) -> None:
                     torch.ops.aten.as_strided.default, (node.args[0], *strides)
                 )
             node.replace_input_with(node.args[0], view)
-    graph.recompile()
+
+
+_WRITES = {
+    getattr(torch.ops.aten, name)
+    for name in (
+        *("index_add", "index_copy", "index_fill", "index_put"),
+        *("select_scatter", "slice_scatter", "diagonal_scatter"),
+    )
+}
+
+
+def _write_apart(graph: torch.fx.GraphModule) -> None:
+    """Copy what is expanded before something is written into it: up to torch 2.13 inductor writes
+    into the one memory of all rows (pytorch issue 183986). `vmap` expands what tasks share, so
+    that every task would get the sum over tasks."""
+    for node in graph.graph.nodes:
+        if getattr(node.target, "overloadpacket", None) not in _WRITES:
+            continue
+        x = node.args[0].meta["val"]
+        if any(n > 1 and step == 0 for n, step in zip(x.shape, x.stride(), strict=True)):
+            with graph.graph.inserting_before(node):
+                apart = graph.graph.call_function(
+                    torch.ops.aten.clone.default,
+                    (node.args[0],),
+                    {"memory_format": torch.contiguous_format},
+                )
+            node.replace_input_with(node.args[0], apart)
 
 
 def compiled(

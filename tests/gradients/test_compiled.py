@@ -79,6 +79,29 @@ def test_exact(strategy, batching, build, shape):
     torch.testing.assert_close(metrics, measured, rtol=1e-10, atol=0)
 
 
+WRITES = {
+    "add": lambda x, place, y: x.index_add(0, place, y),
+    "copy": lambda x, place, y: x.index_copy(0, place, y),
+    "fill": lambda x, place, y: x.index_fill(0, place, 2.0),
+    "put": lambda x, place, y: x.index_put((place,), y, accumulate=True),
+    "select": lambda x, place, y: x.select_scatter(y[0], 0, 1),
+    "slice": lambda x, place, y: x.slice_scatter(y, 0, 1, 2),
+    "diagonal": lambda x, place, y: x.diagonal_scatter(y[0]),
+    "scatter-add": lambda x, place, y: x.scatter_add(0, place.view(1, 1).expand(1, 5), y),
+}
+
+
+@compiles
+def test_rows_that_share_memory_are_written_apart():
+    place, y = torch.tensor([1]), torch.randn(1, 5, generator=generator())
+
+    def written(place, y):
+        return {n: f(torch.zeros_like(y[0]).expand(5, 5), place, y) for n, f in WRITES.items()}
+
+    code = Compiled(written, [place, y])
+    torch.testing.assert_close(code([place, y]), written(place, y))
+
+
 @compiles
 def test_a_large_piece_is_compiled_in_two_parts(monkeypatch):
     monkeypatch.setattr(compiler, "_LARGE", 10)
