@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandAugment
 
 from metalearn.episodes import FewShotEpisodes
@@ -29,7 +30,8 @@ def reference(x: torch.Tensor, number: int, sign: int, magnitude: int) -> torch.
     strengths, signed = THEIRS._AUGMENTATION_SPACE[NAMES[number]]
     found = strengths(31, *x.shape[-2:])
     strength = 0.0 if found is None else float(found[magnitude]) * (sign if signed else 1)
-    return THEIRS._apply_image_or_video_transform(x, NAMES[number], strength, "nearest", {})
+    nearest = InterpolationMode.NEAREST
+    return THEIRS._apply_image_or_video_transform(x, NAMES[number], strength, nearest, {})
 
 
 def test_the_operations_are_torchvisions() -> None:
