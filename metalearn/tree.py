@@ -51,32 +51,37 @@ _NODES = dict, tuple, list
 
 def leaves(nested: Any) -> list[Any]:
     """What stands in nested dicts, tuples and lists, in order: tensors, None, numbers."""
+    if not isinstance(nested, _NODES):
+        return [nested]
     found: list[Any] = []
     _collect(nested, found)
     return found
 
 
-def _collect(nested: Any, found: list[Any]) -> None:
-    if not isinstance(nested, _NODES):
-        found.append(nested)
-        return
-    for part in nested.values() if isinstance(nested, dict) else nested:
-        if isinstance(part, Tensor):  # most are: spares a call
+def _collect(node: Any, found: list[Any]) -> None:
+    for part in node.values() if isinstance(node, dict) else node:
+        # Most are tensors, and a small network's step is short enough to notice a call.
+        if isinstance(part, Tensor) or not isinstance(part, _NODES):
             found.append(part)
         else:
             _collect(part, found)
 
 
+def builder(like: Any) -> Callable[[Iterator[Any]], Any]:
+    """What takes leaves in order, and returns them nested like `like`. It keeps no leaf of it."""
+    if not isinstance(like, _NODES):
+        return next
+    if isinstance(like, dict):
+        names = tuple(like)
+        parts = [builder(part) for part in like.values()]
+        if all(part is next for part in parts):
+            return lambda leaves: {name: next(leaves) for name in names}
+        return lambda leaves: {n: build(leaves) for n, build in zip(names, parts, strict=True)}
+    kind: Callable[..., Any] = getattr(like, "_make", type(like))  # of a named tuple
+    parts = [builder(part) for part in like]
+    return lambda leaves: kind([build(leaves) for build in parts])
+
+
 def rebuild(like: Any, leaves: Iterator[Any]) -> Any:
     """`like` with its leaves replaced by `leaves` in order."""
-    if not isinstance(like, _NODES):
-        return next(leaves)
-    if isinstance(like, dict):
-        return {
-            name: rebuild(part, leaves) if isinstance(part, _NODES) else next(leaves)
-            for name, part in like.items()
-        }
-    parts = [rebuild(part, leaves) for part in like]
-    if hasattr(like, "_fields"):
-        return type(like)(*parts)
-    return parts if isinstance(like, list) else tuple(parts)
+    return builder(like)(leaves)

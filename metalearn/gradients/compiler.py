@@ -53,13 +53,16 @@ class Compiled:
     Raises UsageError where nothing can be compiled.
     """
 
+    nested: Callable[[Iterator[Any]], Any]
+
     def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor]):
         _check_compiler(tensors[0].device)
 
         def flat(*tensors: Tensor) -> list[Tensor]:
-            self.outputs = function(*tensors)
+            outputs = function(*tensors)
+            self.nested = tree.builder(outputs)
             # An output that is an input, or the same twice, is no kernel's result.
-            return [t.clone() for t in tree.leaves(self.outputs)]
+            return [t.clone() for t in tree.leaves(outputs)]
 
         with torch.no_grad(), compiling():
             # The trace tells inputs apart by object: one given twice would count as one for good.
@@ -69,7 +72,6 @@ class Compiled:
         graph.recompile()
         for node in graph.graph.nodes:
             node.meta.pop("val", None)  # shapes under a mode that the compiler would not share
-        self.outputs = tree.rebuild(self.outputs, iter(lambda: None, 0))  # keeps no tensor alive
         options: dict[str, Any] = {}
         if tensors[0].device.type == "cpu":
             options = {
@@ -81,8 +83,10 @@ class Compiled:
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         """What the function returns. No gradient passes through, nor is one recorded."""
-        with torch.no_grad():
-            return tree.rebuild(self.outputs, iter(self.code(list(tensors))))
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self(tensors)
+        return self.nested(iter(self.code(list(tensors))))
 
 
 def _machine_code(

@@ -4,7 +4,6 @@ import contextvars
 import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -130,9 +129,7 @@ def over_tasks(
 
         return _mean(one, tasks, plan)
 
-    cores = _OneThread() if plan.serial else nullcontext()
-    # Outside no_grad a caller's own graph would keep every inner step alive.
-    with torch.no_grad(), computing_in(strategy.precision, x.device), cores:
+    with _Apart(plan.serial), computing_in(strategy.precision, x.device):
         if strategy.capture == "none":
             return mean_gradient(meta, tasks)
         return captured(algo, strategy, mean_gradient, (meta, tasks))
@@ -156,15 +153,27 @@ def at_once(
     return _mean(one, tasks, plan._replace(compile=False))
 
 
-class _OneThread:
-    """Inside, torch uses one core. No generator, which a small network's step would notice."""
+class _Apart:
+    """Inside, no gradient is recorded, or a caller's own graph would keep every inner step alive;
+    and torch uses one core, where that is asked for.
+
+    Neither a generator nor `torch.no_grad`, which a small network's step would notice.
+    """
+
+    def __init__(self, serial: bool):
+        self.serial = serial
 
     def __enter__(self) -> None:
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(1)
+        self.before = torch.is_grad_enabled(), torch.get_num_threads()
+        torch.set_grad_enabled(False)
+        if self.serial:
+            torch.set_num_threads(1)
 
     def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self.before)
+        recorded, threads = self.before
+        torch.set_grad_enabled(recorded)
+        if self.serial:
+            torch.set_num_threads(threads)
 
 
 def _mean(
