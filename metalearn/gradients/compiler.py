@@ -54,6 +54,7 @@ class Compiled:
     """
 
     nested: Callable[[Iterator[Any]], Any]
+    """Takes the outputs in order, and returns them nested as the function returned its own."""
 
     def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor]):
         _check_compiler(tensors[0].device)
