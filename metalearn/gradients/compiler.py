@@ -68,6 +68,7 @@ class Compiled:
         with torch.no_grad(), compiling():
             # The trace tells inputs apart by object: one given twice would count as one for good.
             graph = make_fx(flat, DECOMPOSITIONS)(*(t.detach() for t in tensors))
+        self.constants = _lift_constants(graph)
         _keep_layout(graph)
         _write_apart(graph)
         graph.recompile()
@@ -80,14 +81,14 @@ class Compiled:
                 "cpp_wrapper_build_separate": len(graph.graph.nodes) > _LARGE,
                 "cpp.threads": torch.get_num_threads(),
             }
-        self.code = _machine_code(graph, list(tensors), options)
+        self.code = _machine_code(graph, [*tensors, *self.constants], options)
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
         """What the function returns. No gradient passes through, nor is one recorded."""
         if torch.is_grad_enabled():
             with torch.no_grad():
                 return self(tensors)
-        return self.nested(iter(self.code(list(tensors))))
+        return self.nested(iter(self.code([*tensors, *self.constants])))
 
 
 def _machine_code(
@@ -110,6 +111,28 @@ def _machine_code(
     with _quiet(), functorch.patch(enable_autograd_cache=False), torch.no_grad():
         compile_fx(graph, tensors, inner_compile=compile_inner, config_patches=options)
     return made[0].current_callable
+
+
+def _lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
+    """Make the tensors that the traced function held itself inputs, after its own; return them.
+    What torch compiles would ask for them as inputs too, in an order of its own."""
+    constants: dict[str, Tensor] = {}
+    places: dict[str, torch.fx.Node] = {}
+    last = graph.graph.find_nodes(op="placeholder")[-1]
+    for node in graph.graph.find_nodes(op="get_attr"):
+        held = getattr(graph, node.target)
+        if not isinstance(held, Tensor):
+            continue
+        if node.target not in constants:
+            constants[node.target] = held.detach()
+            with graph.graph.inserting_after(last):
+                last = places[node.target] = graph.graph.placeholder(f"constant_{len(places)}")
+            last.meta["val"] = held
+        node.replace_all_uses_with(places[node.target])
+        graph.graph.erase_node(node)
+    for name in constants:
+        delattr(graph, name)  # or it would be asked for all the same
+    return list(constants.values())
 
 
 def _keep_layout(graph: torch.fx.GraphModule) -> None:

@@ -129,6 +129,20 @@ def test_a_tensor_given_twice_is_two_inputs():
 
 
 @compiles
+def test_tensors_that_a_function_holds_itself():
+    rows, held = torch.randn(2, 3, 5, generator=generator())
+    place, y = torch.tensor([1]), torch.randn(3, 5, generator=generator())
+
+    def function(x):
+        one = torch.tensor([2.0])  # made in the trace: a constant as well
+        return held - x * held, (rows[0].expand(3, 5) * one).index_add(0, place, x[:1]), x / one
+
+    code = Compiled(function, [y])
+    for x in (y, y + 1):
+        torch.testing.assert_close(code([x]), function(x))
+
+
+@compiles
 def test_outputs_of_their_own_whatever_the_inputs():
     a = torch.randn(5, generator=generator()).requires_grad_()
     code = Compiled(lambda x: (x, x, x.exp().sin()), [a])
