@@ -33,7 +33,8 @@ trained = time.perf_counter() - begin
 tracker.episodes(20, "test", {"accuracy": [0.5] * 600})
 tracker.summary({"accuracy": 0.5})
 tracker.close("finished")
-print(json.dumps({"trained": trained, "all": time.perf_counter() - begin}))
+done = {"trained": trained, "all": time.perf_counter() - begin, "clock": time.monotonic()}
+print(json.dumps(done))
 """
 
 
@@ -109,19 +110,18 @@ def test_a_server_out_of_reach_costs_seconds_and_loses_nothing(kind, tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     with server(kind) as address:
         environment |= {"WANDB_BASE_URL": address, "WANDB_API_KEY": KEY}
-        begin = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, str(tmp_path)],
             env=environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        lasted = time.perf_counter() - begin
+        gone = time.monotonic()
     assert done.returncode == 0
     (warning,) = done.stderr.splitlines()
     assert warning.startswith("W&B: recording offline (http://127.0.0.1") and kind in warning
     (line,) = done.stdout.splitlines()
     seconds = json.loads(line)
     assert seconds["trained"] < 0.5 and seconds["all"] < 10.0
-    assert lasted - seconds["all"] < 10.0  # imports, and nothing that waits at the exit
+    assert gone - seconds["clock"] < 5.0  # nothing waits at the exit; one clock for both processes
     kinds = [record["kind"] for record in read_records(tmp_path / "metrics.jsonl")]
     assert kinds == ["scalars", "episodes"] * 20 + ["episodes", "summary"]
     # 20 rows of scalars, 80 of episodes and a table of 600: all that was to be recorded.
