@@ -87,6 +87,21 @@ DECOMPOSITIONS = {
 """What `make_fx` is to write in place of an operation."""
 
 
+def channels_last(t: Tensor) -> Tensor:
+    """`t` `[A, B, H, W]` in memory as `[A, H, W, B]`, with those strides even where B is 1 and
+    torch would take any for the same: they choose the layout of a convolution's output."""
+    strides = channels_last_strides(t)
+    if t.stride() == strides:
+        return t
+    return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
+
+
+def channels_last_strides(t: Tensor) -> tuple[int, int, int, int]:
+    """The strides of `t` `[A, B, H, W]` as `[A, H, W, B]`."""
+    _, b, h, w = t.shape
+    return h * w * b, 1, w * b, b
+
+
 class _Replaced(TorchFunctionMode):
     """Calls that one of `rules` has another function for."""
 

@@ -9,7 +9,7 @@ from torch.func import grad, vmap
 from metalearn.functional import pure
 from metalearn.kernels import compiling
 from metalearn.norms import BatchNorm
-from metalearn.stem import patch_moments, seen
+from metalearn.stem import centred_patches, patch_moments, seen
 from tests.tasks import generator
 from tests.test_kernels import orders, random, same
 
@@ -54,10 +54,11 @@ def test_moments_are_those_of_the_unfolded_images(layer):
     conv = nn.Conv2d(out_channels=28, **layer)
     x = random(4, conv.in_channels, 9, 8) + 100
     options = conv.stride, conv.padding, conv.dilation
-    mean, covariance = patch_moments(x, conv.weight.shape, options)
+    patches, centre = centred_patches(x, conv.weight.shape, options)
+    mean, covariance = patch_moments(patches)
     columns = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
     columns = columns.transpose(0, 1).flatten(1)
-    torch.testing.assert_close(mean, columns.mean(1))
+    torch.testing.assert_close(mean + centre, columns.mean(1))
     torch.testing.assert_close(covariance, columns.cov(correction=0))
 
 

@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from metalearn import tree
 from metalearn.errors import UsageError
+from metalearn.gradients.graphs import drop_unused, keep_layout, lift_constants, write_apart
 from metalearn.kernels import DECOMPOSITIONS, compiling
 
 _cache: WeakKeyDictionary[Any, dict[Any, "Compiled"]] = WeakKeyDictionary()
@@ -68,9 +69,10 @@ class Compiled:
         with torch.no_grad(), compiling():
             # The trace tells inputs apart by object: one given twice would count as one for good.
             graph = make_fx(flat, DECOMPOSITIONS)(*(t.detach() for t in tensors))
-        self.constants = _lift_constants(graph)
-        _keep_layout(graph)
-        _write_apart(graph)
+        self.constants = lift_constants(graph)
+        drop_unused(graph)
+        keep_layout(graph)
+        write_apart(graph)
         graph.recompile()
         for node in graph.graph.nodes:
             node.meta.pop("val", None)  # shapes under a mode that the compiler would not share
@@ -113,70 +115,6 @@ def _machine_code(
     return made[0].current_callable
 
 
-def _lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
-    """Make the tensors that the traced function held itself inputs, after its own; return them.
-    What torch compiles would ask for them as inputs too, in an order of its own."""
-    constants: dict[str, Tensor] = {}
-    places: dict[str, torch.fx.Node] = {}
-    last = graph.graph.find_nodes(op="placeholder")[-1]
-    for node in graph.graph.find_nodes(op="get_attr"):
-        held = getattr(graph, node.target)
-        if not isinstance(held, Tensor):
-            continue
-        if node.target not in constants:
-            constants[node.target] = held.detach()
-            with graph.graph.inserting_after(last):
-                last = places[node.target] = graph.graph.placeholder(f"constant_{len(places)}")
-            last.meta["val"] = held
-        node.replace_all_uses_with(places[node.target])
-        graph.graph.erase_node(node)
-    for name in constants:
-        delattr(graph, name)  # or it would be asked for all the same
-    return list(constants.values())
-
-
-def _keep_layout(graph: torch.fx.GraphModule) -> None:
-    """Say the strides of one-channel images at every convolution: inductor takes all strides of a
-    dimension of size 1 for the same, and the convolution's output would not be channels-last."""
-    convolution = torch.ops.aten.convolution.default
-    for node in graph.graph.find_nodes(op="call_function", target=convolution):
-        x = node.args[0].meta["val"]
-        if x.shape[1] == 1 and x.is_contiguous(memory_format=torch.channels_last):
-            with graph.graph.inserting_before(node):
-                strides = list(x.shape), _strides(x)
-                view = graph.graph.call_function(
-                    torch.ops.aten.as_strided.default, (node.args[0], *strides)
-                )
-            node.replace_input_with(node.args[0], view)
-
-
-_WRITES = {
-    getattr(torch.ops.aten, name)
-    for name in (
-        *("index_add", "index_copy", "index_fill", "index_put"),
-        *("select_scatter", "slice_scatter", "diagonal_scatter"),
-    )
-}
-
-
-def _write_apart(graph: torch.fx.GraphModule) -> None:
-    """Copy what is expanded before something is written into it: up to torch 2.13 inductor writes
-    into the one memory of all rows (pytorch issue 183986). `vmap` expands what tasks share, so
-    that every task would get the sum over tasks."""
-    for node in graph.graph.nodes:
-        if getattr(node.target, "overloadpacket", None) not in _WRITES:
-            continue
-        x = node.args[0].meta["val"]
-        if any(n > 1 and step == 0 for n, step in zip(x.shape, x.stride(), strict=True)):
-            with graph.graph.inserting_before(node):
-                apart = graph.graph.call_function(
-                    torch.ops.aten.clone.default,
-                    (node.args[0],),
-                    {"memory_format": torch.contiguous_format},
-                )
-            node.replace_input_with(node.args[0], apart)
-
-
 def compiled(
     owner: Any, key: Any, function: Callable[[], Callable[..., Any]], tensors: Sequence[Tensor]
 ) -> Compiled:
@@ -188,17 +126,3 @@ def compiled(
         if key not in kept:
             kept[key] = Compiled(function(), tensors)
     return kept[key]
-
-
-def channels_last(t: Tensor) -> Tensor:
-    """`t` `[A, B, H, W]` in memory as `[A, H, W, B]`, with those strides even where B is 1 and
-    torch would take any for the same: they choose the layout of a convolution's output."""
-    strides = _strides(t)
-    if t.stride() == strides:
-        return t
-    return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
-
-
-def _strides(t: Tensor) -> tuple[int, int, int, int]:
-    _, b, h, w = t.shape
-    return h * w * b, 1, w * b, b

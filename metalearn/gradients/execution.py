@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from metalearn import tree
-from metalearn.gradients.compiler import channels_last, compiled
+from metalearn.gradients.compiler import compiled
 from metalearn.gradients.pieces import Task
-from metalearn.kernels import unfolding
+from metalearn.kernels import channels_last, unfolding
 from metalearn.norms import fused_norms
 from metalearn.precision import mode
 from metalearn.types import Meta
