@@ -34,7 +34,8 @@ def lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
 
 def drop_unused(graph: torch.fx.GraphModule) -> None:
     """Leave out what no output needs. A convolution's backward pass is one operation with several
-    results, and would compute them all: a Hessian-vector product needs no gradient of weights."""
+    results, and would compute them all: the gradient for the weights, in a Hessian-vector product
+    that only goes through it."""
     graph.graph.eliminate_dead_code()
     for node in graph.graph.find_nodes(
         op="call_function", target=_aten.convolution_backward.default
