@@ -87,10 +87,3 @@ def test_too_long_a_cell_is_recorded_with_its_reason(tmp_path: Path) -> None:
     told = speed.measure(CELL, settings, machine, process, {settings.jobs[0]: process}, [])
     assert process.process is None
     assert told["status"] == "not measured" and "it would take about" in told["reason"]
-
-
-def test_inputs_rounded_otherwise_move_the_reference_by_little_and_the_same_each_time():
-    cell = Cell("mlp", 1, 2)
-    exact, moved, again, other = (plain.reference(cell, "cpu", nudge=n) for n in (0, 1, 1, 2))
-    assert distance(moved, again)[0] == 0 and distance(moved, other)[0] > 0
-    assert 1e-9 < distance(moved, exact)[0] < 1e-6

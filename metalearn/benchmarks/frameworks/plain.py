@@ -33,28 +33,14 @@ def prepare(cell: Cell, device: str) -> Runner:
     return runner(net, device, one_task, tasks_of(cell, device))
 
 
-def reference(
-    cell: Cell, device: str, dtype: torch.dtype = torch.float64, nudge: int = 0
-) -> dict[str, Tensor]:
-    """The meta-gradient of the whole meta-batch, from the tasks in it that differ.
-
-    nudge: other than 0, every input is moved by up to float32's rounding, at random from it.
-    """
-    chance = torch.Generator().manual_seed(nudge)
-    rounding = torch.finfo(torch.float32).eps if nudge else 0.0
-
-    def prepared(t: Tensor) -> Tensor:
-        if not t.is_floating_point():
-            return t
-        moved = 2 * torch.rand(t.shape, generator=chance, dtype=torch.float64) - 1
-        return t.to(dtype) * (1 + rounding * moved.to(t.device)).to(dtype)
-
+def reference(cell: Cell, device: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """The meta-gradient of the whole meta-batch, from the tasks in it that differ."""
     net = module(cell.model).to(device, dtype)
     tasks = tasks_of(cell, device)
     distinct = min(DISTINCT, cell.tasks)
     for i, task in enumerate(tasks[:distinct]):
         count = len(range(i, cell.tasks, distinct))
-        x, y, query_x, query_y = map(prepared, task)
+        x, y, query_x, query_y = (t.to(dtype) if t.is_floating_point() else t for t in task)
         backward(net, cell, (x, y, query_x, query_y), count / cell.tasks)
     return {n: p.grad.cpu() for n, p in net.named_parameters() if p.grad is not None}
 
