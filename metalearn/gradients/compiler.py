@@ -20,10 +20,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.gradients.graphs import drop_unused, keep_layout, lift_constants, write_apart
-from metalearn.kernels import DECOMPOSITIONS, compiling
+from metalearn.kernels import DECOMPOSITIONS, channels_last, compiling
 
 _cache: WeakKeyDictionary[Any, dict[Any, "Compiled"]] = WeakKeyDictionary()
 _lock = threading.Lock()
+
+_HASHED: dict[str, Any] = {"realize_opcount_threshold": 8}
+"""Options for a graph with dropout: every stage of the hash that masks come from takes the one
+before it twice, and inductor would write each out where it is taken, twice as often at every
+stage: for more than ten minutes, in place of one."""
 
 _LARGE = 3000
 """Operations from which the calls of the kernels are compiled apart and optimised less: a C++
@@ -51,14 +56,20 @@ def _quiet() -> Iterator[None]:
 class Compiled:
     """A function of flat tensors, compiled for their shapes, and how its outputs are nested.
 
+    images_last: take images and weights of convolutions with their channels last in memory; all
+    else, and without it these too, is taken without gaps.
     Raises UsageError where nothing can be compiled.
     """
 
     nested: Callable[[Iterator[Any]], Any]
     """Takes the outputs in order, and returns them nested as the function returned its own."""
 
-    def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor]):
+    def __init__(
+        self, function: Callable[..., Any], tensors: Sequence[Tensor], images_last: bool = False
+    ):
         _check_compiler(tensors[0].device)
+        self.images_last = images_last
+        tensors = self._laid_out(tensors)
 
         def flat(*tensors: Tensor) -> list[Tensor]:
             outputs = function(*tensors)
@@ -76,9 +87,12 @@ class Compiled:
         graph.recompile()
         for node in graph.graph.nodes:
             node.meta.pop("val", None)  # shapes under a mode that the compiler would not share
-        options: dict[str, Any] = {}
+        hashed = graph.graph.find_nodes(
+            op="call_function", target=torch.ops.aten.bitwise_xor.Tensor, sort=False
+        )
+        options: dict[str, Any] = dict(_HASHED) if hashed else {}
         if tensors[0].device.type == "cpu":
-            options = {
+            options |= {
                 "cpp_wrapper": True,
                 "cpp_wrapper_build_separate": len(graph.graph.nodes) > _LARGE,
                 "cpp.threads": torch.get_num_threads(),
@@ -90,7 +104,13 @@ class Compiled:
         if torch.is_grad_enabled():
             with torch.no_grad():
                 return self(tensors)
-        return self.nested(iter(self.code([*tensors, *self.constants])))
+        return self.nested(iter(self.code([*self._laid_out(tensors), *self.constants])))
+
+    def _laid_out(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The machine code takes its inputs as they stood in memory when it was made."""
+        if self.images_last:
+            return [channels_last(t) if t.ndim == 4 else t.contiguous() for t in tensors]
+        return [t.contiguous() for t in tensors]
 
 
 def _machine_code(
@@ -116,7 +136,11 @@ def _machine_code(
 
 
 def compiled(
-    owner: Any, key: Any, function: Callable[[], Callable[..., Any]], tensors: Sequence[Tensor]
+    owner: Any,
+    key: Any,
+    function: Callable[[], Callable[..., Any]],
+    tensors: Sequence[Tensor],
+    images_last: bool,
 ) -> Compiled:
     """`function()` compiled for `tensors`, or what was compiled for `key` of `owner` before."""
     kept = _cache.setdefault(owner, {})
@@ -124,5 +148,5 @@ def compiled(
         return known
     with _lock:
         if key not in kept:
-            kept[key] = Compiled(function(), tensors)
+            kept[key] = Compiled(function(), tensors, images_last)
     return kept[key]

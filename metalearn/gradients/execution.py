@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from metalearn import tree
-from metalearn.gradients.compiler import compiled
+from metalearn.gradients.compiler import Compiled, compiled
 from metalearn.gradients.pieces import Task
-from metalearn.kernels import channels_last, unfolding
+from metalearn.kernels import unfolding
 from metalearn.norms import fused_norms
 from metalearn.precision import mode
 from metalearn.types import Meta
@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from metalearn.algorithms.base import MetaAlgorithm
 
 
-_KIND = attrgetter("shape", "dtype")
+_kind = attrgetter("shape", "dtype", "device")
+
+
+def kinds(algo: "MetaAlgorithm", meta: Meta, tensors: Sequence[Tensor]) -> tuple:
+    """What may differ between calls of the same function with `meta` and `tensors`: code that was
+    compiled for others would be wrong. Names stand in an order, which that of the tensors follows;
+    a file may hold another one."""
+    names = tuple(meta["init"]), tuple(meta["hyper"]), tuple(meta["buffers"])
+    modes = mode(), torch.get_num_threads(), algo.net.module.training
+    return (*names, *modes, *map(_kind, tensors))
 
 
 def _others(leaves: Sequence[Any]) -> list[Any]:
@@ -59,6 +68,23 @@ class Execution(NamedTuple):
             with fused, unfolding() if self.unfold else nullcontext():
                 return piece(algo, meta, *args, **options)
 
+        if self.compile:
+            code, tensors = self.compiled(piece, algo, meta, *args, **options)
+            return code(tensors)
+        given = meta, args
+        leaves = tree.leaves(given)
+        tensors = [t for t in leaves if isinstance(t, Tensor)]
+        return self._of_tensors(partial(piece, algo), given, leaves, options)(*tensors)
+
+    def compiled(
+        self,
+        piece: Callable[..., Any],
+        algo: "MetaAlgorithm",
+        meta: Meta,
+        *args: Any,
+        **options: Any,
+    ) -> tuple[Compiled, list[Tensor]]:
+        """`piece` compiled, and the tensors to call that with: those of `meta` and `args`."""
         given = meta, args
         leaves = tree.leaves(given)
         tensors = [t for t in leaves if isinstance(t, Tensor)]
@@ -66,13 +92,9 @@ class Execution(NamedTuple):
         def function() -> Callable[..., Any]:
             return self._of_tensors(partial(piece, algo), given, leaves, options)
 
-        if not self.compile:
-            return function()(*tensors)
-        if not self.vmapped:
-            tensors = [channels_last(t) if t.ndim == 4 else t for t in tensors]
         others = () if len(tensors) == len(leaves) else _others(leaves)
-        same = piece, self, mode(), torch.get_num_threads(), *others, *options.items()
-        return compiled(algo, (same, *map(_KIND, tensors)), function, tensors)(tensors)
+        key = piece, self, *others, *options.items(), *kinds(algo, meta, tensors)
+        return compiled(algo, key, function, tensors, not self.vmapped), tensors
 
     def _of_tensors(
         self,

@@ -2,22 +2,25 @@
 
 import contextvars
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.gradients.auto import settle
 from metalearn.gradients.base import Strategy, check_algorithm
 from metalearn.gradients.capture import captured, check_capture
-from metalearn.gradients.execution import Execution
+from metalearn.gradients.compiler import Compiled
+from metalearn.gradients.execution import Execution, kinds
 from metalearn.gradients.features import ThroughFeatures, head_of
 from metalearn.gradients.pieces import Run, Task, TaskGradient
 from metalearn.gradients.plan import Plan, parse
-from metalearn.precision import check_precision, computing_in, outer_scale
+from metalearn.precision import Precision, check_precision, computing_in, outer_scale
 from metalearn.types import Episodes, Meta, MetaGradients, Metrics
 
 if TYPE_CHECKING:
@@ -82,7 +85,7 @@ def default_plan(device: torch.device) -> Plan:
     return Plan() if device.type == "cpu" else Plan(tasks=0)
 
 
-def seeds(algo: "MetaAlgorithm", count: int, device: torch.device) -> torch.Tensor | None:
+def seeds(algo: "MetaAlgorithm", count: int, device: torch.device) -> Tensor | None:
     """A seed for the dropout masks of each task, from torch's generator; None without dropout."""
     if not algo.net.exact:
         return None
@@ -102,6 +105,12 @@ def over_tasks(
     where `algo` is not defined for the strategy.
     """
     x = episodes.support.x
+    tensors = _tensors(meta, episodes)
+    padded = episodes.support.weight is not None, episodes.query.weight is not None
+    asked = strategy, padded, *kinds(algo, meta, tensors)
+    steps = _steps.setdefault(algo, {})
+    if (step := steps.get(asked)) is not None:
+        return step(tensors)
     if not (count := x.shape[0]):
         raise UsageError("no episodes in the meta-batch; use training.meta_batch of 1 or more")
     if (plan := parse(strategy.batching)) is None:
@@ -119,8 +128,12 @@ def over_tasks(
 
     def mean_gradient(meta: Meta, tasks: Task) -> tuple[MetaGradients, Metrics]:
         if plan.whole and plan.tasks == 0:
-            run = Execution(compile=plan.compile)
-            return run(at_once, algo, meta, tasks, gradient=gradient, plan=plan)
+            run, options = Execution(compile=plan.compile), {"gradient": gradient, "plan": plan}
+            if plan.compile and strategy.capture == "none" and tasks.seed is None:
+                code, tensors = run.compiled(at_once, algo, meta, tasks, **options)
+                steps[asked] = CompiledStep(code, plan.serial, strategy.precision, x.device)
+                return code(tensors)
+            return run(at_once, algo, meta, tasks, **options)
 
         def one(task: Task, run: Run) -> tuple[MetaGradients, Metrics]:
             if plan.whole:
@@ -133,6 +146,30 @@ def over_tasks(
         if strategy.capture == "none":
             return mean_gradient(meta, tasks)
         return captured(algo, strategy, mean_gradient, (meta, tasks))
+
+
+class CompiledStep(NamedTuple):
+    """A meta-step of all tasks as one compiled function, of `_tensors(meta, episodes)`."""
+
+    code: Compiled
+    serial: bool
+    precision: Precision
+    device: torch.device
+
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[MetaGradients, Metrics]:
+        with _Apart(self.serial), computing_in(self.precision, self.device):
+            return self.code(tensors)
+
+
+_steps: WeakKeyDictionary[Any, dict[Any, CompiledStep]] = WeakKeyDictionary()
+"""By algorithm, and what may differ between calls: to decide how they are run, and to find what
+was compiled for it, would take as long as a small network's step."""
+
+
+def _tensors(meta: Meta, episodes: Episodes) -> list[Tensor]:
+    """In the order of `tree.leaves`, which would take longer."""
+    given = *meta["init"].values(), *meta["hyper"].values(), *meta["buffers"].values()
+    return [t for t in (*given, *episodes.support, *episodes.query) if t is not None]
 
 
 def whole(

@@ -79,6 +79,43 @@ def test_exact(strategy, batching, build, shape):
     torch.testing.assert_close(metrics, measured, rtol=1e-10, atol=0)
 
 
+def deep(*more: nn.Module) -> nn.Module:
+    square = [nn.Linear(4, 4, bias=False) for _ in range(2)]
+    return nn.Sequential(square[0], nn.Tanh(), square[1], *more, nn.Linear(4, 3))
+
+
+def as_uncompiled(batching, algo, meta, episodes):
+    torch.manual_seed(0)  # of the dropout masks
+    got, _ = Adjoint(batching=batching)(algo, meta, episodes)
+    torch.manual_seed(0)
+    want, _ = Adjoint(batching="loop")(algo, meta, episodes)
+    assert apart(got, want) < 1e-10
+
+
+@compiles
+@pytest.mark.parametrize("batching", ["loop+compile", "vmap+compile+whole"])
+def test_what_a_later_call_may_bring(batching):
+    algo, episodes = MAML(network(deep), 1, sgd(0.1)), classification(shape=(4,))
+    meta = algo.init()
+    as_uncompiled(batching, algo, meta, episodes)
+    # Two matrices of one shape, in the order of a file: each was taken for the other.
+    first, second, *others = meta["init"]
+    swapped = {name: meta["init"][name] for name in (second, first, *others)}
+    as_uncompiled(batching, algo, {**meta, "init": swapped}, episodes)
+    turned = {n: t.mT.contiguous().mT if t.ndim == 2 else t for n, t in meta["init"].items()}
+    elsewhere = episodes.map(lambda t: t.transpose(0, 1).contiguous().transpose(0, 1))
+    as_uncompiled(batching, algo, {**meta, "init": turned}, elsewhere)
+
+
+@compiles
+def test_dropout_and_none():
+    algo = MAML(network(lambda: deep(nn.Dropout(0.5))), 1, sgd(0.1))
+    meta, episodes = algo.init(), classification(shape=(4,))
+    as_uncompiled("vmap+compile+whole", algo, meta, episodes)
+    with algo.net.evaluating():
+        as_uncompiled("vmap+compile+whole", algo, meta, episodes)
+
+
 WRITES = {
     "add": lambda x, place, y: x.index_add(0, place, y),
     "copy": lambda x, place, y: x.index_copy(0, place, y),
