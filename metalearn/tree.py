@@ -75,6 +75,7 @@ def builder(like: Any) -> Callable[[Iterator[Any]], Any]:
         names = tuple(like)
         parts = [builder(part) for part in like.values()]
         if all(part is next for part in parts):
+            # `names` first: where they end, no leaf has been taken too many.
             return lambda leaves: dict(zip(names, leaves, strict=False))
         return lambda leaves: {n: build(leaves) for n, build in zip(names, parts, strict=True)}
     kind: Callable[..., Any] = getattr(like, "_make", type(like))  # of a named tuple

@@ -145,7 +145,7 @@ def over_tasks(
     with _Apart(plan.serial), computing_in(strategy.precision, x.device):
         if strategy.capture == "none":
             return mean_gradient(meta, tasks)
-        return captured(algo, strategy, mean_gradient, (meta, tasks))
+        return captured(algo, asked, mean_gradient, (meta, tasks))
 
 
 class CompiledStep(NamedTuple):
