@@ -93,6 +93,20 @@ def test_compiled_gradients_equal_the_cpus(batching, capture, strategy) -> None:
     torch.testing.assert_close(flat(there).cpu(), flat(here), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("capture", ["graph", "compile"])
+def test_names_in_another_order_than_at_first(capture) -> None:
+    algo, meta = built("imaml", Adjoint)
+    want, _ = Adjoint(batching="loop")(algo, meta, episodes())
+    strategy = Adjoint(batching="vmap", capture=capture)
+    first, second, *_ = (n for n, t in meta["init"].items() if t.shape == (8, 8, 3, 3))
+    other = {first: second, second: first}
+    for names in (list(meta["init"]), [other.get(n, n) for n in meta["init"]]):
+        init = {name: meta["init"][name].cuda() for name in names}
+        got, _ = strategy(algo, {**meta, "init": init}, on_device(episodes()))
+        for name, value in want["init"].items():
+            torch.testing.assert_close(got["init"][name].cpu(), value, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("strategy", [Adjoint, Unroll, Checkpointed])
 @pytest.mark.parametrize("batching", ["loop", "vmap"])
 @pytest.mark.parametrize(
