@@ -45,6 +45,10 @@ def small(overrides: list[str]) -> list[str]:
         extra.append(f"backbone.depth={10 if 'width' in config['backbone'] else 8}")
     if "width" in config["backbone"]:
         extra.append("backbone.width=1")
+    if "widths" in config["backbone"]:
+        extra.append("backbone.widths=[4,4,8,8]")
+    if config["backbone"].get("name", "").startswith("vit"):
+        extra.append("+backbone.options.depth=2")
     if "classes" in config["dataset"]:
         extra.append("dataset.classes=60")
     if (config["training"]["ways"] or 0) > 20:
