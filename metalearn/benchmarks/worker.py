@@ -64,7 +64,7 @@ class Worker:
         return {**machine.describe(self.device), "matmul": machine.matmul_rates(self.device)}
 
     def reference(self, cell: dict[str, Any], path: str) -> dict[str, Any]:
-        """The float64 meta-gradient into `path`, how far float32 is from it, and the FLOPs."""
+        """The float64 meta-gradient into `path`, and how far float32 is from it."""
         import torch
         from safetensors.torch import save_file
 
