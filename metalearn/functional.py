@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -141,6 +142,14 @@ class PureModule:
         finally:
             for part in training:
                 part.training = True
+
+    @cached_property
+    def _parts(self) -> tuple[nn.Module, ...]:
+        return tuple(self.module.modules())
+
+    def modes(self) -> tuple[bool, ...]:
+        """The mode of each part of the module: whether it is in training."""
+        return tuple([part.training for part in self._parts])  # a list is faster than a generator
 
     def _norms(self, statistics: str) -> dict[str, BatchNorm]:
         """The norm layers that normalise by `statistics`, under the prefix of their tensors."""

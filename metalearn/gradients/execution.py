@@ -29,7 +29,7 @@ def kinds(algo: "MetaAlgorithm", meta: Meta, tensors: Sequence[Tensor]) -> tuple
     compiled for others would be wrong. Names stand in an order, which that of the tensors follows;
     a file may hold another one."""
     names = tuple(meta["init"]), tuple(meta["hyper"]), tuple(meta["buffers"])
-    modes = mode(), torch.get_num_threads(), algo.net.module.training
+    modes = mode(), torch.get_num_threads(), algo.net.modes()
     return (*names, *modes, *map(_kind, tensors))
 
 

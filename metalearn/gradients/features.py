@@ -73,7 +73,7 @@ def head_of(algo: "MetaAlgorithm", meta: Meta, tasks: Task) -> Head | None:
     if type(algo) is not MAML or algo.adapting is None:  # a subclass may have losses of its own
         return None
     known = _heads.setdefault(algo, {})
-    modes = tuple(part.training for part in algo.net.module.modules())
+    modes = algo.net.modes()
     if modes not in known:
         known[modes] = _tried(algo, meta, tasks.support.map(lambda t: t[0]))
     return known[modes]
