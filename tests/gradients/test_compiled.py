@@ -55,7 +55,7 @@ def layers() -> nn.Module:
 @pytest.mark.parametrize(
     "strategy, batching, build, shape",
     [
-        (Adjoint, "loop+compile", convolutions, (1, 4, 4)),
+        (Adjoint, "loop+compile", convolutions, (1, 5, 5)),
         (Adjoint, "threads", layers, (4,)),
         (Unroll, "vmap+compile", layers, (4,)),
         (Checkpointed, "loop+compile+whole", layers, (4,)),

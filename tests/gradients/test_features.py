@@ -161,7 +161,7 @@ def test_precisions(strategy, precision: str, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     "strategy",
     [
-        Unroll("loop+compile"), Adjoint("vmap+compile+whole"), Adjoint("loop+forward"),
+        Unroll("loop+compile"), Adjoint("vmap+compile+whole"), Adjoint("loop+compile+forward"),
         Truncated(2, "vmap"),
     ],
 )  # fmt: skip
