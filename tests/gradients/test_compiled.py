@@ -116,6 +116,8 @@ def test_dropout_and_none():
     meta, episodes = algo.init(), classification(shape=(4,))
     strategy = Adjoint("vmap+compile+whole")
     as_uncompiled(strategy, algo, meta, episodes)
+    with algo.net.evaluating():
+        as_uncompiled(strategy, algo, meta, episodes)
     algo.net.module.get_submodule("3").eval()  # this layer alone
     as_uncompiled(strategy, algo, meta, episodes)
 
