@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("metalearn.engine")
 
-Trial = Callable[[Plan, int], object]
-"""(plan, tasks) -> one meta-gradient of so many of the tasks at hand."""
+Trial = Callable[[Plan, int], Callable[[], object]]
+"""(plan, tasks) -> what computes one meta-gradient of so many of the tasks at hand."""
 
 _MARGIN = 0.6  # of the free memory
-_LONG_ENOUGH = 0.1  # seconds for one reading
+_LONG_ENOUGH = 0.1  # seconds for all readings of a plan
 _HOPELESS = 1.5  # times the best so far, on two tasks
 _GAIN = 1.5  # times: what `vmap` has to win over a loop, and may win by being compiled
 _SHORT, _LONG = 60, 300  # inner steps times weight tensors that one compiled piece may hold
@@ -113,9 +113,9 @@ def _settle(
     choice = _remembered(question)
     if choice is None:
 
-        def trial(plan: Plan, tasks: int) -> None:
+        def trial(plan: Plan, tasks: int) -> Callable[[], object]:
             planned = dataclasses.replace(strategy, batching=str(plan))
-            planned(algo, meta, episodes.map(lambda t: t[:tasks]))
+            return functools.partial(planned, algo, meta, episodes.map(lambda t: t[:tasks]))
 
         # Nothing that is drawn here may show in what follows.
         with torch.random.fork_rng(), torch.no_grad():
@@ -189,7 +189,7 @@ def _measure(
     for plan in eager:
         stopwatch.time(plan)
     if not any(map(math.isfinite, stopwatch.seconds.values())):
-        trial(Plan(), tasks)  # says why
+        trial(Plan(), tasks)()  # says why
     best = stopwatch.best()
     if best.tasks is not None:
         stopwatch.time(best._replace(unfold=True))
@@ -261,20 +261,24 @@ class _Stopwatch:
         self._run(plan, self.tasks)
         return self._least(plan, self.tasks, 3)
 
-    def _least(self, plan: Plan, tasks: int, runs: int) -> float:
-        """The least of so many runs, of more where they are short, because what else the machine
-        does only ever adds."""
-        took = [self._run(plan, tasks) for _ in range(runs)]
-        while sum(took) * tasks < _LONG_ENOUGH:
-            took.append(self._run(plan, tasks))
-        return min(took)
+    def _least(self, plan: Plan, tasks: int, readings: int) -> float:
+        """The least of so many readings, because what else the machine does only ever adds; each
+        of as many runs as last, because threads that miss one another now and then are the plan's
+        own."""
+        once = self._run(plan, tasks)
+        runs = max(1, int(_LONG_ENOUGH / readings / (once * tasks)))
+        first = once if runs == 1 else self._run(plan, tasks, runs)
+        return min(first, *(self._run(plan, tasks, runs) for _ in range(readings - 1)))
 
-    def _run(self, plan: Plan, tasks: int) -> float:
+    def _run(self, plan: Plan, tasks: int, runs: int = 1) -> float:
+        """Seconds a task, the mean over so many meta-gradients."""
+        step = self.trial(plan, tasks)
         started = time.perf_counter()
-        self.trial(plan, tasks)
+        for _ in range(runs):
+            step()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return (time.perf_counter() - started) / tasks
+        return (time.perf_counter() - started) / tasks / runs
 
 
 def _path(question: str) -> Path:

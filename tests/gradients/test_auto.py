@@ -1,10 +1,13 @@
 """`batching=auto` measures, keeps what it found, and changes nothing else."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
@@ -117,13 +120,25 @@ def test_what_fails_everywhere_says_why():
 def test_tasks_at_once_are_compiled_where_that_may_pay(compiled_loop, small, tried):
     seconds = {"loop": 0.008, "vmap": 0.004, "loop+compile": compiled_loop}
 
-    def trial(plan: Plan, tasks: int) -> None:
-        time.sleep(seconds.get(str(plan), 0.02) * tasks)
+    def trial(plan: Plan, tasks: int) -> Callable[[], None]:
+        return partial(time.sleep, seconds.get(str(plan), 0.02) * tasks)
 
     # The tests run on one thread, where the loop itself is compiled.
     work = auto._Work(steps=1, tensors=8, coming=None)
     choice = auto._measure(trial, 2, torch.device("cpu"), False, small, work)
     assert ("vmap+compile+whole" in choice.seconds) == tried
+
+
+def test_a_plan_is_judged_by_what_its_runs_take_together():
+    waits = {"loop": [0.004], "vmap": [0.001, 0.012]}  # the second is now and then the fastest
+
+    def trial(plan: Plan, tasks: int) -> Callable[[], None]:
+        turns = itertools.cycle(waits.get(str(plan), [0.03]))
+        return lambda: time.sleep(next(turns))
+
+    few = auto._Work(steps=1, tensors=8, coming=8)
+    choice = auto._measure(trial, 2, torch.device("cpu"), False, False, few)
+    assert str(choice.plan) == "loop"
 
 
 def test_more_layers_take_more_work_to_be_worth_compiling():
