@@ -1,7 +1,7 @@
 """What is measured: a network, K inner steps, T tasks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from metalearn.errors import UsageError, nearest
 
@@ -15,7 +15,7 @@ SMALL = ("tiny", "smooth-28")
 @dataclass(frozen=True)
 class Cell:
     """One meta-step to measure: 5-way 1-shot with 15 queries a class; `mlp` regresses on a
-    sinusoid with 10 support points and 10 queries."""
+    sinusoid with 10 support points and 10 queries. draw: which tasks; tells no cells apart."""
 
     model: str
     steps: int
@@ -23,6 +23,7 @@ class Cell:
     ways: int = 5
     shots: int = 1
     queries: int = 15
+    draw: int = field(default=0, compare=False)
 
     @property
     def name(self) -> str:

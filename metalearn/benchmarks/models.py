@@ -47,9 +47,9 @@ def image_shape(model: str) -> tuple[int, ...]:
     return (3 if side in (32, 84) else 1, side, side)
 
 
-def episodes(cell: Cell, seed: int = 0) -> Episodes:
+def episodes(cell: Cell) -> Episodes:
     """The meta-batch of `cell`, float32: noise whose mean depends on the class."""
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(2 * cell.draw)
     distinct = min(DISTINCT, cell.tasks)
     shape = image_shape(cell.model)
 
@@ -63,7 +63,7 @@ def episodes(cell: Cell, seed: int = 0) -> Episodes:
         means = torch.randn(distinct, cell.ways, *shape, generator=class_means.clone_state())
         return Batch(x + means.repeat_interleave(each, 1), y.contiguous())
 
-    class_means = torch.Generator().manual_seed(seed + 1)
+    class_means = torch.Generator().manual_seed(2 * cell.draw + 1)
     if cell.model == "mlp":
         tasks = Episodes(regression(), regression())
     else:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 def done(records: Iterable[Record], cell: Cell, settings: Mapping[str, Any]) -> bool:
     """Whether the cell stands there, measured or not, under the same settings."""
-    return any(r["cell"] == asdict(cell) and r["settings"] == dict(settings) for r in records)
+    return any(Cell(**r["cell"]) == cell and r["settings"] == dict(settings) for r in records)
 
 
 def hopeless(records: Iterable[Record], cell: Cell, settings: Mapping[str, Any], job: str) -> str:

@@ -64,7 +64,8 @@ class Worker:
         return {**machine.describe(self.device), "matmul": machine.matmul_rates(self.device)}
 
     def reference(self, cell: dict[str, Any], path: str) -> dict[str, Any]:
-        """The float64 meta-gradient into `path`, and how far float32 is from it."""
+        """The float64 meta-gradient into `path`, how far float32 is from it, and how far at most
+        where the inputs are changed by some roundings."""
         import torch
         from safetensors.torch import save_file
 
@@ -74,8 +75,11 @@ class Worker:
 
         exact = plain.reference(Cell(**cell), self.device)
         save_file(exact, path)
-        single = plain.reference(Cell(**cell), self.device, torch.float32)
-        return {"float32_error": distance(single, exact)[0]}
+        error, *changed = (
+            distance(plain.reference(Cell(**cell), self.device, torch.float32, noise), exact)[0]
+            for noise in (None, 1, 2, 3)
+        )
+        return {"float32_error": error, "rounding_error": max(error, *changed)}
 
     def prepare(self, cell: dict[str, Any], path: str) -> dict[str, Any]:
         """A first meta-step, whose gradient goes into `path`, and a second one for its memory

@@ -1,7 +1,9 @@
 """Spread, distance, gate, ratios and the fit of the cost, each against what it has to be."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -44,6 +46,37 @@ def test_the_gate() -> None:
     assert reason(math.nan)
     other = speed.gate({"b": want["a"]}, want, "higher", 0)
     assert "wrong gradient: a gradient of b" in other["reason"]
+
+
+def test_the_steadiest_tasks_are_drawn() -> None:
+    moves = {0: 1e-2, 1: 4e-4, 2: 1e-3, 3: 6e-4, 4: 2e-3}
+
+    class Reference:
+        def ask(self, do: str, patience: float, cell: dict, path: str) -> dict:
+            asked.append(cell["draw"])
+            return {"rounding_error": moves[cell["draw"]]}
+
+    def drawn() -> int:
+        asked.clear()
+        settings = speed.Settings(("ours",))
+        cell, told = speed.drawn(CELL, settings, cast(speed.Process, Reference()), Path("exact"))
+        assert told["rounding_error"] == moves[cell.draw] and asked[-1] == cell.draw
+        return cell.draw
+
+    asked: list[int] = []
+    assert drawn() == 1 and len(asked) == 6
+    moves[2] = 1e-5
+    assert drawn() == 2 and asked == [0, 1, 2, 2]
+
+
+def test_noise_of_a_rounding_moves_a_smooth_gradient_little() -> None:
+    cell = Cell("mlp", 1, 1)
+    exact = plain.reference(cell, "cpu")
+    first, again, other = (plain.reference(cell, "cpu", torch.float64, n) for n in (1, 1, 2))
+    assert distance(first, again)[0] == 0 < distance(first, other)[0] < 1e-4
+    assert 0 < distance(first, exact)[0] < 1e-4
+    elsewhere = plain.reference(replace(cell, draw=1), "cpu")
+    assert distance(elsewhere, exact)[0] > 0.1
 
 
 def test_rows_and_ratios() -> None:

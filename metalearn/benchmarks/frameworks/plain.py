@@ -10,6 +10,9 @@ from metalearn.benchmarks.frameworks.base import Runner
 from metalearn.benchmarks.frameworks.torch_loop import Task, runner, tasks_of
 from metalearn.benchmarks.models import DISTINCT, module, user_loss
 
+NOISE = 1e-6
+"""Relative: what float32 makes of an input over a few layers."""
+
 
 def backward(net: nn.Module, cell: Cell, task: Task, share: float) -> None:
     """Add `share` of the meta-gradient of one task to the gradients of `net`."""
@@ -33,14 +36,29 @@ def prepare(cell: Cell, device: str) -> Runner:
     return runner(net, device, one_task, tasks_of(cell, device))
 
 
-def reference(cell: Cell, device: str, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """The meta-gradient of the whole meta-batch, from the tasks in it that differ."""
+def reference(
+    cell: Cell, device: str, dtype: torch.dtype = torch.float64, noise: int | None = None
+) -> dict[str, Tensor]:
+    """The meta-gradient of the whole meta-batch, from the tasks in it that differ.
+
+    noise: the seed of a change of every input by some roundings of float32, None for none.
+    """
     net = module(cell.model).to(device, dtype)
     tasks = tasks_of(cell, device)
+    generator = torch.Generator(device).manual_seed(noise or 0)
+
+    def seen(t: Tensor) -> Tensor:
+        if not t.is_floating_point():
+            return t
+        t = t.to(dtype)
+        if noise is not None:
+            t = t * (1 + NOISE * torch.randn(t.shape, generator=generator, device=device))
+        return t
+
     distinct = min(DISTINCT, cell.tasks)
     for i, task in enumerate(tasks[:distinct]):
         count = len(range(i, cell.tasks, distinct))
-        x, y, query_x, query_y = (t.to(dtype) if t.is_floating_point() else t for t in task)
+        x, y, query_x, query_y = map(seen, task)
         backward(net, cell, (x, y, query_x, query_y), count / cell.tasks)
     return {n: p.grad.cpu() for n, p in net.named_parameters() if p.grad is not None}
 
