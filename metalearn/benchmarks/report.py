@@ -173,7 +173,7 @@ NOTES = """5-way 1-shot, 15 queries a class; Conv-4-64 with max-pooling and tran
 second-order meta-gradient of T tasks after K inner steps. Every torch framework gets the same
 module. Gradients are compared with a float64 loop before anything is timed, on tasks
 where no ReLU or maximum that rounding flips moves the gradient by more than 2.5e-4, or on the
-steadiest of five draws.
+steadiest of eight draws.
 
 `peak MB` is what one meta-step added to the process's resident set (on CUDA: to the allocator's
 bytes). `compile s` is the first meta-step less a later one. GFLOP/s counts the products and

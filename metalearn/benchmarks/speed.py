@@ -24,7 +24,7 @@ TOLERANCE = 1e-3
 AT_MOST = 0.2
 """What a gradient is allowed at most where float32 itself is far from float64: ReLU and
 max-pooling flip. A first-order gradient is off by 0.5 and more."""
-STEADY, DRAWS = 2.5e-4, 5
+STEADY, DRAWS = 2.5e-4, 8
 """How far a float32 loop's gradient may be from float64 where the inputs are changed by some
 roundings; else other tasks are drawn, so many times. A flip would hide a mistake, or look like one.
 """
@@ -175,20 +175,21 @@ def measure(
 def drawn(
     cell: Cell, settings: Settings, reference: Process, path: Path
 ) -> tuple[Cell, dict[str, float]]:
-    """`cell` with the steadiest of some draws of its tasks; the float64 meta-gradient there, in
-    `path`, and how far float32 is from it."""
+    """`cell` with the first steady draw of its tasks, or the steadiest of several; the float64
+    meta-gradient there, in `path`, and how far float32 is from it."""
 
-    def ask(draw: int) -> dict[str, float]:
-        known = asdict(replace(cell, draw=draw))
-        return reference.ask("reference", settings.budget, cell=known, path=str(path))
+    def ask(draw: int) -> tuple[Cell, dict[str, float]]:
+        other = replace(cell, draw=draw)
+        command = {"cell": asdict(other), "path": str(path), "steady": STEADY}
+        return other, reference.ask("reference", settings.budget, **command)
 
     moved: dict[int, float] = {}
     for draw in range(DRAWS):
-        moved[draw] = ask(draw)["rounding_error"]
+        other, told = ask(draw)
+        moved[draw] = told["rounding_error"]
         if moved[draw] <= STEADY:
-            break
-    steadiest = min(moved, key=moved.__getitem__)
-    return replace(cell, draw=steadiest), ask(steadiest)
+            return other, told
+    return ask(min(moved, key=moved.__getitem__))
 
 
 def guessed_seconds(cell: Cell, flops: int, rate: float) -> float:
