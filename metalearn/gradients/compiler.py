@@ -94,6 +94,8 @@ class Compiled:
         if tensors[0].device.type == "cpu":
             options |= {
                 "cpp_wrapper": True,
+                # Shapes are asked for before; each check costs as much as a small kernel.
+                "size_asserts": False,
                 "cpp_wrapper_build_separate": len(graph.graph.nodes) > _LARGE,
                 "cpp.threads": torch.get_num_threads(),
             }
