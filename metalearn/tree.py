@@ -1,6 +1,7 @@
 """Arithmetic on dicts of tensors: the weights of one task as one vector."""
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,22 +68,29 @@ def _collect(node: Any, found: list[Any]) -> None:
             _collect(part, found)
 
 
-def builder(like: Any) -> Callable[[Iterator[Any]], Any]:
-    """What takes leaves in order, and returns them nested like `like`. It keeps no leaf of it."""
-    if not isinstance(like, _NODES):
-        return next
-    if isinstance(like, dict):
-        names = tuple(like)
-        parts = [builder(part) for part in like.values()]
-        if all(part is next for part in parts):
-            # `names` first: where they end, no leaf has been taken too many.
-            return lambda leaves: dict(zip(names, leaves, strict=False))
-        return lambda leaves: {n: build(leaves) for n, build in zip(names, parts, strict=True)}
-    kind: Callable[..., Any] = getattr(like, "_make", type(like))  # of a named tuple
-    parts = [builder(part) for part in like]
-    return lambda leaves: kind([build(leaves) for build in parts])
+def builder(like: Any) -> Callable[[Sequence[Any]], Any]:
+    """`rebuild` for many calls, of a list of leaves, as code of its own: a small network's step
+    would notice the loops. It keeps no leaf of `like`."""
+    count, kinds = itertools.count(), dict[str, Any]()
+
+    def written(node: Any) -> str:
+        if isinstance(node, dict):
+            return f"{{{', '.join(f'{name!r}: {written(part)}' for name, part in node.items())}}}"
+        if not isinstance(node, _NODES):
+            return f"leaves[{next(count)}]"
+        parts = f"[{', '.join([written(part) for part in node])}]"
+        kind = getattr(node, "_make", type(node))  # of a named tuple
+        kinds[name := f"kind{len(kinds)}"] = kind
+        return f"{name}({parts})"
+
+    return eval(f"lambda leaves: {written(like)}", kinds)
 
 
 def rebuild(like: Any, leaves: Iterator[Any]) -> Any:
     """`like` with its leaves replaced by `leaves` in order."""
-    return builder(like)(leaves)
+    if not isinstance(like, _NODES):
+        return next(leaves)
+    if isinstance(like, dict):
+        return {name: rebuild(part, leaves) for name, part in like.items()}
+    kind: Callable[..., Any] = getattr(like, "_make", type(like))  # of a named tuple
+    return kind([rebuild(part, leaves) for part in like])

@@ -61,7 +61,7 @@ class Compiled:
     Raises UsageError where nothing can be compiled.
     """
 
-    nested: Callable[[Iterator[Any]], Any]
+    nested: Callable[[Sequence[Any]], Any]
     """Takes the outputs in order, and returns them nested as the function returned its own."""
 
     def __init__(
@@ -69,7 +69,7 @@ class Compiled:
     ):
         _check_compiler(tensors[0].device)
         self.images_last = images_last
-        tensors = self._laid_out(tensors)
+        tensors = self.laid_out(tensors)
 
         def flat(*tensors: Tensor) -> list[Tensor]:
             outputs = function(*tensors)
@@ -106,9 +106,13 @@ class Compiled:
         if torch.is_grad_enabled():
             with torch.no_grad():
                 return self(tensors)
-        return self.nested(iter(self.code([*self._laid_out(tensors), *self.constants])))
+        return self.ready(self.laid_out(tensors))
 
-    def _laid_out(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def ready(self, tensors: Sequence[Tensor]) -> Any:
+        """The same of tensors that are laid out, where no gradient is recorded."""
+        return self.nested(self.code([*tensors, *self.constants]))
+
+    def laid_out(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The machine code takes its inputs as they stood in memory when it was made."""
         if self.images_last:
             return [channels_last(t) if t.ndim == 4 else t.contiguous() for t in tensors]

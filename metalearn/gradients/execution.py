@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 _kind = attrgetter("shape", "dtype", "device")
 
 
-def kinds(algo: "MetaAlgorithm", meta: Meta, tensors: Sequence[Tensor]) -> tuple:
-    """What may differ between calls of the same function with `meta` and `tensors`: code that was
-    compiled for others would be wrong. Names stand in an order, which that of the tensors follows;
-    a file may hold another one."""
+def setting(algo: "MetaAlgorithm", meta: Meta) -> tuple:
+    """What may differ between calls of the same function with `meta`, beside its tensors: code that
+    was compiled for others would be wrong. Names stand in an order, which that of the tensors
+    follows; a file may hold another one."""
     names = tuple(meta["init"]), tuple(meta["hyper"]), tuple(meta["buffers"])
-    modes = mode(), torch.get_num_threads(), algo.net.modes()
-    return (*names, *modes, *map(_kind, tensors))
+    return (*names, mode(), torch.get_num_threads(), algo.net.modes())
+
+
+def kinds(tensors: Sequence[Tensor]) -> tuple:
+    """What code is compiled for, of its inputs."""
+    return tuple(map(_kind, tensors))
 
 
 def _others(leaves: Sequence[Any]) -> list[Any]:
@@ -93,7 +97,7 @@ class Execution(NamedTuple):
             return self._of_tensors(partial(piece, algo), given, leaves, options)
 
         others = () if len(tensors) == len(leaves) else _others(leaves)
-        key = piece, self, *others, *options.items(), *kinds(algo, meta, tensors)
+        key = piece, self, *others, *options.items(), *setting(algo, meta), *kinds(tensors)
         return compiled(algo, key, function, tensors, not self.vmapped), tensors
 
     def _of_tensors(

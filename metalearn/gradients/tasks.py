@@ -2,6 +2,7 @@
 
 import contextvars
 import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,8 +16,7 @@ from metalearn.errors import UsageError
 from metalearn.gradients.auto import settle
 from metalearn.gradients.base import Strategy, check_algorithm
 from metalearn.gradients.capture import captured, check_capture
-from metalearn.gradients.compiler import Compiled
-from metalearn.gradients.execution import Execution, kinds
+from metalearn.gradients.execution import Execution, kinds, setting
 from metalearn.gradients.features import ThroughFeatures, head_of
 from metalearn.gradients.pieces import Run, Task, TaskGradient
 from metalearn.gradients.plan import Plan, parse
@@ -107,10 +107,11 @@ def over_tasks(
     x = episodes.support.x
     tensors = _tensors(meta, episodes)
     padded = episodes.support.weight is not None, episodes.query.weight is not None
-    asked = strategy, padded, *kinds(algo, meta, tensors)
-    steps = _steps.setdefault(algo, {})
-    if (step := steps.get(asked)) is not None:
-        return step(tensors)
+    asked = strategy, padded, *setting(algo, meta)
+    steps = _steps.setdefault(algo, {}).setdefault(asked, [])
+    for step in steps:
+        if step.serves(*tensors):
+            return step(tensors)
     if not (count := x.shape[0]):
         raise UsageError("no episodes in the meta-batch; use training.meta_batch of 1 or more")
     if (plan := parse(strategy.batching)) is None:
@@ -131,7 +132,12 @@ def over_tasks(
             run, options = Execution(compile=plan.compile), {"gradient": gradient, "plan": plan}
             if plan.compile and strategy.capture == "none" and tasks.seed is None:
                 code, tensors = run.compiled(at_once, algo, meta, tasks, **options)
-                steps[asked] = CompiledStep(code, plan.serial, strategy.precision, x.device)
+                if serves := _guard(tensors):
+                    ready = all(map(operator.is_, tensors, code.laid_out(tensors)))
+                    called = code.ready if ready else code
+                    device = x.device
+                    step = CompiledStep(serves, called, plan.serial, strategy.precision, device)
+                    steps[:] = [step, *steps[:_MOST_STEPS]]
                 return code(tensors)
             return run(at_once, algo, meta, tasks, **options)
 
@@ -145,13 +151,15 @@ def over_tasks(
     with _Apart(plan.serial), computing_in(strategy.precision, x.device):
         if strategy.capture == "none":
             return mean_gradient(meta, tasks)
-        return captured(algo, asked, mean_gradient, (meta, tasks))
+        return captured(algo, (asked, kinds(tensors)), mean_gradient, (meta, tasks))
 
 
 class CompiledStep(NamedTuple):
-    """A meta-step of all tasks as one compiled function, of `_tensors(meta, episodes)`."""
+    """A meta-step of all tasks as one compiled function, of `_tensors(meta, episodes)`. serves:
+    whether it was made for tensors like these."""
 
-    code: Compiled
+    serves: Callable[..., bool]
+    code: Callable[[Sequence[Tensor]], tuple[MetaGradients, Metrics]]
     serial: bool
     precision: Precision
     device: torch.device
@@ -161,9 +169,22 @@ class CompiledStep(NamedTuple):
             return self.code(tensors)
 
 
-_steps: WeakKeyDictionary[Any, dict[Any, CompiledStep]] = WeakKeyDictionary()
-"""By algorithm, and what may differ between calls: to decide how they are run, and to find what
-was compiled for it, would take as long as a small network's step."""
+_steps: WeakKeyDictionary[Any, dict[Any, list[CompiledStep]]] = WeakKeyDictionary()
+"""By algorithm, and what may differ between calls beside the tensors: to decide how they are run,
+and to find what was compiled for it, would take as long as a small network's step."""
+_MOST_STEPS = 7  # others that are kept, the last ones first
+
+
+def _guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """Whether others have the types, shapes and strides of `tensors`, in less than a microsecond:
+    what torch's own compiler asks by. None where this version of torch has it no more."""
+    try:
+        from torch._C._dynamo.guards import TensorGuards
+
+        # It crashes where these are left out.
+        return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    except (ImportError, TypeError):
+        return None
 
 
 def _tensors(meta: Meta, episodes: Episodes) -> list[Tensor]:
