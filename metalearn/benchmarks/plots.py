@@ -13,6 +13,8 @@ from metalearn.evaluation.plots import _figure, _save, _style
 _COLORS = {
     "ours": "#3b6fb6",
     "ours-bf16": "#7fb2e5",
+    "ours-graph": "#1f3f73",
+    "ours-graph-bf16": "#5a86c4",
     "learn2learn": "#d1602f",
     "higher": "#1d7a46",
     "torchopt": "#8c5bb0",

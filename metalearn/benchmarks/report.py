@@ -80,6 +80,12 @@ def ratios(rows: Sequence[Row], ours: str, allocators: tuple[str, str]) -> dict[
     return found
 
 
+def _compared(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Which allocators of ours and of theirs."""
+    raced = {row.allocator for row in rows}
+    return [(one, one) for one in raced] if len(raced) == 1 else [AS_RUN, SAME]
+
+
 def table(rows: Sequence[Row]) -> Table:
     """For the terminal, of 80 columns: the files tell more."""
     shown = Table(*SHORT, box=None, pad_edge=False)
@@ -108,7 +114,7 @@ HEAD = (
 
 
 def _lines(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[list[str]]]:
-    same = {theirs: ratios(rows, OURS, (ours, theirs)) for ours, theirs in (AS_RUN, SAME)}
+    same = {theirs: ratios(rows, OURS, (ours, theirs)) for ours, theirs in _compared(rows)}
     body = []
     for row in rows:
         ratio = same[row.allocator].get(row.cell, {}).get(row.framework)
@@ -137,8 +143,8 @@ def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 def ratio_table(rows: Sequence[Row], ours: str = OURS) -> str:
     """How many times as fast `ours` is as each peer: as the peer's users run it, and with the
-    same tuned allocator."""
-    tables = [ratios(rows, ours, allocators) for allocators in (AS_RUN, SAME)]
+    same tuned allocator; or with the one that was raced."""
+    tables = [ratios(rows, ours, allocators) for allocators in _compared(rows)]
     peers = list(dict.fromkeys(r.framework for r in rows if not r.framework.startswith(OURS)))
     body = []
     for cell in dict.fromkeys(r.cell for r in rows):
@@ -190,12 +196,11 @@ def markdown(records: Sequence[Record], picture: str) -> str:
     parts.append(NOTES)
     if found:
         parts += [f"![tasks a second]({picture})", "## How many times as fast ours is"]
-        parts += [
-            "Peers as their users run them / with the same tuned allocator as ours.",
-            ratio_table(found),
-        ]
-        if any(r.framework == "ours-bf16" for r in found):
-            parts += ["`ours-bf16`:", ratio_table(found, "ours-bf16")]
+        if len(_compared(found)) == 2:
+            parts += ["Peers as their users run them / with the same tuned allocator as ours."]
+        names = dict.fromkeys(r.framework for r in found)
+        for ours in (n for n in names if n.startswith(OURS)):
+            parts += [f"`{ours}`:", ratio_table(found, ours)]
         parts += ["## Everything that was timed", markdown_table(*_lines(found))]
     if missing := left_out(records):
         parts += ["## Not timed", markdown_table(("cell", "framework", "reason"), missing)]

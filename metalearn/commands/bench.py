@@ -66,10 +66,10 @@ def bench(arguments: list[str], console: Console) -> None:
         )
     chosen = options(rest)
     cells = grid.parse(chosen.cells)
-    # The quick benchmark leaves out the variant that takes a minute to compile.
-    usual = [n for n in frameworks.DEFAULT if chosen.cells != "quick" or n != "jax-vmap"]
-    names = frameworks.parse(chosen.frameworks or ",".join(usual))
     device, folder = torch_device(chosen.device).type, Path(chosen.out)
+    # The quick benchmark leaves out the variant that takes a minute to compile.
+    usual = [n for n in frameworks.default(device) if chosen.cells != "quick" or n != "jax-vmap"]
+    names = frameworks.parse(chosen.frameworks or ",".join(usual))
     settings = Settings(
         names,
         ALLOCATORS[chosen.allocator],

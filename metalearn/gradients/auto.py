@@ -23,6 +23,7 @@ import torch
 
 from metalearn.errors import UsageError
 from metalearn.files import cache_folder, write_atomic
+from metalearn.gradients.capture import release
 from metalearn.gradients.plan import Plan, parse
 from metalearn.memory import (
     free_memory_bytes,
@@ -123,6 +124,7 @@ def _settle(
             work = _Work(algo.steps, len(meta["init"]), coming)
             small = sum(t.numel() for t in meta["init"].values()) <= _SMALL
             choice = _measure(trial, len(x), x.device, products, small, work)
+        release(algo)
         _keep(question, choice)
     return dataclasses.replace(strategy, batching=str(choice.plan)), choice
 

@@ -54,6 +54,11 @@ class Captured:
         return tree.rebuild(self.outputs, (t.clone() for t in tree.leaves(self.outputs)))
 
 
+def release(owner: Any) -> None:
+    """Forget the graphs of `owner`, each of which holds the memory of a meta-step."""
+    _graphs.pop(owner, None)
+
+
 def captured(owner: Any, key: Any, function: Callable[..., Any], inputs: Any) -> Any:
     """`function(*inputs)` by the graph recorded for `key` of `owner`, recorded now at first."""
     shapes = tuple((t.shape, t.dtype) if isinstance(t, Tensor) else t for t in tree.leaves(inputs))

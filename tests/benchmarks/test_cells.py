@@ -4,7 +4,8 @@ import pytest
 
 from metalearn.benchmarks import cells
 from metalearn.benchmarks.cells import Cell
-from metalearn.benchmarks.frameworks import DEFAULT, parse
+from metalearn.benchmarks.frameworks import default, parse
+from metalearn.benchmarks.frameworks.base import framework
 from metalearn.errors import UsageError
 
 
@@ -44,10 +45,16 @@ def test_a_wrong_filter_is_one_line(text: str, line: str) -> None:
 def test_frameworks() -> None:
     assert parse("ours,jax,ours") == ("ours", "jax-vmap", "jax-loop")
     assert parse("ours@adjoint:4:fp32") == ("ours@adjoint:4:fp32",)
-    assert parse(",".join(DEFAULT)) == DEFAULT
+    captured = "ours@exact:vmap:bf16:graph"
+    assert parse(captured) == (captured,)
+    assert framework(captured).low_precision and not framework("ours-graph").low_precision
+    for device in ("cpu", "cuda"):
+        assert parse(",".join(default(device))) == default(device)
+    assert set(default("cuda")) - set(default("cpu")) == {"ours-graph", "ours-graph-bf16"}
     for text, line in {
         "learn2lern": "did you mean learn2learn?",
         "ours@adjont:loop:fp32": "did you mean adjoint?",
+        "ours@higher:loop:fp32:graph": "strategy higher has no capture",
     }.items():
         with pytest.raises(UsageError, match=line.replace("?", r"\?")):
             parse(text)

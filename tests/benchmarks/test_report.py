@@ -34,6 +34,20 @@ def test_json_markdown_and_a_picture(tmp_path: Path) -> None:
     assert "2.00x" in console.export_text()
 
 
+def test_a_race_with_one_allocator_of_captured_strategies(tmp_path: Path) -> None:
+    made = record(Cell("conv4-28", 1, 32))
+    peer = made["workers"]["learn2learn default"]
+    names = ("ours", "ours-graph", "ours@exact:vmap:fp32:graph")
+    mine = [{**peer, "framework": n, "seconds": [1 / k] * 3} for k, n in enumerate(names, 1)]
+    made["workers"] = {w["framework"]: w for w in (*mine, peer)}
+    report.write([made], tmp_path)
+    text = (tmp_path / "speed.md").read_text()
+    assert "same tuned allocator" not in text.partition("## Everything")[0].partition("## How")[2]
+    for number, name in enumerate(names, 1):
+        table = text.partition(f"`{name}`:\n\n")[2].partition("\n\n")[0]
+        assert f"| conv4-28 K=1 T=32 | {2 * number}.00 |" in table
+
+
 def test_nothing_timed_writes_no_picture(tmp_path: Path) -> None:
     nothing = {**record(Cell("mlp", 1, 1)), "workers": {}, "reason": "too long"}
     report.write([nothing], tmp_path)

@@ -41,13 +41,15 @@ class NotInstalled(Exception):
 
 
 def _ours(strategy: str) -> Framework:
-    low = strategy.rpartition(":")[2] not in ("fp32", "tf32")
-    return Framework("metalearn", "ours", {"strategy": strategy}, low)
+    low = {"bf16", "bf16-all", "fp16"} & set(strategy.split(":"))
+    return Framework("metalearn", "ours", {"strategy": strategy}, bool(low))
 
 
 FRAMEWORKS = {
     "ours": _ours("exact:auto:fp32"),
     "ours-bf16": _ours("exact:auto:bf16"),
+    "ours-graph": _ours("exact:auto:fp32:graph"),
+    "ours-graph-bf16": _ours("exact:auto:bf16:graph"),
     "learn2learn": Framework("learn2learn", "learn2learn", {}),
     "higher": Framework("higher", "higher", {}),
     "torchopt": Framework("torchopt", "torchopt", {}),
@@ -55,13 +57,18 @@ FRAMEWORKS = {
     "jax-loop": Framework("jax", "jax", {"variant": "loop"}),
     "plain": Framework("torch", "plain", {}),
 }
-DEFAULT = tuple(name for name in FRAMEWORKS if name != "plain")
+
+
+def default(device: str) -> tuple[str, ...]:
+    """Those that are raced where none are named: the captured ones on a CUDA device."""
+    names = (name for name in FRAMEWORKS if name != "plain")
+    return tuple(name for name in names if device == "cuda" or "-graph" not in name)
 
 
 def parse(text: str) -> tuple[str, ...]:
     """The frameworks that `frameworks=` names, "jax" being both of its variants.
 
-    `ours@<strategy>:<batching>:<precision>` is any strategy of ours. Raises UsageError.
+    `ours@<strategy>:<batching>:<precision>:<capture>` is any strategy of ours. Raises UsageError.
     """
     names: list[str] = []
     for name in text.split(","):
@@ -70,7 +77,8 @@ def parse(text: str) -> tuple[str, ...]:
         if name not in FRAMEWORKS and not name.startswith("ours@"):
             raise UsageError(
                 f"frameworks={name} is not known{nearest(name, FRAMEWORKS)}; "
-                f"use {', '.join(FRAMEWORKS)}, jax or ours@<strategy>:<batching>:<precision>"
+                f"use {', '.join(FRAMEWORKS)}, jax or "
+                "ours@<strategy>:<batching>:<precision>:<capture>"
             )
         if name.startswith("ours@"):
             from metalearn.benchmarks.frameworks import ours

@@ -31,16 +31,21 @@ KINDS: dict[str, Callable[..., MetaGradient]] = {
 
 
 def strategy(name: str) -> MetaGradient:
-    """ "<kind>:<batching>:<precision>" as a value; the last two default to auto and fp32.
+    """ "<kind>:<batching>:<precision>:<capture>" as a value; the last three default to auto, fp32
+    and none.
 
-    Raises UsageError for a kind that is not known.
+    Raises UsageError for a kind that is not known, or that has no capture.
     """
-    kind, batching, precision = (*name.split(":"), "", "")[:3]
+    kind, batching, precision, capture = (*name.split(":"), "", "", "")[:4]
     if kind not in KINDS:
         raise UsageError(f"no strategy {kind!r}{nearest(kind, KINDS)}; use {', '.join(KINDS)}")
-    return KINDS[kind](
+    made = KINDS[kind]
+    if capture and not hasattr(made, "capture"):
+        raise UsageError(f"strategy {kind} has no capture; leave out :{capture}")
+    return made(
         batching=int(batching) if batching.isdecimal() else batching or "auto",
         precision=precision or "fp32",
+        **{"capture": capture} if capture else {},
     )
 
 
