@@ -32,22 +32,34 @@ def plot_speed(rows: Sequence[Row], path: Path) -> None:
     rows = as_run or list(rows)
     cells = list(dict.fromkeys(r.cell for r in rows))
     names = list(dict.fromkeys(r.framework for r in rows))
-    models = list(dict.fromkeys(cell.model for cell in cells))
-    most = max(sum(c.model == m for c in cells) for m in models)
-    columns = 1 if len(models) == 1 else 2
-    lines = -(-len(models) // columns)
-    height = 0.9 + lines * (0.6 + most * (0.1 + 0.17 * len(names)))
-    figure = _figure(5.2 * columns, min(height, 40.0))
+    bars = 0.1 + 0.17 * len(names)  # inches of a cell
+    heights = {m: 0.7 + bars * sum(c.model == m for c in cells) for m in (c.model for c in cells)}
+    columns = _columns(heights, min(2, len(heights)))
+    tallest = max(sum(heights[m] for m in column) for column in columns)
+    figure = _figure(5.2 * len(columns), min(0.9 + tallest, 60.0))
+    side_by_side = figure.add_gridspec(1, len(columns))
     colors = colors_of(names)
-    for place, model in enumerate(models):
-        axes = figure.add_subplot(lines, columns, place + 1)
-        _style(axes)
-        _bars(axes, [c for c in cells if c.model == model], names, rows, colors)
-        axes.set_title(model, loc="left", fontweight="bold", fontsize=10)
-        axes.set_xlabel("tasks a second")
+    for place, column in zip(side_by_side, columns, strict=True):
+        lines = [heights[m] for m in column]
+        below = max(tallest - sum(lines), 0.01)
+        grid = place.subgridspec(len(lines) + 1, 1, height_ratios=[*lines, below])
+        for line, model in zip(grid, column, strict=False):
+            axes = figure.add_subplot(line)
+            _style(axes)
+            _bars(axes, [c for c in cells if c.model == model], names, rows, colors)
+            axes.set_title(model, loc="left", fontweight="bold", fontsize=10)
+            axes.set_xlabel("tasks a second")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
     _save(figure, path)
+
+
+def _columns(heights: Mapping[str, float], count: int) -> list[list[str]]:
+    """The panels in so many columns, the tallest first, each below the shortest column so far."""
+    columns: list[list[str]] = [[] for _ in range(count)]
+    for name in sorted(heights, key=heights.__getitem__, reverse=True):
+        min(columns, key=lambda column: sum(heights[n] for n in column)).append(name)
+    return columns
 
 
 def _bars(axes: Axes, cells: list, names: list[str], rows: Sequence[Row], colors: Mapping) -> None:
