@@ -28,7 +28,7 @@ for cell in conv4-28/K=1/T=32 resnet12-84/K=1/T=4 conv4-28/K=5/T=32 conv4-32/K=1
 done
 part errors 60 $bench part=errors
 part memory 90 $bench part=memory
-part tests 240 pytest -q -p no:cacheprovider -n 4 -m gpu tests
+part tests 240 pytest -q -W default -p no:cacheprovider -n 4 -m gpu tests
 tail -2 "$out/tests.log"
 cat "$out"/*.md
 exit $failed
