@@ -64,35 +64,6 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
-SMALL_PRODUCT, SMALL_BY_ROWS = 5000, 20_000
-"""Multiplications up to which a matrix product is cheaper inside another kernel than as a call, and
-where the rows of its second factor lie in memory as one (measured on MLPs of 40 and 64 units)."""
-
-
-def small_product(a: Tensor, b: Tensor) -> Any:
-    """`a @ b` of two or three dimensions as a sum, which a compiler fuses; NotImplemented for
-    larger ones."""
-    count = a.shape[-2] * a.shape[-1] * b.shape[-1]
-    wide = a.dtype in (torch.float32, torch.float64)
-    most = SMALL_BY_ROWS if b.stride(-1) == 1 else SMALL_PRODUCT
-    if count > most or a.device.type != "cpu" or not wide:
-        return NotImplemented
-    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
-
-
-def _small_addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    product = small_product(a, b) if beta == alpha == 1 else NotImplemented
-    return product if product is NotImplemented else product + c
-
-
-DECOMPOSITIONS = {
-    torch.ops.aten.mm.default: small_product,
-    torch.ops.aten.bmm.default: small_product,
-    torch.ops.aten.addmm.default: _small_addmm,
-}
-"""What `make_fx` is to write in place of an operation."""
-
-
 def channels_last(t: Tensor) -> Tensor:
     """`t` `[A, B, H, W]` in memory as `[A, H, W, B]`, with those strides even where B is 1 and
     torch would take any for the same: they choose the layout of a convolution's output."""

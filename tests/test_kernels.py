@@ -6,13 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import grad, jvp, vmap
 
-from metalearn.kernels import (
-    compiling,
-    max_pool_2x2,
-    small_product,
-    unfolded_conv2d,
-    unfolding,
-)
+from metalearn.kernels import compiling, max_pool_2x2, unfolded_conv2d, unfolding
 from tests.tasks import generator
 
 # torch's own formulas for forward mode use what it has deprecated.
@@ -167,18 +161,3 @@ def test_only_plain_convolutions_are_replaced(options, replaced, monkeypatch):
         got = layer(x)
     assert len(calls) == replaced
     same([got], [want])
-
-
-@pytest.mark.parametrize("shapes", [((3, 4), (4, 5)), ((2, 3, 1), (2, 1, 5))], ids=str)
-def test_small_product(shapes):
-    a, b = (random(*shape, seed=i) for i, shape in enumerate(shapes))
-    same(orders(small_product, a, b), orders(torch.matmul, a, b))
-
-
-def test_other_products_stay_as_they_are():
-    by_rows, large = random(20, 20), random(30, 30)
-    assert small_product(by_rows, by_rows) is not NotImplemented
-    assert small_product(by_rows, by_rows.mT) is NotImplemented
-    assert small_product(large, large) is NotImplemented
-    half = torch.ones(2, 2, dtype=torch.bfloat16)
-    assert small_product(half, half) is NotImplemented

@@ -20,7 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.gradients.graphs import drop_unused, keep_layout, lift_constants, write_apart
-from metalearn.kernels import DECOMPOSITIONS, channels_last, compiling
+from metalearn.kernels import channels_last, compiling
+from metalearn.products import DECOMPOSITIONS, lower_product
 
 _cache: WeakKeyDictionary[Any, dict[Any, "Compiled"]] = WeakKeyDictionary()
 _lock = threading.Lock()
@@ -128,6 +129,7 @@ def _machine_code(
     import torch._functorch.config as functorch
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # takes seconds to import
 
+    lower_product()
     made: list[Any] = []
 
     def compile_inner(*args: Any, **options: Any) -> Any:
