@@ -97,7 +97,7 @@ def test_compiled_products(slow_mkl, monkeypatch) -> None:
 
 
 @onednn
-@pytest.mark.parametrize("batching", ["loop+compile", "threads"])
+@pytest.mark.parametrize("batching", ["loop+compile", "threads", "vmap+compile"])
 def test_a_meta_gradient_by_onednn(slow_mkl, batching) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 3))

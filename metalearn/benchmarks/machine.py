@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from metalearn.products import mkl_at_half_speed, product
+
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile", "avx_vnni")
 
 
@@ -52,35 +54,38 @@ def version(package: str) -> str | None:
 
 
 def matmul_rates(device: str, most: int = 2048) -> dict[str, float]:
-    """FLOP/s of a square matrix product in float32 and in bfloat16, median of 4.
+    """FLOP/s of a square matrix product in float32 and in bfloat16, median of 4; and in float32 by
+    oneDNN, where torch multiplies by an MKL at half its speed.
 
     most: of the sides of the matrices; they are smaller where so large a product would take long
     (bfloat16 on a processor that only emulates it).
     """
-    return {
-        name: _matmul_rate(device, dtype, most)
-        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
-    }
+    rates = {"float32": _matmul_rate(device, torch.float32, most)}
+    if device == "cpu" and mkl_at_half_speed():
+        rates["float32 by oneDNN"] = _matmul_rate(device, torch.float32, most, product)
+    return {**rates, "bfloat16": _matmul_rate(device, torch.bfloat16, most)}
 
 
 _LONG = 0.5  # seconds
 
 
-def _matmul_rate(device: str, dtype: torch.dtype, most: int) -> float:
+def _matmul_rate(
+    device: str, dtype: torch.dtype, most: int, multiply: Callable[..., object] = torch.mm
+) -> float:
     side = most // 8
     while True:
-        seconds = _seconds(torch.rand(side, side, device=device).to(dtype))
+        seconds = _seconds(torch.rand(side, side, device=device).to(dtype), multiply)
         if side >= most or 8 * seconds > _LONG:
             return 2 * side**3 / seconds
         side *= 2
 
 
-def _seconds(a: torch.Tensor) -> float:
+def _seconds(a: torch.Tensor, multiply: Callable[..., object]) -> float:
     times = []
     for _ in range(6):
         synchronise(a.device.type)
         start = time.perf_counter()
-        torch.mm(a, a)
+        multiply(a, a)
         synchronise(a.device.type)
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
