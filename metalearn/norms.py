@@ -240,7 +240,7 @@ class BatchNorm(nn.Module):
     def _running_moments(x: Tensor, dims: tuple[int, ...], weight: Tensor | None):
         """Mean and unbiased variance, which is what torch's running averages are made of."""
         mean, var = _moments(x, dims, weight)
-        examples = x.new_tensor(len(x)) if weight is None else weight.sum()
+        examples = x.new_full((), len(x)) if weight is None else weight.sum()
         count = examples * x[0, 0].numel()
         return mean, var * (count / (count - 1).clamp(min=1))
 

@@ -1,10 +1,11 @@
 """Matrix products in the form that is fastest in compiled code on a processor.
 
 Small ones are sums, which a compiler makes part of other kernels. Large ones in float32 go to
-oneDNN in place of MKL where MKL leaves half of the processor unused.
+oneDNN in place of MKL on processors that MKL leaves half unused.
 """
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,23 @@ LARGE = 1_000_000
 runs at half speed (measured: level at 96 x 96 x 96)."""
 
 
+_ZEN_5 = 26
+
+
 @functools.cache
 def mkl_at_half_speed() -> bool:
-    """Whether MKL, by which torch multiplies, takes AVX2 where the processor has AVX-512: it does
-    on AMD's. One core of an EPYC, 2048 x 2048 in float32: MKL 110 GFLOP/s, oneDNN 249."""
+    """Whether MKL, by which torch multiplies, takes AVX2 where the processor has AVX-512 of full
+    width: it does on AMD's since Zen 5. One core of such an EPYC, 2048 x 2048 in float32: MKL 110
+    GFLOP/s, oneDNN 249."""
     there = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     if not there or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+        told = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
+    family = re.search(r"^cpu family\s*:\s*(\d+)", told, re.MULTILINE)
+    return "AuthenticAMD" in told and family is not None and int(family[1]) >= _ZEN_5
 
 
 @torch.library.custom_op("metalearn::product", mutates_args=())
@@ -76,12 +83,13 @@ def small_product(a: Tensor, b: Tensor) -> Any:
 
 def large_product(a: Tensor, b: Tensor) -> Any:
     """`a @ b` of two dimensions by oneDNN where that pays; NotImplemented where it does not."""
-    if a.device.type != "cpu" or a.dtype != torch.float32 or not mkl_at_half_speed():
+    if a.device.type != "cpu" or a.dtype != torch.float32 or _multiplications(a, b) < LARGE:
         return NotImplemented
-    if _multiplications(a, b) < LARGE:
+    if not (mkl_at_half_speed() and torch.backends.mkldnn.enabled):
         return NotImplemented
-    if a.stride(0) == 1 and b.numel() < a.numel():
-        return product(b.mT, a.mT).mT  # oneDNN copies a first factor that does not lie by rows
+    if a.stride(0) == 1 and (b.stride(0) == 1 or b.numel() < a.numel()):
+        # A first factor that does not lie by rows would be copied.
+        return product(b.mT, a.mT).mT.contiguous()
     return product(a, b)
 
 
@@ -96,8 +104,8 @@ def _mm(a: Tensor, b: Tensor) -> Any:
 
 
 def _addmm(c: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    product = _mm(a, b) if beta == alpha == 1 else NotImplemented
-    return product if product is NotImplemented else product + c
+    found = _mm(a, b) if beta == alpha == 1 else NotImplemented
+    return found if found is NotImplemented else found + c
 
 
 DECOMPOSITIONS = {

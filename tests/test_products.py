@@ -65,12 +65,15 @@ def test_onednn_takes_any_strides(left, right) -> None:
         torch.testing.assert_close(product(a, b).double(), want, rtol=1e-5, atol=1e-4)
 
 
+@onednn
 def test_which_products_are_large(monkeypatch) -> None:
     monkeypatch.setattr(products, "mkl_at_half_speed", lambda: True)
     large = single(100, 100)
     assert large_product(large, large) is not NotImplemented
     assert large_product(large[:99], large) is NotImplemented
     assert large_product(large.double(), large.double()) is NotImplemented
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert large_product(large, large) is NotImplemented
     monkeypatch.setattr(products, "mkl_at_half_speed", lambda: False)
     assert large_product(large, large) is NotImplemented
 
@@ -86,19 +89,26 @@ def test_compiled_products(slow_mkl, monkeypatch) -> None:
     def function(a, b, c):
         rows = torch.addmm(c, a, b).relu()
         wide = rows.sum(0).expand(40, 50).mT
-        return rows, rows.mT @ a, rows @ b.mT, b.mT @ (2 * a).mT, wide @ b
+        few = (rows.mT @ c.new_ones(70, 3)).view(-1)  # as rows lie in memory, whatever made it
+        return rows, rows.mT @ a, rows @ b.mT, b.mT @ (2 * a).mT, wide @ b, few
 
     monkeypatch.setattr(products, "product", watched)
     given = single(70, 40), single(40, 50, seed=1), single(50, seed=2)
     compiled = Compiled(function, given)
-    assert len(traced) == 5
-    for got, want in zip(compiled(given), function(*(t.double() for t in given)), strict=True):
+    assert len(traced) == 6
+    with torch.profiler.profile() as called:
+        found = compiled(given)
+    # By Python it would hold its lock, and tasks in threads would wait for one another.
+    assert "metalearn::product" not in {event.key for event in called.key_averages()}
+    for got, want in zip(found, function(*(t.double() for t in given)), strict=True):
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
 
 
 @onednn
 @pytest.mark.parametrize("batching", ["loop+compile", "threads", "vmap+compile"])
-def test_a_meta_gradient_by_onednn(slow_mkl, batching) -> None:
+def test_a_meta_gradient_by_onednn(slow_mkl, batching, monkeypatch) -> None:
+    traced = []
+    monkeypatch.setattr(products, "product", lambda *ab: traced.append(ab) or product(*ab))
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 3))
     labels = torch.arange(3).repeat(2, 4)
@@ -108,5 +118,6 @@ def test_a_meta_gradient_by_onednn(slow_mkl, batching) -> None:
     meta = algo.init()
     want, _ = Adjoint(batching="loop")(algo, meta, tasks)
     got, _ = Adjoint(batching=batching)(algo, meta, tasks)
+    assert traced
     for name, value in want["init"].items():
         torch.testing.assert_close(got["init"][name], value, rtol=1e-4, atol=1e-6)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from metalearn.benchmarks.report import AS_RUN, OURS, Row
+from metalearn.benchmarks.report import OURS, Row, compared
 from metalearn.evaluation.plots import _figure, _save, _style
 
 _COLORS = {
@@ -27,9 +27,8 @@ _OTHERS = ("#a83a5b", "#2b9c9c", "#444444")
 def plot_speed(rows: Sequence[Row], path: Path) -> None:
     """Tasks a second of every framework as its users run it: a row of bars a cell, whiskers from
     quartile to quartile."""
-    ours, theirs = AS_RUN
-    as_run = [r for r in rows if r.allocator == (ours if r.framework.startswith(OURS) else theirs)]
-    rows = as_run or list(rows)
+    ours, theirs = compared(rows)[0]
+    rows = [r for r in rows if r.allocator == (ours if r.framework.startswith(OURS) else theirs)]
     cells = list(dict.fromkeys(r.cell for r in rows))
     names = list(dict.fromkeys(r.framework for r in rows))
     bars = 0.1 + 0.17 * len(names)  # inches of a cell

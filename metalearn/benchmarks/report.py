@@ -80,7 +80,7 @@ def ratios(rows: Sequence[Row], ours: str, allocators: tuple[str, str]) -> dict[
     return found
 
 
-def _compared(rows: Sequence[Row]) -> list[tuple[str, str]]:
+def compared(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Which allocators of ours and of theirs."""
     raced = {row.allocator for row in rows}
     return [(one, one) for one in raced] if len(raced) == 1 else [AS_RUN, SAME]
@@ -114,7 +114,7 @@ HEAD = (
 
 
 def _lines(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[list[str]]]:
-    same = {theirs: ratios(rows, OURS, (ours, theirs)) for ours, theirs in _compared(rows)}
+    same = {theirs: ratios(rows, OURS, (ours, theirs)) for ours, theirs in compared(rows)}
     body = []
     for row in rows:
         ratio = same[row.allocator].get(row.cell, {}).get(row.framework)
@@ -144,10 +144,10 @@ def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 def ratio_table(rows: Sequence[Row], ours: str = OURS) -> str:
     """How many times as fast `ours` is as each peer: as the peer's users run it, and with the
     same tuned allocator; or with the one that was raced."""
-    tables = [ratios(rows, ours, allocators) for allocators in _compared(rows)]
+    tables = [ratios(rows, ours, allocators) for allocators in compared(rows)]
     peers = list(dict.fromkeys(r.framework for r in rows if not r.framework.startswith(OURS)))
     body = []
-    for cell in dict.fromkeys(r.cell for r in rows):
+    for cell in tables[0]:
         told = [
             " / ".join(
                 "-" if (r := t.get(cell, {}).get(peer)) is None else f"{r:.2f}" for t in tables
@@ -196,7 +196,7 @@ def markdown(records: Sequence[Record], picture: str) -> str:
     parts.append(NOTES)
     if found:
         parts += [f"![tasks a second]({picture})", "## How many times as fast ours is"]
-        if len(_compared(found)) == 2:
+        if len(compared(found)) == 2:
             parts += ["Peers as their users run them / with the same tuned allocator as ours."]
         names = dict.fromkeys(r.framework for r in found)
         for ours in (n for n in names if n.startswith(OURS)):

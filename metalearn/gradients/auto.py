@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +24,7 @@ import torch
 
 from metalearn.errors import UsageError
 from metalearn.files import cache_folder, write_atomic
-from metalearn.gradients.capture import release
+from metalearn.gradients.capture import passing
 from metalearn.gradients.plan import Plan, parse
 from metalearn.memory import (
     free_memory_bytes,
@@ -123,8 +124,8 @@ def _settle(
             products = algo.steps > 1 and getattr(strategy, "hessian_products", False)
             work = _Work(algo.steps, len(meta["init"]), coming)
             small = sum(t.numel() for t in meta["init"].values()) <= _SMALL
-            choice = _measure(trial, len(x), x.device, products, small, work)
-        release(algo)
+            alone = functools.partial(passing, algo)
+            choice = _measure(trial, len(x), x.device, products, small, work, alone)
         _keep(question, choice)
     return dataclasses.replace(strategy, batching=str(choice.plan)), choice
 
@@ -179,10 +180,11 @@ def _measure(
     forward: bool,
     small: bool,
     work: _Work,
+    alone: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Choice:
     """forward: Hessian-vector products are taken. small: so few weights that time goes into
-    calls."""
-    stopwatch = _Stopwatch(trial, tasks, device)
+    calls. alone: stands around every plan, and takes away what it leaves."""
+    stopwatch = _Stopwatch(trial, tasks, device, alone)
     eager = [Plan(), Plan(tasks=0)]
     if tasks > 8:
         eager.append(Plan(tasks=8))
@@ -218,8 +220,14 @@ def _measure(
 class _Stopwatch:
     """Times plans, and remembers."""
 
-    def __init__(self, trial: Trial, tasks: int, device: torch.device):
-        self.trial, self.tasks, self.device = trial, tasks, device
+    def __init__(
+        self,
+        trial: Trial,
+        tasks: int,
+        device: torch.device,
+        alone: Callable[[], AbstractContextManager],
+    ):
+        self.trial, self.tasks, self.device, self.alone = trial, tasks, device, alone
         self.seconds: dict[str, float] = {}
         self.plans: dict[str, Plan] = {}
 
@@ -238,7 +246,8 @@ class _Stopwatch:
             return
         self.plans[str(plan)] = plan
         try:
-            self.seconds[str(plan)] = self._time(plan)
+            with self.alone():
+                self.seconds[str(plan)] = self._time(plan)
         except (RuntimeError, MemoryError, UsageError) as error:
             # Out of memory, or what a transform, the compiler or a peer's engine does not know.
             log.info("%s failed: %s", plan, str(error).split("\n")[0])

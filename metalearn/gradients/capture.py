@@ -6,7 +6,8 @@ the same operations on the same shapes, dropout masks included, which follow fro
 inputs too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -54,9 +55,18 @@ class Captured:
         return tree.rebuild(self.outputs, (t.clone() for t in tree.leaves(self.outputs)))
 
 
-def release(owner: Any) -> None:
-    """Forget the graphs of `owner`, each of which holds the memory of a meta-step."""
-    _graphs.pop(owner, None)
+@contextmanager
+def passing(owner: Any) -> Iterator[None]:
+    """What is recorded for `owner` inside is forgotten after, and the memory that it holds."""
+    before = set(_graphs.get(owner, ()))
+    try:
+        yield
+    finally:
+        graphs = _graphs.get(owner, {})
+        if recorded := set(graphs) - before:
+            for key in recorded:
+                del graphs[key]
+            torch.cuda.empty_cache()
 
 
 def captured(owner: Any, key: Any, function: Callable[..., Any], inputs: Any) -> Any:

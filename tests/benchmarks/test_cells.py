@@ -55,6 +55,8 @@ def test_frameworks() -> None:
         "learn2lern": "did you mean learn2learn?",
         "ours@adjont:loop:fp32": "did you mean adjoint?",
         "ours@higher:loop:fp32:graph": "strategy higher has no capture",
+        "ours@adjoint:vmap:fp32:grph": "capture='grph' is not known",
+        "ours@adjoint:vmap:fp32:graph:5": "use <strategy>:<batching>:<precision>:<capture>",
     }.items():
         with pytest.raises(UsageError, match=line.replace("?", r"\?")):
             parse(text)

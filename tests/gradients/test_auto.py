@@ -17,7 +17,7 @@ from torch import nn
 
 from metalearn.algorithms import MAML
 from metalearn.backbones import MLP
-from metalearn.gradients import Adjoint, auto
+from metalearn.gradients import Adjoint, auto, capture
 from metalearn.gradients.plan import Plan, parse
 from tests.tasks import apart, classification, network
 
@@ -181,3 +181,12 @@ def test_tasks_of_unequal_size_are_not_measured(tmp_path):
     settled, choice = auto.settle(Counted(), algo, meta, padded)
     assert settled.batching == "loop" and not choice.seconds and not Counted.calls
     assert not (tmp_path / "plans").exists()
+
+
+def test_what_was_captured_on_trial_is_forgotten():
+    owner, *_ = problem()
+    capture._graphs[owner] = {"of before": None}
+    with pytest.raises(RuntimeError), capture.passing(owner):
+        capture._graphs[owner]["on trial"] = None
+        raise RuntimeError("out of memory")
+    assert list(capture._graphs[owner]) == ["of before"]

@@ -19,6 +19,7 @@ pytestmark = [
 CASES = {
     "maml": lambda: MAML(Conv4(3, filters=8, size=16), steps=2, rule=sgd(0.1)),
     "maml-support": lambda: MAML(Conv4(3, filters=8, size=16, norm="support"), 2, meta_sgd(0.1)),
+    "maml-running": lambda: MAML(Conv4(3, filters=8, size=16, norm="running"), 2, sgd(0.1)),
     "maml-minibatch": lambda: MAML(Conv4(3, filters=8, size=16), 3, sgd(0.1, batch_size=3)),
     "imaml": lambda: MAML(Conv4(3, filters=8, size=16, norm="group"), 3, sgd(0.05), proximal=10.0),
     "dropout": lambda: MAML(nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(256, 3)), 3),

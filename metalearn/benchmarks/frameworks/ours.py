@@ -14,6 +14,7 @@ from metalearn.benchmarks.machine import synchronise
 from metalearn.benchmarks.models import episodes, module
 from metalearn.errors import UsageError, nearest
 from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, MetaGradient, Unroll
+from metalearn.gradients.capture import check_capture
 from metalearn.gradients.peers import Higher, Learn2learn
 from metalearn.inner import sgd
 from metalearn.precision import slowdown
@@ -34,14 +35,18 @@ def strategy(name: str) -> MetaGradient:
     """ "<kind>:<batching>:<precision>:<capture>" as a value; the last three default to auto, fp32
     and none.
 
-    Raises UsageError for a kind that is not known, or that has no capture.
+    Raises UsageError for a kind or a capture that is not known, and for a fifth part.
     """
-    kind, batching, precision, capture = (*name.split(":"), "", "", "")[:4]
+    kind, *options = name.split(":")
+    if len(options) > 3:
+        raise UsageError(f"{name}: use <strategy>:<batching>:<precision>:<capture>")
+    batching, precision, capture = (*options, "", "", "")[:3]
     if kind not in KINDS:
         raise UsageError(f"no strategy {kind!r}{nearest(kind, KINDS)}; use {', '.join(KINDS)}")
     made = KINDS[kind]
     if capture and not hasattr(made, "capture"):
         raise UsageError(f"strategy {kind} has no capture; leave out :{capture}")
+    check_capture(capture or "none", torch.device("cuda"))
     return made(
         batching=int(batching) if batching.isdecimal() else batching or "auto",
         precision=precision or "fp32",
