@@ -38,12 +38,12 @@ def plot_speed(rows: Sequence[Row], path: Path) -> None:
     figure = _figure(5.2 * len(columns), min(0.9 + tallest, 60.0))
     side_by_side = figure.add_gridspec(1, len(columns))
     colors = colors_of(names)
-    for place, column in zip(side_by_side, columns, strict=True):
+    for place, column in enumerate(columns):
         lines = [heights[m] for m in column]
         below = max(tallest - sum(lines), 0.01)
-        grid = place.subgridspec(len(lines) + 1, 1, height_ratios=[*lines, below])
-        for line, model in zip(grid, column, strict=False):
-            axes = figure.add_subplot(line)
+        grid = side_by_side[place].subgridspec(len(lines) + 1, 1, height_ratios=[*lines, below])
+        for line, model in enumerate(column):
+            axes = figure.add_subplot(grid[line])
             _style(axes)
             _bars(axes, [c for c in cells if c.model == model], names, rows, colors)
             axes.set_title(model, loc="left", fontweight="bold", fontsize=10)
