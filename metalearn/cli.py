@@ -251,7 +251,8 @@ def main() -> None:
         if command not in COMMANDS:
             near = nearest(command, COMMANDS)
             raise UsageError(f"no command {command}{near}; use {', '.join(COMMANDS)}")
-        COMMANDS[command](arguments, Console())
+        # A strategy's name may hold ":loop:", which rich would draw as a picture.
+        COMMANDS[command](arguments, Console(emoji=False))
     except (UsageError, DataError) as error:
         print(f"metalearn: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

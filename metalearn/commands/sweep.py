@@ -42,14 +42,14 @@ def job(config: DictConfig) -> float | None:
     name = settings.job.name
     run = {"train": jobs.run, "pretrain": pretrain.run}[name]
     if settings.mode != RunMode.MULTIRUN:
-        return run(plain(config, name), Console())
+        return run(plain(config, name), Console(emoji=False))
     chosen = [o for o in settings.overrides.task if not o.startswith("hydra")]
     record: dict[str, Any] = {"job": settings.job.num, "overrides": " ".join(chosen)}
     score = None
     try:
         values = plain(config, name)
         record["folder"] = values["run_dir"]
-        score = run(values, Console())
+        score = run(values, Console(emoji=False))
         record["score"] = score
     except Exception as error:
         line = " ".join(str(error).split())

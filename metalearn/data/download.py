@@ -178,7 +178,7 @@ def _copy(
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
-        console=(console := Console(stderr=True)),
+        console=(console := Console(stderr=True, emoji=False)),
         disable=not console.is_terminal,
     )
     with bar, open(part, "r+b" if start else "wb") as file:

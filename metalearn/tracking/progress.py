@@ -33,7 +33,7 @@ class Progress:
         interval: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.console = console or Console()
+        self.console = console or Console(emoji=False)
         self.interval = interval
         self._clock = clock
         self._bar: Bar | None = None

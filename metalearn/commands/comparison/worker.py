@@ -121,7 +121,7 @@ def _child(plan: Plan, stage: Stage, method: str, why: Path, threads: int) -> No
         ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGTERM)
     torch.set_num_threads(threads)
     try:
-        _guarded(plan, stage, method, Console())
+        _guarded(plan, stage, method, Console(emoji=False))
     except Failed as error:
         with contextlib.suppress(OSError):
             write_atomic(why, str(error))
