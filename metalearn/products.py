@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 SMALL, SMALL_BY_ROWS = 5000, 20_000
 """Multiplications up to which a matrix product is cheaper inside another kernel than as a call, and
@@ -20,8 +20,8 @@ LARGE = 1_000_000
 """Multiplications from which oneDNN, which takes 10 microseconds to start, is ahead of an MKL that
 runs at half speed (measured: level at 96 x 96 x 96)."""
 
-
 _ZEN_5 = 26
+"""The family that such a processor tells."""
 
 
 @functools.cache
@@ -40,7 +40,7 @@ def mkl_at_half_speed() -> bool:
     return "AuthenticAMD" in told and family is not None and int(family[1]) >= _ZEN_5
 
 
-@torch.library.custom_op("metalearn::product", mutates_args=())
+@library.custom_op("metalearn::product", mutates_args=())
 def product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b` `[M, K] [K, N] -> [M, N]` by oneDNN, float32 on a CPU; any strides."""
     return torch.ops.mkldnn._linear_pointwise(a, b.mT, None, "none", [], "")

@@ -17,7 +17,7 @@ from torch import nn
 
 from metalearn.algorithms import MAML
 from metalearn.backbones import MLP
-from metalearn.gradients import Adjoint, auto, capture
+from metalearn.gradients import Adjoint, auto, capture, stopwatch
 from metalearn.gradients.plan import Plan, parse
 from tests.tasks import apart, classification, network
 
@@ -98,8 +98,8 @@ def test_a_damaged_file_is_measured_anew(tmp_path, monkeypatch):
 
 
 def test_what_would_not_fit_is_passed_over(monkeypatch):
-    monkeypatch.setattr(auto, "free_memory_bytes", lambda device: 0)
-    monkeypatch.setattr(auto, "peak_memory_bytes", lambda device: 2**40)
+    monkeypatch.setattr(stopwatch, "free_memory_bytes", lambda device: 0)
+    monkeypatch.setattr(stopwatch, "peak_memory_bytes", lambda device: 2**40)
     settled, choice = auto.settle(Counted(), *problem(), coming=8)
     assert choice.seconds["vmap"] == float("inf")
     assert parse(settled.batching).tasks is None
