@@ -27,13 +27,13 @@ from metalearn.benchmarks.models import Conv4, module
 from metalearn.benchmarks.quartiles import spread
 from metalearn.benchmarks.report import markdown_table
 from metalearn.commands.arguments import read_options
+from metalearn.engine.autotune import settle
 from metalearn.errors import UsageError
-from metalearn.files import write_atomic
 from metalearn.gradients import Adjoint
-from metalearn.gradients.auto import settle
 from metalearn.gradients.peers.base import imported
 from metalearn.inner import sgd
-from metalearn.memory import keep_freed_memory
+from metalearn.runtime.files import write_atomic
+from metalearn.runtime.memory import keep_freed_memory
 from metalearn.types import Batch, Episodes
 
 WAYS, QUERIES, SIZE, RATE, AGREE = 5, 15, 32, 0.1, 1e-4

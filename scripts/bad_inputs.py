@@ -23,7 +23,7 @@ from typing import NamedTuple
 from metalearn.data import DataError
 from metalearn.data.store import verify
 from metalearn.errors import UsageError
-from metalearn.files import write_atomic
+from metalearn.runtime.files import write_atomic
 from tests.command import Outcome
 from tests.inputs.case import Case, Place
 from tests.inputs.commands import COMMANDS

@@ -19,19 +19,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from metalearn import adaptation, tree
-from metalearn.adaptation import Adaptation, Learned
+from metalearn import tree
 from metalearn.algorithms import MAML
-from metalearn.backbones import CifarResNet, Conv4, ResNet12
+from metalearn.backbones import CifarResNet, Conv4, ResNet12, adaptation
+from metalearn.backbones.adaptation import Adaptation, Learned
 from metalearn.benchmarks.machine import describe, peak_growth, synchronise
 from metalearn.benchmarks.memory import PeakBytes
 from metalearn.benchmarks.report import markdown_table
 from metalearn.commands.arguments import check_choice, read_options
-from metalearn.files import write_atomic
 from metalearn.gradients import Adjoint, Unroll
 from metalearn.inner import sgd
-from metalearn.memory import keep_freed_memory
-from metalearn.training.device import torch_device
+from metalearn.runtime.device import torch_device
+from metalearn.runtime.files import write_atomic
+from metalearn.runtime.memory import keep_freed_memory
 from metalearn.types import Batch, Episodes
 
 WAYS, SHOTS, QUERIES, SIZE, RATE = 5, 1, 15, 32, 0.01
@@ -39,7 +39,7 @@ WAYS, SHOTS, QUERIES, SIZE, RATE = 5, 1, 15, 32, 0.01
 
 @dataclass(frozen=True)
 class Options:
-    """What stands on the command line. outer: of all adaptations, see `metalearn.adaptation`."""
+    """What stands on the command line. outer: of all adaptations, see `backbones.adaptation`."""
 
     backbone: str = "cifar_resnet56"
     norm: str = "frozen"

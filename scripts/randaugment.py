@@ -19,8 +19,8 @@ from torchvision.transforms import v2
 from metalearn.benchmarks import machine
 from metalearn.benchmarks.report import markdown_table
 from metalearn.episodes.randaugment import randaugment
-from metalearn.files import write_atomic
-from metalearn.memory import keep_freed_memory
+from metalearn.runtime.files import write_atomic
+from metalearn.runtime.memory import keep_freed_memory
 
 OPERATIONS, MAGNITUDE, REPEATS = 2, 9, 7
 SHAPES = ((80, 3, 32, 32), (300, 3, 32, 32), (300, 3, 84, 84))

@@ -11,7 +11,7 @@ import torch
 
 from metalearn.commands import jobs
 from metalearn.commands.result import _dataset
-from metalearn.precision import slowdown
+from metalearn.functional.precision import slowdown
 from tests.command import FAST, metalearn
 from tests.data.idx import write
 

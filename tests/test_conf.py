@@ -12,7 +12,7 @@ from PIL import Image
 from metalearn.cli import GROUPS
 from metalearn.commands.config import compose, conf_folder
 from metalearn.data import data_folder
-from metalearn.data.parting import listed
+from metalearn.data.class_splits import listed
 from metalearn.data.store import build_store
 from tests.command import metalearn
 from tests.data.idx import write

@@ -120,7 +120,7 @@ def test_what_a_run_leaves(workplace: Path) -> None:
     assert (result["images"], result["val_images"], result["train_images"]) == (40, 40, 720)
     frozen.load_state_dict(tensors)
     frozen.eval()
-    from metalearn.training.division import divided
+    from metalearn.training.held_out_split import divided
 
     part = divided(data, 0.05, 0.05).test
     x = torch.from_numpy(data.images("train", part.classes, part.examples)).float() / 255

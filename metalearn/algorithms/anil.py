@@ -9,11 +9,11 @@ Effectiveness of MAML, 2020.
 
 from torch import nn
 
-from metalearn.algorithms.base import EXACT
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.algorithms.maml import MAML
 from metalearn.backbones.heads import head_name
 from metalearn.errors import UsageError
+from metalearn.inner.protocol import EXACT
 from metalearn.inner.rules import InnerRule, sgd
 from metalearn.types import Kind
 

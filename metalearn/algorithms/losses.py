@@ -9,16 +9,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from metalearn.classifiers.classes import absent
 from metalearn.errors import UsageError
 from metalearn.types import Batch, Metrics
 
 Loss = Callable[[Tensor, Batch], tuple[Tensor, Metrics]]
 """(outputs, batch) -> (the scalar loss, scalar metrics with `loss` among them)."""
-
-
-def absent(like: Tensor) -> float:
-    """The logit of a class that is not there: the lowest number of the type of `like`."""
-    return torch.finfo(like.dtype).min
 
 
 def _there(logits: Tensor) -> Tensor:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from metalearn import tree
-from metalearn.algorithms.base import EXACT
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.errors import UsageError, nearest
 from metalearn.functional import PureModule, pure
+from metalearn.inner.protocol import EXACT
 from metalearn.inner.rules import InnerRule, sgd
 from metalearn.types import Batch, Kind, Meta, Metrics, Params
 

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn import tree
-from metalearn.algorithms.base import EXACT
-from metalearn.algorithms.classes import class_means, masked
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.algorithms.maml import check_adapting, chosen
+from metalearn.classifiers.classes import class_means, masked
 from metalearn.errors import UsageError
 from metalearn.functional import PureModule, pure
+from metalearn.inner.protocol import EXACT
 from metalearn.inner.rules import InnerRule, sgd
 from metalearn.types import Batch, Kind, Meta, Metrics, Params
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from metalearn import tree
-from metalearn.algorithms.classes import class_means, masked
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.backbones.heads import unit
+from metalearn.classifiers.classes import class_means, masked
 from metalearn.errors import UsageError
 from metalearn.functional import PureModule, pure
 from metalearn.inner.rules import InnerRule, sgd

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from metalearn import tree
-from metalearn.algorithms.classes import masked, membership
 from metalearn.algorithms.losses import Loss, cross_entropy
+from metalearn.classifiers.classes import masked, membership
 from metalearn.errors import UsageError
 from metalearn.functional import PureModule, pure
 from metalearn.inner.rules import InnerRule, sgd

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from metalearn.errors import UsageError
-from metalearn.norms import BatchNorm, InstanceNorm, LayerNorm
+from metalearn.functional.norms import BatchNorm, InstanceNorm, LayerNorm
 
 NormPolicy = Literal["transductive", "support", "running", "frozen", "group", "none"]
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from metalearn.errors import UsageError, nearest
-from metalearn.norms import BatchNorm, replace_norms
+from metalearn.functional.norms import BatchNorm, replace_norms
 
 # Both libraries are imported where they are used: seconds that no other backbone should cost.
 

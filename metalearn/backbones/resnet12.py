@@ -31,7 +31,7 @@ class DropBlock(nn.Dropout):
         side = min(self.side, height, width)
         corners = input.new_ones(*input.shape[:2], height - side + 1, width - side + 1)
         rate = self.p * height * width / (side**2 * corners[0, 0].numel())
-        # By dropout, so that the stream of `metalearn.dropout` reaches it: 1 - rate are zeroed.
+        # By dropout, so that the stream of `functional.dropout` reaches it: 1 - rate are zeroed.
         corners = (F.dropout(corners, 1 - rate) > 0).to(input.dtype)
         kept = 1 - F.max_pool2d(F.pad(corners, [side - 1] * 4), side, stride=1)
         share = kept.mean((1, 2, 3), keepdim=True).clamp(min=1 / kept[0].numel())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from metalearn.products import mkl_at_half_speed, product
+from metalearn.engine.matmul import mkl_at_half_speed, product
 
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile", "avx_vnni")
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from metalearn.benchmarks.cells import Cell
 from metalearn.benchmarks.quartiles import Spread, spread
 from metalearn.benchmarks.records import Record
-from metalearn.files import encode_floats, write_atomic
+from metalearn.runtime.files import encode_floats, write_atomic
 
 OURS = "ours"
 AS_RUN, SAME = ("tuned", "default"), ("tuned", "tuned")

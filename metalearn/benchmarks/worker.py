@@ -33,7 +33,7 @@ class Worker:
         import torch
 
         from metalearn.benchmarks import machine
-        from metalearn.memory import keep_freed_memory
+        from metalearn.runtime.memory import keep_freed_memory
 
         torch.set_num_threads(threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -21,7 +21,7 @@ from metalearn.commands.arguments import check_node, make, target
 from metalearn.data.download import download
 from metalearn.data.paths import data_folder
 from metalearn.errors import UsageError
-from metalearn.files import cache_folder
+from metalearn.runtime.files import cache_folder
 from metalearn.training.settings import ImageSettings
 
 DEFAULT = "DEFAULT"

@@ -20,8 +20,8 @@ from metalearn.benchmarks.speed import Settings, race
 from metalearn.commands.arguments import check_choice, read_options
 from metalearn.commands.bench_episodes import bench_episodes
 from metalearn.errors import UsageError
-from metalearn.files import write_atomic
-from metalearn.training.device import torch_device
+from metalearn.runtime.device import torch_device
+from metalearn.runtime.files import write_atomic
 
 PARTS = ("speed", "errors", "memory", "fit")
 ALLOCATORS = {"default": ("default",), "tuned": ("tuned",), "both": ("default", "tuned")}

@@ -18,8 +18,8 @@ from metalearn.commands.config import compose
 from metalearn.commands.episodes import build_dataset
 from metalearn.data import ImageDataset
 from metalearn.errors import UsageError
-from metalearn.files import write_atomic
-from metalearn.memory import keep_freed_memory
+from metalearn.runtime.files import write_atomic
+from metalearn.runtime.memory import keep_freed_memory
 
 HEAD = ("data set", "made by", "episodes/s", "quartiles", "ours is")
 

@@ -11,7 +11,6 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from metalearn import tree
-from metalearn.algorithms.base import MetaAlgorithm
 from metalearn.backbones.weights import Report
 from metalearn.commands.arguments import check_choice, check_node, check_numbers, make, target
 from metalearn.commands.backbone import build_module, check_backbone, settled
@@ -27,16 +26,17 @@ from metalearn.commands.episodes import (
     test_manifest,
 )
 from metalearn.commands.task import build_loss, check_loss, check_task, task_network
+from metalearn.engine.cuda_graph import check_capture
+from metalearn.engine.plan import parse
+from metalearn.engine.strategy import STRATEGIES, MetaGradient, lacks_proximal_term
 from metalearn.episodes import Manifest, augmented
 from metalearn.errors import UsageError
-from metalearn.gradients.base import STRATEGIES, MetaGradient, lacks_proximal_term
-from metalearn.gradients.capture import check_capture
-from metalearn.gradients.plan import parse
-from metalearn.precision import check_precision
-from metalearn.training.device import torch_device
+from metalearn.functional.double_backward import check_twice_differentiable
+from metalearn.functional.precision import check_precision
+from metalearn.inner.protocol import MetaAlgorithm
+from metalearn.runtime.device import torch_device
 from metalearn.training.loop import Problem
 from metalearn.training.outer import Outer
-from metalearn.twice import check_twice_differentiable
 from metalearn.types import Meta
 
 

@@ -18,7 +18,7 @@ from metalearn.episodes import (
     read_manifest,
 )
 from metalearn.errors import UsageError
-from metalearn.training.device import torch_device
+from metalearn.runtime.device import torch_device
 
 Images = ImageDataset | Mixture
 Curves = Sinusoid | Harmonic

@@ -15,13 +15,13 @@ from rich.table import Table
 from metalearn import tree
 from metalearn.commands.build import Built, build
 from metalearn.commands.result import write_result
+from metalearn.engine.autotune import Choice, settle
 from metalearn.evaluation.plots import plot_learning_curve
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.evaluation.report import result_table
-from metalearn.files import decode_floats, write_atomic
-from metalearn.gradients.auto import Choice, settle
-from metalearn.memory import keep_freed_memory, reset_peak_memory
-from metalearn.precision import slowdown
+from metalearn.functional.precision import slowdown
+from metalearn.runtime.files import decode_floats, write_atomic
+from metalearn.runtime.memory import keep_freed_memory, reset_peak_memory
 from metalearn.tracking import JsonLines, Progress, RunInfo, Tracker, WandB, read_records
 from metalearn.training.folder import (
     check_writable,

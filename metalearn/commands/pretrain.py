@@ -21,12 +21,12 @@ from metalearn.data import ImageDataset
 from metalearn.episodes import FewShotEpisodes
 from metalearn.errors import UsageError
 from metalearn.evaluation.report import pretraining_table
-from metalearn.memory import keep_freed_memory, reset_peak_memory
+from metalearn.runtime.device import torch_device
+from metalearn.runtime.memory import keep_freed_memory, reset_peak_memory
 from metalearn.tracking import JsonLines, Progress, RunInfo, Tracker, WandB
 from metalearn.training.base_images import BaseImages, Pictures
-from metalearn.training.device import torch_device
-from metalearn.training.division import check_shares, divided
 from metalearn.training.folder import check_writable, commit
+from metalearn.training.held_out_split import check_shares, divided
 from metalearn.training.loop import at_sigterm
 from metalearn.training.mixing import Mixing
 from metalearn.training.pretraining import (

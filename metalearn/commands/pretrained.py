@@ -18,12 +18,12 @@ from metalearn.episodes import Manifest
 from metalearn.evaluation.plots import plot_pretraining
 from metalearn.evaluation.report import write_episode_file, write_json
 from metalearn.evaluation.statistics import mean_interval
-from metalearn.files import write_atomic
-from metalearn.memory import peak_memory_bytes
+from metalearn.runtime.files import write_atomic
+from metalearn.runtime.memory import peak_memory_bytes
 from metalearn.tracking import Tracker, read_records
-from metalearn.training.division import SPLIT, Part
 from metalearn.training.folder import config_hash
 from metalearn.training.held_out import classified, few_shot
+from metalearn.training.held_out_split import SPLIT, Part
 from metalearn.training.pretraining import PretrainState, Supervision
 from metalearn.training.supervised import restore
 

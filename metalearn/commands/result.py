@@ -13,7 +13,7 @@ from metalearn.episodes.source import described
 from metalearn.evaluation.plots import plot_accuracy_by_step
 from metalearn.evaluation.protocol import EvalReport
 from metalearn.evaluation.report import write_episode_file, write_json
-from metalearn.memory import peak_memory_bytes
+from metalearn.runtime.memory import peak_memory_bytes
 from metalearn.training.folder import config_hash
 
 

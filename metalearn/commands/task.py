@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from metalearn.adaptation import Adaptation, everything
 from metalearn.algorithms.losses import Loss, auto, present
+from metalearn.backbones.adaptation import Adaptation, everything
 from metalearn.backbones.heads import head_name
 from metalearn.commands.arguments import make
 from metalearn.commands.episodes import sampling

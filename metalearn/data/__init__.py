@@ -15,7 +15,7 @@ from metalearn.data.sinusoid import Sinusoid
 from metalearn.data.store import ImageStore
 from metalearn.data.tiered_imagenet import tiered_imagenet
 from metalearn.errors import DataError
-from metalearn.files import cache_folder
+from metalearn.runtime.files import cache_folder
 
 __all__ = [
     "Classes",

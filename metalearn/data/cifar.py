@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from metalearn.data.archive import open_archive
+from metalearn.data.class_splits import packaged, superclasses
 from metalearn.data.dataset import ImageDataset
 from metalearn.data.download import download
+from metalearn.data.image_files import by_class, picture, pixels
 from metalearn.data.kept import kept
-from metalearn.data.parting import packaged, superclasses
 from metalearn.data.paths import Source, data_folder
-from metalearn.data.pictures import by_class, picture, pixels
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from metalearn.data.dataset import ImageDataset, unturned
 from metalearn.data.download import download
+from metalearn.data.image_files import by_class, open_files, picture, pixels
 from metalearn.data.kept import kept
 from metalearn.data.paths import Source, data_folder
-from metalearn.data.pictures import by_class, open_files, picture, pixels
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from metalearn.data.device import DeviceImages
 from metalearn.data.store import ImageStore
 from metalearn.errors import DataError
-from metalearn.memory import free_memory_bytes
+from metalearn.runtime.memory import free_memory_bytes
 
 SPLITS = ("train", "val", "test")
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from metalearn.data.class_splits import by_fractions, from_files
 from metalearn.data.dataset import SPLITS, Classes, ImageDataset, unturned
-from metalearn.data.kept import add_file
-from metalearn.data.parting import by_fractions, from_files
-from metalearn.data.pictures import (
+from metalearn.data.image_files import (
     Files,
     Fit,
     by_class,
@@ -20,9 +19,10 @@ from metalearn.data.pictures import (
     pixels,
     shared_folders,
 )
+from metalearn.data.kept import add_file
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
-from metalearn.files import cache_folder
+from metalearn.runtime.files import cache_folder
 
 VERSION = 1  # raise it whenever a change below changes a pixel
 CALLED = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

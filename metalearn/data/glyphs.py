@@ -14,7 +14,7 @@ from metalearn.data.dataset import ImageDataset, unturned
 from metalearn.data.paths import Source
 from metalearn.data.store import build_store, open_store
 from metalearn.errors import DataError
-from metalearn.files import cache_folder
+from metalearn.runtime.files import cache_folder
 
 VERSION = 3  # raise it whenever a change below changes a pixel
 SOURCE = Source("made", f"glyphs-v{VERSION}")

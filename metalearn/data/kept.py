@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from metalearn.data.pictures import Folder, cannot_read
+from metalearn.data.image_files import Folder, cannot_read
 from metalearn.errors import DataError
-from metalearn.files import cache_folder
+from metalearn.runtime.files import cache_folder
 
 
 def kept(root: Path | None, name: str, archive: Path | None = None) -> Path:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from metalearn.data.class_splits import packaged
 from metalearn.data.dataset import ImageDataset
+from metalearn.data.image_files import Files, by_class, open_files, picture, pixels
 from metalearn.data.kept import kept
-from metalearn.data.parting import packaged
 from metalearn.data.paths import Source, forms, own_images
-from metalearn.data.pictures import Files, by_class, open_files, picture, pixels
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 

@@ -19,11 +19,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from metalearn.data.class_splits import by_fractions
 from metalearn.data.dataset import ImageDataset
+from metalearn.data.image_files import pixels
 from metalearn.data.kept import kept
-from metalearn.data.parting import by_fractions
 from metalearn.data.paths import Source, data_folder
-from metalearn.data.pictures import pixels
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from metalearn.data.archive import Archive, open_archive
+from metalearn.data.class_splits import packaged, shuffled
 from metalearn.data.dataset import SPLITS, ImageDataset, turned, unturned
 from metalearn.data.download import download
 from metalearn.data.kept import kept
-from metalearn.data.parting import packaged, shuffled
 from metalearn.data.paths import Source, data_folder
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError

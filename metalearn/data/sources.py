@@ -8,7 +8,7 @@ from metalearn.data.mnist import SOURCE as MNIST
 from metalearn.data.omniglot import SOURCE as OMNIGLOT
 from metalearn.data.paths import Source, data_folder
 from metalearn.data.tiered_imagenet import SOURCE as TIERED_IMAGENET
-from metalearn.files import cache_folder
+from metalearn.runtime.files import cache_folder
 
 SOURCES = {
     "cifar_fs": CIFAR,

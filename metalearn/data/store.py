@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from metalearn.errors import DataError
-from metalearn.files import one_at_a_time
+from metalearn.runtime.files import one_at_a_time
 
 FORMAT = 1
 STALE_SECONDS = 3600.0

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from metalearn.data.archive import Limits
+from metalearn.data.class_splits import listed, packaged, superclasses
 from metalearn.data.dataset import SPLITS, ImageDataset, unturned
 from metalearn.data.folder import CALLED
+from metalearn.data.image_files import Files, by_class, open_files, picture, pixels, shared_folders
 from metalearn.data.kept import kept
 from metalearn.data.mini_imagenet import by_number
-from metalearn.data.parting import listed, packaged, superclasses
 from metalearn.data.paths import Source, forms, own_images
-from metalearn.data.pictures import Files, by_class, open_files, picture, pixels, shared_folders
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 

@@ -21,7 +21,7 @@ from metalearn.episodes.gather import EpisodeIds, gather
 from metalearn.episodes.mixed import MixedEpisodes
 from metalearn.episodes.source import EpisodeSource
 from metalearn.errors import UsageError
-from metalearn.files import write_atomic
+from metalearn.runtime.files import write_atomic
 from metalearn.types import Episodes
 
 FORMAT = 1

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 
 from metalearn import tree
-from metalearn.algorithms.base import MetaAlgorithm
+from metalearn.engine.batching import default_plan, map_tasks
+from metalearn.engine.frozen_body import Head, embedded, head_of
+from metalearn.engine.plan import Batching, parse
+from metalearn.engine.task import Run, Task
 from metalearn.episodes import Manifest
 from metalearn.errors import UsageError
 from metalearn.evaluation.statistics import Interval, mean_interval
-from metalearn.gradients.features import Head, embedded, head_of
-from metalearn.gradients.pieces import Run, Task
-from metalearn.gradients.plan import Batching, parse
-from metalearn.gradients.tasks import default_plan, map_tasks
+from metalearn.functional.precision import computing_in
 from metalearn.inner.loop import trajectory, without_history
-from metalearn.precision import computing_in
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Meta, Metrics
 
 

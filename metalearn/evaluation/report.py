@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from metalearn.files import encode_floats, write_atomic
+from metalearn.runtime.files import encode_floats, write_atomic
 
 _SETTINGS = (
     ("dataset", "data set"),

@@ -1,7 +1,7 @@
 """Meta-gradient strategies, values to pass in: how the outer gradient is taken."""
 
+from metalearn.engine.strategy import MetaGradient
 from metalearn.gradients.adjoint import Adjoint
-from metalearn.gradients.base import MetaGradient
 from metalearn.gradients.checkpointed import Checkpointed
 from metalearn.gradients.first_order import FirstOrder
 from metalearn.gradients.implicit import Implicit

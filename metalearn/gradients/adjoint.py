@@ -16,13 +16,14 @@ same way back, re-running the dynamics instead of keeping the weights.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from metalearn import tree
-from metalearn.gradients.base import Batching, Capture
-from metalearn.gradients.pieces import (
-    Run,
-    Task,
+from metalearn.engine.batching import over_tasks
+from metalearn.engine.strategy import Batching, Capture
+from metalearn.engine.task import Run, Task
+from metalearn.functional.precision import Precision
+from metalearn.gradients.steps import (
     first_step,
     first_step_back,
     judge_first_step,
@@ -31,18 +32,12 @@ from metalearn.gradients.pieces import (
     next_step,
     step_back,
 )
-from metalearn.gradients.tasks import over_tasks
 from metalearn.inner.loop import without_history
-from metalearn.precision import Precision
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
 
-if TYPE_CHECKING:
-    from metalearn.algorithms.base import MetaAlgorithm
 
-
-def adjoint(
-    algo: "MetaAlgorithm", meta: Meta, task: Task, run: Run
-) -> tuple[MetaGradients, Metrics]:
+def adjoint(algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> tuple[MetaGradients, Metrics]:
     """One task: the gradient of `outer_loss(adapt(meta))`."""
     step = run.numbers(algo.steps, task)
     if algo.steps < 2:
@@ -81,7 +76,7 @@ class Adjoint:
     hessian_products: ClassVar[bool] = True
 
     def __call__(
-        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
+        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
         return over_tasks(self, adjoint, algo, meta, episodes)

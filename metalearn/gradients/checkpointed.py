@@ -3,23 +3,22 @@
 import contextvars
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.func import grad, vjp
 from torch.utils import _pytree as pytree
 
-from metalearn.gradients.base import Batching, Capture
-from metalearn.gradients.pieces import Run, Task, judged
-from metalearn.gradients.tasks import over_tasks
+from metalearn.engine.batching import over_tasks
+from metalearn.engine.strategy import Batching, Capture
+from metalearn.engine.task import Run, Task
+from metalearn.functional.precision import Precision
+from metalearn.gradients.steps import judged
 from metalearn.inner.loop import inner_step
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import State
-from metalearn.precision import Precision
 from metalearn.types import Batch, Episodes, Kind, Meta, MetaGradients, Metrics, Params
-
-if TYPE_CHECKING:
-    from metalearn.algorithms.base import MetaAlgorithm
 
 
 class _Recomputed(torch.autograd.Function):
@@ -78,7 +77,7 @@ def recomputed(function: Callable[..., Any], *args: Any) -> Any:
     return pytree.tree_unflatten(outputs, returned[0])
 
 
-def unrolled(algo: "MetaAlgorithm", meta: Meta, task: Task) -> tuple[MetaGradients, Metrics]:
+def unrolled(algo: MetaAlgorithm, meta: Meta, task: Task) -> tuple[MetaGradients, Metrics]:
     """One task: the gradient of `outer_loss(adapt(meta))`."""
 
     def objective(learned: MetaGradients) -> tuple[Tensor, Metrics]:
@@ -104,7 +103,7 @@ def unrolled(algo: "MetaAlgorithm", meta: Meta, task: Task) -> tuple[MetaGradien
     return grad(objective, has_aux=True)(learned)
 
 
-def checkpointed(algo: "MetaAlgorithm", meta: Meta, task: Task, run: Run):
+def checkpointed(algo: MetaAlgorithm, meta: Meta, task: Task, run: Run):
     """`unrolled` as one piece."""
     return run(unrolled, algo, meta, task)
 
@@ -126,7 +125,7 @@ class Checkpointed:
     kind: ClassVar[Kind] = "exact"
 
     def __call__(
-        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
+        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
         return over_tasks(self, checkpointed, algo, meta, episodes)

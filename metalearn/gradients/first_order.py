@@ -1,20 +1,18 @@
 """The first-order approximation: the inner gradients count as constants."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from metalearn.gradients.base import Batching, Capture
-from metalearn.gradients.pieces import Run, Task
-from metalearn.gradients.tasks import over_tasks
+from metalearn.engine.batching import over_tasks
+from metalearn.engine.strategy import Batching, Capture
+from metalearn.engine.task import Run, Task
+from metalearn.functional.precision import Precision
 from metalearn.gradients.truncated import truncated
-from metalearn.precision import Precision
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
 
-if TYPE_CHECKING:
-    from metalearn.algorithms.base import MetaAlgorithm
 
-
-def first_order(algo: "MetaAlgorithm", meta: Meta, task: Task, run: Run):
+def first_order(algo: MetaAlgorithm, meta: Meta, task: Task, run: Run):
     """One task: the unrolled gradient without any second derivative."""
     return run(truncated, algo, meta, task, last=0)
 
@@ -32,7 +30,7 @@ class FirstOrder:
     kind: ClassVar[Kind] = "truncated"
 
     def __call__(
-        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
+        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
         return over_tasks(self, first_order, algo, meta, episodes)

@@ -16,24 +16,23 @@ algorithm 2; the Neumann series is that of Lorraine, Vicol, Duvenaud, 2020, algo
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import vjp
 
 from metalearn import tree
-from metalearn.derivatives import derivative_along, gradient_at
+from metalearn.engine.batching import over_tasks
+from metalearn.engine.strategy import Batching, Capture
+from metalearn.engine.task import Run, Task
 from metalearn.errors import UsageError
-from metalearn.gradients.base import Batching, Capture
-from metalearn.gradients.pieces import Run, Task, adapted, judged
-from metalearn.gradients.tasks import over_tasks
+from metalearn.functional.autodiff import derivative_along, gradient_at
+from metalearn.functional.precision import Precision
+from metalearn.gradients.steps import adapted, judged
 from metalearn.inner.loop import dropping, inner_gradient
-from metalearn.precision import Precision
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics, Params
-
-if TYPE_CHECKING:
-    from metalearn.algorithms.base import MetaAlgorithm
 
 Solver = Literal["cg", "neumann"]
 
@@ -64,7 +63,7 @@ def is_done(squared: Tensor, enough: Tensor) -> Tensor:
 
 
 def start(
-    algo: "MetaAlgorithm", meta: Meta, fast: Params, task: Task, tolerance: float
+    algo: MetaAlgorithm, meta: Meta, fast: Params, task: Task, tolerance: float
 ) -> tuple[tuple[MetaGradients, Search], Metrics]:
     """The gradient of the outer loss at `fast`: for init and hyper with `fast` held, and for
     `fast` as the b of a search that starts at v = 0."""
@@ -80,7 +79,7 @@ def start(
     return (direct, search), metrics
 
 
-def inner_gradient_at_end(algo: "MetaAlgorithm", meta: Meta, fast: Params, task: Task) -> Params:
+def inner_gradient_at_end(algo: MetaAlgorithm, meta: Meta, fast: Params, task: Task) -> Params:
     """The gradient of the inner loss on the whole support set, whatever minibatches the rule
     takes, and with one dropout mask, so that H is one matrix."""
     with dropping(task.seed, algo.steps):
@@ -88,7 +87,7 @@ def inner_gradient_at_end(algo: "MetaAlgorithm", meta: Meta, fast: Params, task:
 
 
 def search_step(
-    algo: "MetaAlgorithm",
+    algo: MetaAlgorithm,
     meta: Meta,
     fast: Params,
     task: Task,
@@ -130,7 +129,7 @@ def search_step(
 
 
 def through_minimum(
-    algo: "MetaAlgorithm", meta: Meta, fast: Params, task: Task, v: Params, direct: MetaGradients
+    algo: MetaAlgorithm, meta: Meta, fast: Params, task: Task, v: Params, direct: MetaGradients
 ) -> MetaGradients:
     """`direct` - d <grad of the inner loss, v> / d (init, hyper)."""
 
@@ -186,7 +185,7 @@ class Implicit:
             raise UsageError(f"gradient.rate={self.rate} must be above 0")
 
     def _gradient(
-        self, algo: "MetaAlgorithm", meta: Meta, task: Task, run: Run
+        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
     ) -> tuple[MetaGradients, Metrics]:
         """One task: the implicit gradient where its inner loop ends."""
         if not algo.steps:
@@ -203,7 +202,7 @@ class Implicit:
         return run(through_minimum, algo, meta, fast, task, search.found, direct), metrics
 
     def __call__(
-        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
+        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
         return over_tasks(self, self._gradient, algo, meta, episodes)

@@ -1,20 +1,19 @@
 """Reptile's direction, as a gradient that any outer optimizer can follow."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from metalearn.engine.batching import over_tasks
+from metalearn.engine.strategy import Batching, Capture
+from metalearn.engine.task import Run, Task
 from metalearn.errors import UsageError
-from metalearn.gradients.base import Batching, Capture
-from metalearn.gradients.pieces import Run, Task, adapted, measure
-from metalearn.gradients.tasks import over_tasks
-from metalearn.precision import Precision
+from metalearn.functional.precision import Precision
+from metalearn.gradients.steps import adapted, measure
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics, Params
 
-if TYPE_CHECKING:
-    from metalearn.algorithms.base import MetaAlgorithm
 
-
-def displacement(algo: "MetaAlgorithm", meta: Meta, fast: Params) -> Params:
+def displacement(algo: MetaAlgorithm, meta: Meta, fast: Params) -> Params:
     """theta - theta_K, and 0 for what does not adapt."""
     return {
         name: weight - fast[name] if name in fast else weight.new_zeros(weight.shape)
@@ -22,9 +21,7 @@ def displacement(algo: "MetaAlgorithm", meta: Meta, fast: Params) -> Params:
     }
 
 
-def reptile(
-    algo: "MetaAlgorithm", meta: Meta, task: Task, run: Run
-) -> tuple[MetaGradients, Metrics]:
+def reptile(algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> tuple[MetaGradients, Metrics]:
     """One task: the way back from where the inner loop ends. Queries only measure."""
     if meta["hyper"]:
         raise UsageError("Reptile learns no inner rates; use inner=sgd")
@@ -48,7 +45,7 @@ class Reptile:
     kind: ClassVar[Kind] = "displacement"
 
     def __call__(
-        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
+        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean direction over T tasks, shaped like `meta`, and metrics `[T]`."""
         return over_tasks(self, reptile, algo, meta, episodes)

@@ -1,24 +1,23 @@
 """Backpropagation through the whole inner loop, exact and with history of every step."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from metalearn.derivatives import gradient_at
-from metalearn.gradients.base import Batching, Capture
-from metalearn.gradients.pieces import Run, Task, judged
-from metalearn.gradients.tasks import over_tasks
+from metalearn.engine.batching import over_tasks
+from metalearn.engine.strategy import Batching, Capture
+from metalearn.engine.task import Run, Task
+from metalearn.functional.autodiff import gradient_at
+from metalearn.functional.precision import Precision
+from metalearn.gradients.steps import judged
 from metalearn.inner.loop import InnerGradient, inner_gradient, trajectory
-from metalearn.precision import Precision
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
-
-if TYPE_CHECKING:
-    from metalearn.algorithms.base import MetaAlgorithm
 
 
 def unrolled(
-    algo: "MetaAlgorithm", meta: Meta, task: Task, gradient: InnerGradient = inner_gradient
+    algo: MetaAlgorithm, meta: Meta, task: Task, gradient: InnerGradient = inner_gradient
 ) -> tuple[MetaGradients, Metrics]:
     """One task: the gradient of `outer_loss(adapt(meta))`, the inner gradient being `gradient`."""
 
@@ -32,7 +31,7 @@ def unrolled(
     return gradients, metrics
 
 
-def unroll(algo: "MetaAlgorithm", meta: Meta, task: Task, run: Run):
+def unroll(algo: MetaAlgorithm, meta: Meta, task: Task, run: Run):
     """`unrolled` as one piece."""
     return run(unrolled, algo, meta, task)
 
@@ -51,7 +50,7 @@ class Unroll:
     kind: ClassVar[Kind] = "exact"
 
     def __call__(
-        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
+        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
         return over_tasks(self, unroll, algo, meta, episodes)

@@ -2,23 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.func import grad
 
 from metalearn import tree
-from metalearn.derivatives import gradient_at
-from metalearn.dropout import dropout_stream, fold
+from metalearn.functional.autodiff import gradient_at
+from metalearn.functional.dropout import dropout_stream, fold
+from metalearn.functional.precision import inner_pass
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import State
-from metalearn.precision import inner_pass
 from metalearn.types import Batch, Meta, Params
 
-if TYPE_CHECKING:
-    from metalearn.algorithms.base import MetaAlgorithm
-
-InnerGradient = Callable[["MetaAlgorithm", Meta, Params, Batch, "int | Tensor"], Params]
+InnerGradient = Callable[[MetaAlgorithm, Meta, Params, Batch, int | Tensor], Params]
 
 
 def minibatch(support: Batch, size: int | None, step: int | Tensor) -> Batch:
@@ -40,7 +37,7 @@ def minibatch(support: Batch, size: int | None, step: int | Tensor) -> Batch:
 
 
 def inner_gradient(
-    algo: "MetaAlgorithm", meta: Meta, fast: Params, support: Batch, step: int | Tensor = 0
+    algo: MetaAlgorithm, meta: Meta, fast: Params, support: Batch, step: int | Tensor = 0
 ) -> Params:
     """d inner_loss / d fast, itself differentiable, in the precision set around it."""
     with inner_pass() as scale:
@@ -49,7 +46,7 @@ def inner_gradient(
 
 
 def without_history(
-    algo: "MetaAlgorithm", meta: Meta, fast: Params, support: Batch, step: int | Tensor = 0
+    algo: MetaAlgorithm, meta: Meta, fast: Params, support: Batch, step: int | Tensor = 0
 ) -> Params:
     """`inner_gradient` as a constant, for steps that nobody differentiates. Its inputs are cut,
     and it keeps nothing of its own way back."""
@@ -64,7 +61,7 @@ def without_history(
 
 
 def apply_rule(
-    algo: "MetaAlgorithm", grads: Params, state: State, fast: Params, hyper: Params
+    algo: MetaAlgorithm, grads: Params, state: State, fast: Params, hyper: Params
 ) -> tuple[Params, State]:
     """The weights and the rule's state after one step along `grads`."""
     updates, state = algo.rule.update(grads, state, fast, hyper)
@@ -77,7 +74,7 @@ def dropping(seed: Tensor | None, step: int | Tensor) -> AbstractContextManager[
 
 
 def inner_step(
-    algo: "MetaAlgorithm",
+    algo: MetaAlgorithm,
     meta: Meta,
     fast: Params,
     state: State,
@@ -94,7 +91,7 @@ def inner_step(
 
 
 def trajectory(
-    algo: "MetaAlgorithm",
+    algo: MetaAlgorithm,
     meta: Meta,
     support: Batch,
     steps: int,
@@ -111,7 +108,7 @@ def trajectory(
 
 
 def adapt(
-    algo: "MetaAlgorithm",
+    algo: MetaAlgorithm,
     meta: Meta,
     support: Batch,
     steps: int | None = None,

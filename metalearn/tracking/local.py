@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from metalearn.files import decode_floats, encode_floats, write_atomic
+from metalearn.runtime.files import decode_floats, encode_floats, write_atomic
 from metalearn.tracking.tracker import RunInfo, Status
 
 

@@ -16,7 +16,7 @@ from metalearn.episodes.prefetch import prefetched
 from metalearn.episodes.randaugment import sent
 from metalearn.episodes.source import generator
 from metalearn.errors import UsageError
-from metalearn.training.division import SPLIT, Part
+from metalearn.training.held_out_split import SPLIT, Part
 from metalearn.training.mixing import Labelled, Mixing
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from metalearn.errors import UsageError
-from metalearn.files import write_atomic
+from metalearn.runtime.files import write_atomic
 from metalearn.types import Meta
 
 _NOT_IDENTITY = ("run_dir", "resume", "tracker")

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from metalearn import tree
-from metalearn.algorithms.base import MetaAlgorithm
+from metalearn.engine.strategy import Batching, MetaGradient
 from metalearn.episodes import EpisodeSource, Manifest
 from metalearn.episodes.prefetch import prefetched
 from metalearn.errors import UsageError
 from metalearn.evaluation.protocol import evaluate
-from metalearn.gradients.base import Batching, MetaGradient
-from metalearn.memory import peak_memory_bytes
+from metalearn.inner.protocol import MetaAlgorithm
+from metalearn.runtime.memory import peak_memory_bytes
 from metalearn.tracking import Tracker
 from metalearn.training.checkpoint import (
     generator_states,

@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from metalearn import tree
-from metalearn.algorithms.base import MetaAlgorithm
-from metalearn.gradients.base import MetaGradient
+from metalearn.engine.strategy import MetaGradient
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Meta, MetaGradients, Metrics
 
 

@@ -18,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from metalearn.episodes import FewShotEpisodes
 from metalearn.errors import UsageError
 from metalearn.evaluation.statistics import mean_interval
-from metalearn.memory import peak_memory_bytes
-from metalearn.precision import computing_in
+from metalearn.functional.precision import computing_in
+from metalearn.runtime.memory import peak_memory_bytes
 from metalearn.tracking import Tracker
 from metalearn.training.base_images import BaseImages
 from metalearn.training.checkpoint import (
@@ -29,8 +29,8 @@ from metalearn.training.checkpoint import (
     restore_generators,
     save_checkpoint,
 )
-from metalearn.training.division import Division
 from metalearn.training.held_out import Forward, classified, few_shot
+from metalearn.training.held_out_split import Division
 from metalearn.training.loop import at_sigterm
 from metalearn.training.mixing import Labelled
 from metalearn.training.rates import Schedule

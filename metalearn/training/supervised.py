@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from metalearn.errors import UsageError
-from metalearn.norms import BatchNorm
+from metalearn.functional.norms import BatchNorm
 from metalearn.training.mixing import Labelled
 from metalearn.types import Params
 

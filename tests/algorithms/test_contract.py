@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_leaves
 
 from metalearn import adapt, algorithms, gradients
 from metalearn.algorithms.losses import mean_squared
+from metalearn.engine.strategy import STRATEGIES
 from metalearn.errors import UsageError
-from metalearn.gradients.base import STRATEGIES
+from metalearn.functional.norms import BatchNorm
 from metalearn.inner import lslr, sgd
-from metalearn.norms import BatchNorm
 from tests.tasks import apart, classification, network, regression, task
 
 WAYS, SHOTS, QUERIES = 3, 2, 7

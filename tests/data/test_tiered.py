@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from metalearn.data import DataError, tiered_imagenet
-from metalearn.data.parting import PACKAGED, listed
+from metalearn.data.class_splits import PACKAGED, listed
 from metalearn.data.store import build_store
 from metalearn.data.tiered_imagenet import decode, parted
 

@@ -13,8 +13,8 @@ from metalearn.backbones import MLP
 from metalearn.data import Sinusoid
 from metalearn.episodes import CurveEpisodes, FewShotEpisodes, Manifest
 from metalearn.errors import UsageError
+from metalearn.functional.norms import BatchNorm
 from metalearn.inner import lslr, sgd
-from metalearn.norms import BatchNorm
 from tests.images import tiny_dataset
 from tests.tasks import network, task
 

@@ -21,9 +21,9 @@ from metalearn.backbones import (
     timm_model,
     torchvision_model,
 )
+from metalearn.functional.norms import BatchNorm
 from metalearn.gradients import Adjoint, Unroll
 from metalearn.inner import sgd
-from metalearn.norms import BatchNorm
 from tests.gradients import reference
 from tests.tasks import apart, classification, network
 

@@ -8,7 +8,7 @@ from metalearn.data import glyphs
 from metalearn.episodes import Augmentation, Preparation
 from metalearn.errors import UsageError
 from metalearn.training.base_images import BaseImages, Pictures
-from metalearn.training.division import divided
+from metalearn.training.held_out_split import divided
 from metalearn.training.mixing import Mixing
 
 

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from metalearn.errors import UsageError
-from metalearn.training.device import torch_device
+from metalearn.runtime.device import torch_device
 from metalearn.training.folder import (
     claim,
     config_hash,

@@ -8,9 +8,9 @@ from torch.optim import lr_scheduler as schedules
 
 from metalearn import tree
 from metalearn.algorithms import ANIL, MAML
+from metalearn.functional.norms import BatchNorm
 from metalearn.gradients import Adjoint, Unroll
 from metalearn.inner import lslr, meta_sgd, sgd
-from metalearn.norms import BatchNorm
 from metalearn.training import Outer, meta_step
 from metalearn.training.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.types import Meta

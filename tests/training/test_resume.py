@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from metalearn.norms import BatchNorm
+from metalearn.functional.norms import BatchNorm
 from metalearn.tracking import JsonLines, RunInfo, Tracker, read_records
 from metalearn.training import checkpoint
 from metalearn.training.loop import fit, resume

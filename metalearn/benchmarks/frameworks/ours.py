@@ -12,12 +12,12 @@ from metalearn.benchmarks.cells import Cell
 from metalearn.benchmarks.frameworks.base import Runner
 from metalearn.benchmarks.machine import synchronise
 from metalearn.benchmarks.models import episodes, module
+from metalearn.engine.cuda_graph import check_capture
 from metalearn.errors import UsageError, nearest
+from metalearn.functional.precision import slowdown
 from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, MetaGradient, Unroll
-from metalearn.gradients.capture import check_capture
 from metalearn.gradients.peers import Higher, Learn2learn
 from metalearn.inner import sgd
-from metalearn.precision import slowdown
 
 # exact: the strategy that `metalearn train` takes where none is asked for.
 KINDS: dict[str, Callable[..., MetaGradient]] = {

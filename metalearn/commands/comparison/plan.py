@@ -8,7 +8,7 @@ from metalearn.commands.arguments import check_choice, check_numbers
 from metalearn.commands.backbone import check_backbone, settled
 from metalearn.commands.config import compose
 from metalearn.errors import UsageError, nearest
-from metalearn.training.device import torch_device
+from metalearn.runtime.device import torch_device
 
 SCRATCH = "_scratch"
 FEATURES = {

@@ -16,7 +16,7 @@ from metalearn.evaluation import comparison as report
 from metalearn.evaluation.comparison_page import page
 from metalearn.evaluation.comparison_plot import plot_comparison
 from metalearn.evaluation.report import write_episode_file, write_json
-from metalearn.files import decode_floats, write_atomic
+from metalearn.runtime.files import decode_floats, write_atomic
 from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB
 from metalearn.training.folder import check_writable, claim, commit, locked
 

@@ -25,8 +25,8 @@ from metalearn.episodes.gather import scaled
 from metalearn.errors import UsageError
 from metalearn.evaluation.features import Change, FeatureEpisodes, extract, used
 from metalearn.functional import PureModule, pure
-from metalearn.memory import peak_memory_bytes, reset_peak_memory
-from metalearn.training.device import torch_device
+from metalearn.runtime.device import torch_device
+from metalearn.runtime.memory import peak_memory_bytes, reset_peak_memory
 from metalearn.types import Batch, Params
 
 _BATCH = 128  # images that pass through a network at a time

@@ -19,7 +19,7 @@ from metalearn.commands.comparison.plan import Plan, family
 from metalearn.commands.comparison.setting import Setting
 from metalearn.errors import DataError, UsageError
 from metalearn.evaluation.report import write_json
-from metalearn.files import write_atomic
+from metalearn.runtime.files import write_atomic
 from metalearn.training.folder import commit
 from metalearn.training.loop import at_sigterm
 

@@ -8,22 +8,20 @@ import sys
 import warnings
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from metalearn import tree
 from metalearn.algorithms.maml import MAML
+from metalearn.engine.plan import Batching
 from metalearn.errors import UsageError
-from metalearn.gradients.plan import Batching
+from metalearn.functional.norms import BatchNorm, fused_norms
+from metalearn.functional.precision import Precision, computing_in
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import InnerRule
-from metalearn.norms import BatchNorm, fused_norms
-from metalearn.precision import Precision, computing_in
 from metalearn.types import Batch, Episodes, Meta, MetaGradients, Metrics, Params
-
-if TYPE_CHECKING:
-    from metalearn.algorithms.base import MetaAlgorithm
 
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, Metrics]]
 """(a module in the place of the network, batch) -> (the scalar loss, scalar metrics)."""
@@ -112,7 +110,7 @@ def plain_module(algo: MAML, meta: Meta) -> nn.Module:
     return module
 
 
-def check(strategy: Peer, algo: "MetaAlgorithm", episodes: Episodes) -> MAML:
+def check(strategy: Peer, algo: MetaAlgorithm, episodes: Episodes) -> MAML:
     """`algo`, where a peer can run it as it stands; raises UsageError where not."""
     name = type(strategy).__name__.lower()
     if not isinstance(algo, MAML):

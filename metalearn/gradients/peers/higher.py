@@ -1,11 +1,13 @@
 """higher's patched module and differentiable SGD as the engine, as its users write them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from metalearn.engine.plan import Batching
+from metalearn.functional.precision import Precision
 from metalearn.gradients.peers.base import (
     Loss,
     adapting,
@@ -15,12 +17,8 @@ from metalearn.gradients.peers.base import (
     over_tasks,
     plain_module,
 )
-from metalearn.gradients.plan import Batching
-from metalearn.precision import Precision
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
-
-if TYPE_CHECKING:
-    from metalearn.algorithms.base import MetaAlgorithm
 
 
 def constant(gradients: list[Tensor | None]) -> list[Tensor | None]:
@@ -50,7 +48,7 @@ class Higher:
     precision: Precision = "fp32"
 
     def __call__(
-        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
+        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
         algo = check(self, algo, episodes)

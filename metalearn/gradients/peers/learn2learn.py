@@ -1,10 +1,12 @@
 """learn2learn's MAML as the engine: `clone`, `adapt`, `backward`, as its users write them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
+from metalearn.engine.plan import Batching
+from metalearn.functional.precision import Precision
 from metalearn.gradients.peers.base import (
     Loss,
     adapting,
@@ -14,12 +16,8 @@ from metalearn.gradients.peers.base import (
     over_tasks,
     plain_module,
 )
-from metalearn.gradients.plan import Batching
-from metalearn.precision import Precision
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
-
-if TYPE_CHECKING:
-    from metalearn.algorithms.base import MetaAlgorithm
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Learn2learn:
     precision: Precision = "fp32"
 
     def __call__(
-        self, algo: "MetaAlgorithm", meta: Meta, episodes: Episodes
+        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
         algo = check(self, algo, episodes)

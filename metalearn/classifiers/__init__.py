@@ -1,0 +1,1 @@
+"""Few-shot classifiers on features, as values."""

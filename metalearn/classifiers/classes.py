@@ -1,0 +1,34 @@
+"""The classes of one task, met without looking at the labels, which `vmap` forbids.
+
+S, the number of support examples, bounds the number of ways N; classes from N on have no
+examples, and `masked` keeps them from being predicted.
+"""
+
+import torch
+from torch import Tensor
+
+from metalearn.types import Batch
+
+
+def absent(like: Tensor) -> float:
+    """The logit of a class that is not there: the lowest number of the type of `like`."""
+    return torch.finfo(like.dtype).min
+
+
+def membership(support: Batch, dtype: torch.dtype) -> Tensor:
+    """`[S, S]`: row n has the weight of every support example of class n, 0 for the others."""
+    classes = torch.arange(len(support.y), device=support.y.device)
+    member = (support.y.unsqueeze(0) == classes.unsqueeze(1)).to(dtype)
+    return member if support.weight is None else member * support.weight
+
+
+def class_means(features: Tensor, support: Batch) -> tuple[Tensor, Tensor]:
+    """The mean of the features `[S, D]` of each class, `[S, D]`, and its examples `[S]`."""
+    member = membership(support, features.dtype)
+    counts = member.sum(1)
+    return member @ features / counts.clamp(min=1).unsqueeze(1), counts
+
+
+def masked(logits: Tensor, counts: Tensor) -> Tensor:
+    """`logits` `[..., S]`, lowest for a class without examples."""
+    return torch.where(counts > 0, logits, absent(logits))

@@ -1,0 +1,1 @@
+"""How T tasks run: batching, precision, compilation, and the measurement that chooses."""

@@ -1,0 +1,186 @@
+"""Any `nn.Module` as a pure function of its weights that can be differentiated twice."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metalearn import tree
+from metalearn.functional.norms import BatchNorm, Call, calling, replace_norms
+from metalearn.functional.overrides import Exact, needs_exact
+from metalearn.functional.precision import narrowed, widened
+from metalearn.types import Params
+
+
+@dataclass(frozen=True, eq=False)
+class PureModule:
+    """A module without state: `apply(weights, x)`.
+
+    module: the private copy that carries the structure.
+    params: its trainable starting weights, detached; parameters with `requires_grad=False`
+        are frozen and counted with the buffers.
+    buffers: everything else that a forward pass reads. No gradient reaches them.
+    places: for each name, all the places in the module that hold the tensor (tied weights).
+    exact: whether `exact.Exact` stands around each forward pass, because layers with a forward
+        of their own may call what is inexact in second order, or drop at random.
+    """
+
+    module: nn.Module
+    params: Params
+    buffers: Params
+    places: dict[str, tuple[str, ...]]
+    exact: bool = False
+
+    def _forward(self, weights: Params, x: Tensor) -> Tensor:
+        # Not functional_call's own tie_weights: where one layer stands at two places of the
+        # module, it leaves the layer with the weights of the call (pytorch 164759).
+        placed = {
+            place: t for name, t in weights.items() for place in self.places.get(name, (name,))
+        }
+        with Exact() if self.exact else nullcontext():
+            return functional_call(self.module, placed, (x,), tie_weights=False)
+
+    def apply(self, weights: Params, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The module's output for `x` `[B, *X]` under `weights` (parameters, buffers, support
+        statistics; a name left out keeps its starting value). `weight` `[B]` marks padding."""
+        like = next((t for t in weights.values() if t.is_floating_point()), x)
+        with calling(Call(weight)):
+            return widened(self._forward(tree.map(narrowed, weights), narrowed(x)), like)
+
+    def before(self, path: str, weights: Params, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """What the submodule at `path` is given when the module is applied to `x`.
+
+        Raises RuntimeError where that is not one tensor, given once.
+        """
+        seen: list[Tensor] = []
+        part = self.module.get_submodule(path)
+        handle = part.register_forward_pre_hook(lambda _, given: seen.extend(given))
+        try:
+            output = self.apply(weights, x, weight)
+        finally:
+            handle.remove()
+        if len(seen) != 1:
+            raise RuntimeError(f"{path} is given {len(seen)} tensors, not one")
+        return widened(seen[0], output)
+
+    def part(self, path: str) -> "PureModule":
+        """The submodule at `path`, its tensors under the names that they have in the whole."""
+        start = f"{path}."
+        inside = {
+            name: tuple(place.removeprefix(start) for place in places if place.startswith(start))
+            for name, places in self.places.items()
+        }
+        params, buffers = (
+            {name: t for name, t in tensors.items() if inside.get(name)}
+            for tensors in (self.params, self.buffers)
+        )
+        return replace(
+            self, module=self.module.get_submodule(path), params=params, buffers=buffers,
+            places=inside,
+        )  # fmt: skip
+
+    def _record(
+        self, weights: Params, x: Tensor, weight: Tensor | None
+    ) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+        """The moments that each norm layer met in one forward pass."""
+        record: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        with calling(Call(weight, record)):
+            self._forward(weights, x)
+        return record
+
+    def support_statistics(
+        self, weights: Params, x: Tensor, weight: Tensor | None = None
+    ) -> Params:
+        """What `apply` needs to treat queries by the statistics of the support set `x`.
+
+        Empty, and free, unless a norm layer has `statistics="support"`.
+        """
+        norms = self._norms("support")
+        if not norms:
+            return {}
+        known = ("support_mean", "support_var")
+        weights = {n: t for n, t in weights.items() if n.rpartition(".")[2] not in known}
+        record = self._record(weights, x, weight)
+        return {
+            f"{prefix}support_{kind}": value
+            for prefix, norm in norms.items()
+            for kind, value in zip(("mean", "var"), record[norm], strict=True)
+        }
+
+    @torch.no_grad()
+    def track(
+        self, weights: Params, buffers: Params, x: Tensor, weight: Tensor | None = None
+    ) -> Params:
+        """`buffers` after the running averages took one step of their momentum towards the
+        statistics of `x` `[B, *X]` under `weights`. Unchanged without such norm layers."""
+        norms = {prefix: n for prefix, n in self._norms("running").items() if n.momentum}
+        if not norms:
+            return buffers
+        record = self._record({**buffers, **weights}, x, weight)
+        moved = dict(buffers)
+        for prefix, norm in norms.items():
+            for kind, value in zip(("mean", "var"), record[norm], strict=True):
+                key = f"{prefix}running_{kind}"
+                moved[key] = torch.lerp(buffers[key], value.flatten(), norm.momentum)
+        return moved
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, what depends on the mode of a module (dropout) behaves as in evaluation.
+
+        The norm layers do not: their statistics were settled when the module was made pure.
+        """
+        training = [part for part in self.module.modules() if part.training]
+        self.module.eval()
+        try:
+            yield
+        finally:
+            for part in training:
+                part.training = True
+
+    @cached_property
+    def _parts(self) -> tuple[nn.Module, ...]:
+        return tuple(self.module.modules())
+
+    def modes(self) -> tuple[bool, ...]:
+        """The mode of each part of the module: whether it is in training."""
+        return tuple([part.training for part in self._parts])  # a list is faster than a generator
+
+    def _norms(self, statistics: str) -> dict[str, BatchNorm]:
+        """The norm layers that normalise by `statistics`, under the prefix of their tensors."""
+        return {
+            f"{name}." if name else "": part
+            for name, part in self.module.named_modules()
+            if isinstance(part, BatchNorm) and part.statistics == statistics
+        }
+
+
+def _places(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Every place of a parameter or buffer, under the name that `named_parameters` gives it."""
+    places: dict[int, list[str]] = {}
+    for path, part in module.named_modules():
+        for key, tensor in [*part._parameters.items(), *part._buffers.items()]:
+            if tensor is not None:
+                places.setdefault(id(tensor), []).append(f"{path}.{key}" if path else key)
+    return {names[0]: tuple(names) for names in places.values()}
+
+
+def pure(module: nn.Module) -> PureModule:
+    """Make `module` pure; the module itself is neither changed nor referred to afterwards.
+
+    Tied weights stay tied. Modules in eval mode normalise by their running averages, those in
+    train mode by the statistics of the batch. First and second derivatives are exact under
+    every transform of `torch.func`, in any order. Dropout takes its masks from the
+    `dropout_stream` around a call, and is torch's own outside of one.
+    """
+    module = replace_norms(copy.deepcopy(module))
+    params = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+    frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
+    buffers = {n: b.detach() for n, b in module.named_buffers() if b is not None}
+    everything = {**frozen, **buffers}
+    return PureModule(module, params, everything, _places(module), needs_exact(module))

@@ -1,0 +1,211 @@
+"""What a module calls inside its forward pass, replaced where torch is inexact in second order.
+
+`norms.replace_norms` sees torch's own layers only. A layer with a forward of its own (timm's
+and torchvision's norms, a user's attention) calls `F.layer_norm` or
+`F.scaled_dot_product_attention` itself, and `Exact` takes these calls:
+
+    norms       saved statistics carry no history under `torch.func` (see norms.py)
+    attention   the flash and memory-efficient kernels have no double backward
+    hardsigmoid no double backward
+    dropout     and all that drops at random, by the seed of `dropout_stream` where there is one
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from metalearn.errors import UsageError
+from metalearn.functional.dropout import bernoulli, current_seed, dropped, fold
+from metalearn.functional.norms import batch_norm, instance_norm, layer_norm, rms_norm
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`F.scaled_dot_product_attention`, softmax(query key^T * scale + mask) value, written out."""
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = (query * scale) @ key.transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is None:
+        weights = scores.softmax(-1)
+    else:
+        if attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        else:
+            scores = scores + attn_mask
+        # A row without any key is 0; softmax would make it, and every gradient, NaN.
+        empty = (scores == -torch.inf).all(-1, keepdim=True)
+        weights = scores.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)
+    if dropout_p:
+        weights = F.dropout(weights, dropout_p)
+    return weights @ value
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    return F.relu6(input + 3) / 6
+
+
+def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
+    """A mean where one position is asked for: torch's own would change the strides of a
+    channels-last map in place, which `vmap` does slowly and with a warning."""
+    if output_size in (1, (1, 1), [1, 1]):
+        return input.mean((-2, -1), keepdim=True)
+    return F.adaptive_avg_pool2d(input, output_size)
+
+
+def _body(function: Any) -> Callable[..., Any]:
+    """A Python function of torch's that does not hand itself over to a mode as a whole, so that
+    the mode sees the calls inside it."""
+    never = dict.fromkeys(
+        ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"),
+        lambda *_: False,
+    )
+    copy = FunctionType(
+        function.__code__,
+        {**function.__globals__, **never},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+_EXACT: dict[Any, Callable[..., Any]] = {
+    torch.batch_norm: batch_norm,
+    torch.layer_norm: layer_norm,
+    torch.instance_norm: instance_norm,
+    torch.rms_norm: rms_norm,
+    F.hardsigmoid: _hardsigmoid,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+}
+# These call what is intercepted.
+_INSIDE: dict[Any, Callable[..., Any]] = {
+    F.scaled_dot_product_attention: attention,
+    **{
+        function: _body(function)
+        for function in (
+            F.batch_norm,
+            F.layer_norm,
+            F.instance_norm,
+            F.rms_norm,
+            F.multi_head_attention_forward,
+            F.dropout,
+            F.dropout1d,
+            F.dropout2d,
+            F.dropout3d,
+            F.alpha_dropout,
+            F.feature_alpha_dropout,
+        )
+    },
+}
+# (by_channel, alpha). In place is only to save memory: a new tensor does as well, and an
+# activation without a task dimension could not take a mask that has one.
+_DROPOUT: dict[Any, tuple[bool, bool]] = {
+    torch.dropout: (False, False),
+    torch.dropout_: (False, False),
+    torch.feature_dropout: (True, False),
+    torch.feature_dropout_: (True, False),
+    torch.alpha_dropout: (False, True),
+    torch.alpha_dropout_: (False, True),
+    torch.feature_alpha_dropout: (True, True),
+    torch.feature_alpha_dropout_: (True, True),
+}
+_RANDOM = {
+    *(torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal, torch.multinomial),
+    *(torch.rand_like, torch.randn_like, torch.randint_like, torch.poisson),
+    *(torch.bernoulli, Tensor.bernoulli, F.rrelu, F.gumbel_softmax),
+    *(Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.random_, Tensor.cauchy_),
+    *(Tensor.geometric_, Tensor.log_normal_),
+    *(F.fractional_max_pool2d_with_indices, F.fractional_max_pool3d_with_indices),
+}
+
+
+class Exact(TorchFunctionMode):
+    """Around one forward pass: every call in it is exact in second order, and its dropout masks
+    follow from the seed of the `dropout_stream` around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draws = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _EXACT:
+            return _EXACT[func](*args, **kwargs)
+        if func in _INSIDE:
+            with self:
+                return _INSIDE[func](*args, **kwargs)
+        seed = current_seed()
+        if seed is None:
+            return func(*args, **kwargs)
+        if func in _DROPOUT:
+            return self._dropout(seed, func, *args, **kwargs)
+        if func is Tensor.bernoulli_:
+            return self._bernoulli_(seed, *args, **kwargs)
+        if func in _RANDOM and kwargs.get("training", True):
+            name = resolve_name(func)
+            raise UsageError(
+                f"{name} cannot repeat what it drew; use dropout, or call eval() on it"
+            )
+        return func(*args, **kwargs)
+
+    def _next(self, seed: Tensor) -> Tensor:
+        self.draws += 1
+        return fold(seed, self.draws)
+
+    def _dropout(self, seed: Tensor, func: Any, input: Tensor, p: float, train: bool) -> Tensor:
+        if not train or p == 0:
+            return input
+        by_channel, alpha = _DROPOUT[func]
+        return dropped(self._next(seed), input, p, by_channel, alpha)
+
+    def _bernoulli_(self, seed: Tensor, input: Tensor, p: float | Tensor = 0.5) -> Tensor:
+        """As stochastic depth uses it: `noise = torch.empty(...).bernoulli_(p)`."""
+        drawn = bernoulli(self._next(seed).to(input.device), p, input.shape).to(input.dtype)
+        try:
+            input.copy_(drawn)
+        except RuntimeError:
+            # Made without a task dimension, under vmap: only the result has one mask a task, and
+            # whoever goes on to read `input` is to find out.
+            input.fill_(torch.nan)
+        return drawn
+
+
+_INEXACT_OR_RANDOM = (
+    nn.MultiheadAttention,
+    nn.RMSNorm,
+    nn.Hardsigmoid,
+    nn.RReLU,
+    nn.modules.dropout._DropoutNd,
+)
+
+
+def needs_exact(module: nn.Module) -> bool:
+    """Whether any part of `module` may call what `Exact` intercepts: all but torch's plain
+    layers and ours. A mode costs about a microsecond a call, which a small network feels."""
+
+    def plain(part: nn.Module) -> bool:
+        ours = type(part).__module__.startswith(("torch.nn.modules.", "metalearn."))
+        return ours and not isinstance(part, _INEXACT_OR_RANDOM)
+
+    return not all(map(plain, module.modules()))

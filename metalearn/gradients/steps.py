@@ -1,0 +1,212 @@
+"""The pieces that strategies are made of: pure functions of one task's tensors.
+
+A strategy says in which order they run; `Run` says how: as they stand, over T tasks at once
+under `vmap`, or compiled. Each takes its derivatives inside, so that nothing outside needs a
+graph, and a compiled piece is as exact as the function it was traced from.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.func import grad, vjp
+
+from metalearn import tree
+from metalearn.engine.task import Run, Task
+from metalearn.functional.autodiff import derivative_along, gradient_at
+from metalearn.functional.precision import inner_pass, outer_pass
+from metalearn.inner.loop import (
+    InnerGradient,
+    apply_rule,
+    dropping,
+    inner_gradient,
+    inner_step,
+    minibatch,
+    without_history,
+)
+from metalearn.inner.protocol import MetaAlgorithm
+from metalearn.inner.rules import State
+from metalearn.types import Meta, Metrics, Params
+
+
+def judged(algo: MetaAlgorithm, meta: Meta, fast: Params, task: Task) -> tuple[Tensor, Metrics]:
+    """The (scaled) loss of the queries after the last inner step, and the metrics."""
+    with outer_pass() as scale, dropping(task.seed, -1):
+        loss, metrics = algo.outer_loss(meta, algo.finish(meta, fast, task.support), task.query)
+    return loss * scale, metrics
+
+
+def first_step(
+    algo: MetaAlgorithm,
+    meta: Meta,
+    task: Task,
+    step: Tensor,
+    gradient: InnerGradient = inner_gradient,
+) -> tuple[Params, State]:
+    """The fast weights and the rule's state after inner step 0, in which all tasks still share
+    their weights: under `vmap` the convolutions of this step are those of one large batch."""
+    fast = algo.begin(meta, task.support)
+    state = algo.rule.init(fast)
+    return inner_step(algo, meta, fast, state, task.support, step, task.seed, gradient)
+
+
+def next_step(
+    algo: MetaAlgorithm,
+    meta: Meta,
+    fast: Params,
+    state: State,
+    task: Task,
+    step: Tensor,
+    gradient: InnerGradient = inner_gradient,
+) -> tuple[Params, State]:
+    """The fast weights and the rule's state after one more inner step."""
+    return inner_step(algo, meta, fast, state, task.support, step, task.seed, gradient)
+
+
+def adapted(algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> tuple[Params, State]:
+    """The fast weights and the rule's state after all inner steps, without history; not a piece,
+    but of pieces."""
+    numbers = run.numbers(algo.steps, task)
+    fast, state = run(first_step, algo, meta, task, numbers[0], gradient=without_history)
+    for number in numbers[1:]:
+        fast, state = run(
+            next_step, algo, meta, fast, state, task, number, gradient=without_history
+        )
+    return fast, state
+
+
+def measure(algo: MetaAlgorithm, meta: Meta, fast: Params, task: Task) -> Metrics:
+    """The metrics of the queries after the last inner step."""
+    return judged(algo, meta, fast, task)[1]
+
+
+class Cotangent(NamedTuple):
+    """The gradient of the outer loss for the fast weights and the rule's state of a step."""
+
+    fast: Params
+    state: State
+
+
+def judge_start(
+    algo: MetaAlgorithm, meta: Meta, task: Task
+) -> tuple[tuple[Params, Params], Metrics]:
+    """The gradient of the outer loss where there is no inner step, for init and hyper."""
+
+    def loss(init: Params, hyper: Params) -> tuple[Tensor, Metrics]:
+        learned = _meta(meta, init, hyper)
+        return judged(algo, learned, algo.begin(learned, task.support), task)
+
+    return gradient_at(loss, meta["init"], meta["hyper"], has_aux=True)
+
+
+def judge_first_step(
+    algo: MetaAlgorithm, meta: Meta, task: Task, step: Tensor
+) -> tuple[tuple[Params, Params], Metrics]:
+    """The gradient of the outer loss after the only inner step, for init and hyper."""
+
+    def loss(init: Params, hyper: Params) -> tuple[Tensor, Metrics]:
+        learned = _meta(meta, init, hyper)
+        return judged(algo, learned, first_step(algo, learned, task, step)[0], task)
+
+    return gradient_at(loss, meta["init"], meta["hyper"], has_aux=True)
+
+
+def judge_last_step(
+    algo: MetaAlgorithm, meta: Meta, fast: Params, state: State, task: Task, step: Tensor
+) -> tuple[tuple[Params, Params, Cotangent], Metrics]:
+    """The gradient of the outer loss after the last inner step, for init, hyper and what stood
+    before that step: its own way back is part of the piece, and its forward pass is not redone."""
+
+    def loss(init: Params, hyper: Params, before: Cotangent) -> tuple[Tensor, Metrics]:
+        learned = _meta(meta, init, hyper)
+        return judged(algo, learned, next_step(algo, learned, *before, task, step)[0], task)
+
+    before = Cotangent(fast, state)
+    return gradient_at(loss, meta["init"], meta["hyper"], before, has_aux=True)
+
+
+def step_back(
+    algo: MetaAlgorithm,
+    meta: Meta,
+    fast: Params,
+    state: State,
+    task: Task,
+    step: Tensor,
+    later: Cotangent,
+    forward: bool = False,
+) -> tuple[Params, Params, Cotangent]:
+    """From the cotangent after a step to the one before it, and what the step adds to the
+    gradients of init and hyper.
+
+    forward: take the Hessian-vector product forward over reverse, not reverse over reverse.
+    """
+    learned = meta["init"], meta["hyper"], fast
+
+    def gradient(init: Params, hyper: Params, fast: Params) -> Params:
+        batch = minibatch(task.support, algo.rule.batch_size, step)
+        with dropping(task.seed, step):
+            return inner_gradient(algo, _meta(meta, init, hyper), fast, batch)
+
+    def rule(grads: Params, state: State, fast: Params, hyper: Params) -> tuple[Params, State]:
+        return apply_rule(algo, grads, state, fast, hyper)
+
+    hessian_product = None
+    if forward:
+        grads = gradient(*learned)
+    else:
+        grads, hessian_product, *_ = vjp(gradient, *learned)
+    _, through_rule, *_ = vjp(rule, grads, state, fast, meta["hyper"])
+    vector, d_state, d_fast, d_hyper = through_rule((later.fast, later.state))
+    if hessian_product is None:
+        curved = _forward_product(algo, meta, fast, task, step, vector)
+    else:
+        curved = hessian_product(vector, retain_graph=False)
+    d_hyper, d_fast = tree.add(d_hyper, curved[1]), tree.add(d_fast, curved[2])
+    return curved[0], d_hyper, Cotangent(d_fast, d_state)
+
+
+def _forward_product(
+    algo: MetaAlgorithm, meta: Meta, fast: Params, task: Task, step: Tensor, vector: Params
+) -> tuple[Params, Params, Params]:
+    """d <inner gradient, vector> / d (init, hyper, fast).
+
+    The Hessian in all three is symmetric, so its product with (0, 0, vector) is the derivative
+    of the whole gradient along that direction.
+    """
+    batch = minibatch(task.support, algo.rule.batch_size, step)
+    init, hyper = meta["init"], meta["hyper"]
+
+    def gradients(init: Params, hyper: Params, fast: Params) -> tuple[Params, Params, Params]:
+        def loss(init: Params, hyper: Params, fast: Params) -> Tensor:
+            return algo.inner_loss(_meta(meta, init, hyper), fast, batch) * scale
+
+        return grad(loss, argnums=(0, 1, 2))(init, hyper, fast)
+
+    with inner_pass() as scale, dropping(task.seed, step):
+        still = tree.zeros_like(init), tree.zeros_like(hyper)
+        products = derivative_along(gradients, (init, hyper, fast), (*still, vector))
+    d_init, d_hyper, d_fast = (tree.scale(p, 1 / scale) for p in products)
+    return d_init, d_hyper, d_fast
+
+
+def first_step_back(
+    algo: MetaAlgorithm,
+    meta: Meta,
+    task: Task,
+    step: Tensor,
+    later: Cotangent,
+    forward: bool = False,
+) -> tuple[Params, Params]:
+    """What the first step, and the start before it, add to the gradients of init and hyper."""
+
+    def begin(init: Params, hyper: Params) -> tuple[Params, State]:
+        fast = algo.begin(_meta(meta, init, hyper), task.support)
+        return fast, algo.rule.init(fast)
+
+    (fast, state), through_begin = vjp(begin, meta["init"], meta["hyper"])[:2]
+    from_init, from_hyper, earlier = step_back(algo, meta, fast, state, task, step, later, forward)
+    d_init, d_hyper = through_begin(tuple(earlier))
+    return tree.add(d_init, from_init), tree.add(d_hyper, from_hyper)
+
+
+def _meta(meta: Meta, init: Params, hyper: Params) -> Meta:
+    return Meta(init=init, hyper=hyper, buffers=meta["buffers"])
