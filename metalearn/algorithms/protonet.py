@@ -11,7 +11,6 @@ Snell, Swersky, Zemel: Prototypical Networks for Few-shot Learning, 2017.
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from metalearn import tree
@@ -21,7 +20,7 @@ from metalearn.classifiers.classes import class_means, masked
 from metalearn.errors import UsageError
 from metalearn.functional import PureModule, pure
 from metalearn.inner.rules import InnerRule, sgd
-from metalearn.types import Batch, Kind, Meta, Metrics, Params
+from metalearn.types import Batch, Given, Inputs, Kind, Meta, Metrics, Params
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +40,7 @@ class ProtoNet:
     steps: int = field(default=0, init=False)
     rule: InnerRule = field(default=sgd(0.0), init=False, repr=False)
     kinds: tuple[Kind, ...] = ("exact",)
+    transductive: bool = field(default=False, init=False)
     net: PureModule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class ProtoNet:
             raise UsageError(f"temperature={self.temperature} must be above 0")
         object.__setattr__(self, "net", pure(self.module))
 
-    def init(self, rng: torch.Generator | None = None) -> Meta:
+    def init(self) -> Meta:
         """The module's own weights, and the temperature where it is learned."""
         weights = tree.clone(self.net.params)
         like = next(iter(weights.values()))
@@ -61,25 +61,27 @@ class ProtoNet:
             buffers=tree.clone(self.net.buffers),
         )
 
-    def _embed(self, meta: Meta, fast: Params, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    def _embed(self, meta: Meta, fast: Params, x: Inputs, weight: Tensor | None = None) -> Tensor:
         statistics = {n: t for n, t in fast.items() if n not in ("prototypes", "counts")}
         weights = {**meta["buffers"], **meta["init"], **statistics}
         features = self.net.apply(weights, x, weight).flatten(1)
         return unit(features) if self.distance == "cosine" else features
 
-    def begin(self, meta: Meta, support: Batch) -> Params:
+    def begin(self, meta: Meta, given: Given) -> Params:
         """`prototypes` `[S, D]` and `counts` `[S]`, the support examples of each class; those
         of rows from N on are 0."""
+        support = given.support
         features = self._embed(meta, {}, support.x, support.weight)
         prototypes, counts = class_means(features, support)
         return {"prototypes": prototypes, "counts": counts}
 
-    def inner_loss(self, meta: Meta, fast: Params, support: Batch) -> Tensor:
+    def inner_loss(self, meta: Meta, fast: Params, given: Given, step: int | Tensor) -> Tensor:
         """The support set's own loss under its prototypes; no step descends on it."""
-        return self.outer_loss(meta, fast, support)[0]
+        return self.outer_loss(meta, fast, given.support)[0]
 
-    def finish(self, meta: Meta, fast: Params, support: Batch) -> Params:
+    def finish(self, meta: Meta, fast: Params, given: Given, step: int | Tensor) -> Params:
         """The prototypes, and the support set's statistics where the norm layers ask for them."""
+        support = given.support
         weights = {**meta["buffers"], **meta["init"]}
         return {**fast, **self.net.support_statistics(weights, support.x, support.weight)}
 
@@ -99,6 +101,9 @@ class ProtoNet:
         features = self._embed(meta, fast, query.x, query.weight)
         return self.loss(self._logits(meta, fast, features), query)
 
-    def predict(self, meta: Meta, fast: Params, x: Tensor) -> Tensor:
+    def step_weights(self, meta: Meta) -> None:
+        """None: the query loss at the end alone."""
+
+    def predict(self, meta: Meta, fast: Params, x: Inputs) -> Tensor:
         """Logits `[B, S]` for `x` `[B, *X]`: one column a class, unused columns lowest."""
         return self._logits(meta, fast, self._embed(meta, fast, x))

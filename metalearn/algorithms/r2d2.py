@@ -20,7 +20,7 @@ from metalearn.classifiers.classes import masked, membership
 from metalearn.errors import UsageError
 from metalearn.functional import PureModule, pure
 from metalearn.inner.rules import InnerRule, sgd
-from metalearn.types import Batch, Kind, Meta, Metrics, Params
+from metalearn.types import Batch, Given, Inputs, Kind, Meta, Metrics, Params
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,7 @@ class R2D2:
     steps: int = field(default=0, init=False)
     rule: InnerRule = field(default=sgd(0.0), init=False, repr=False)
     kinds: tuple[Kind, ...] = ("exact",)
+    transductive: bool = field(default=False, init=False)
     net: PureModule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -48,7 +49,7 @@ class R2D2:
             raise UsageError(f"regularisation={self.regularisation} must be above 0")
         object.__setattr__(self, "net", pure(self.module))
 
-    def init(self, rng: torch.Generator | None = None) -> Meta:
+    def init(self) -> Meta:
         """The module's own weights, log lambda, alpha and beta."""
         weights = tree.clone(self.net.params)
         like = next(iter(weights.values()))
@@ -63,15 +64,16 @@ class R2D2:
         )
 
     def _features(
-        self, meta: Meta, fast: Params, x: Tensor, weight: Tensor | None = None
+        self, meta: Meta, fast: Params, x: Inputs, weight: Tensor | None = None
     ) -> Tensor:
         statistics = {n: t for n, t in fast.items() if n not in ("ridge", "counts")}
         weights = {**meta["buffers"], **meta["init"], **statistics}
         return self.net.apply(weights, x, weight).flatten(1)
 
-    def begin(self, meta: Meta, support: Batch) -> Params:
+    def begin(self, meta: Meta, given: Given) -> Params:
         """`ridge` `[D, S]`, W with a column a class, and `counts` `[S]`, the support examples of
         each class; the columns from N on are 0."""
+        support = given.support
         features = self._features(meta, {}, support.x, support.weight)
         hot = membership(support._replace(weight=None), features.dtype)
         if support.weight is not None:
@@ -88,12 +90,13 @@ class R2D2:
         solved = torch.linalg.solve_triangular(lower.mT, half, upper=True)
         return {"ridge": features.T @ solved, "counts": hot.sum(1)}
 
-    def inner_loss(self, meta: Meta, fast: Params, support: Batch) -> Tensor:
+    def inner_loss(self, meta: Meta, fast: Params, given: Given, step: int | Tensor) -> Tensor:
         """The support set's own loss under its solution; no step descends on it."""
-        return self.outer_loss(meta, fast, support)[0]
+        return self.outer_loss(meta, fast, given.support)[0]
 
-    def finish(self, meta: Meta, fast: Params, support: Batch) -> Params:
+    def finish(self, meta: Meta, fast: Params, given: Given, step: int | Tensor) -> Params:
         """W, and the support set's statistics where the norm layers ask for them."""
+        support = given.support
         weights = {**meta["buffers"], **meta["init"]}
         return {**fast, **self.net.support_statistics(weights, support.x, support.weight)}
 
@@ -106,6 +109,9 @@ class R2D2:
         features = self._features(meta, fast, query.x, query.weight)
         return self.loss(self._logits(meta, fast, features), query)
 
-    def predict(self, meta: Meta, fast: Params, x: Tensor) -> Tensor:
+    def step_weights(self, meta: Meta) -> None:
+        """None: the query loss at the end alone."""
+
+    def predict(self, meta: Meta, fast: Params, x: Inputs) -> Tensor:
         """Logits `[B, S]` for `x` `[B, *X]`: one column a class, unused columns lowest."""
         return self._logits(meta, fast, self._features(meta, fast, x))
