@@ -34,6 +34,7 @@ Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 GROUPS = (
     "algorithm",
     "gradient",
+    "engine",
     "inner",
     "backbone",
     "adaptation",

@@ -27,7 +27,7 @@ from metalearn.benchmarks.models import Conv4, module
 from metalearn.benchmarks.quartiles import spread
 from metalearn.benchmarks.report import markdown_table
 from metalearn.commands.arguments import read_options
-from metalearn.engine.autotune import settle
+from metalearn.engine import Engine
 from metalearn.errors import UsageError
 from metalearn.gradients import Adjoint
 from metalearn.gradients.peers.base import imported
@@ -85,9 +85,10 @@ def measure(options: Options, shots: int) -> dict[str, Any]:
     net, tasks = cast(Conv4, module(f"conv4-{SIZE}")), episodes(shots, options.tasks)
     algo = ANIL(net, options.steps, sgd(RATE))
     meta = algo.init()
-    strategy, choice = settle(Adjoint("auto"), algo, meta, tasks)
+    engine, strategy = Engine(), Adjoint()
+    answer = engine.autotune(strategy, algo, meta, tasks)
     runs = {
-        "ours": lambda: strategy(algo, meta, tasks)[0]["init"],
+        "ours": lambda: engine(strategy, algo, meta, tasks)[0]["init"],
         "learn2learn": learn2learn(net, tasks, options.steps),
     }
     apart = distance(runs["ours"](), {n: g.clone() for n, g in runs["learn2learn"]().items()})[0]
@@ -100,7 +101,7 @@ def measure(options: Options, shots: int) -> dict[str, Any]:
             run()
             taken[name].append(options.tasks / (time.perf_counter() - started))
     rates = {name: spread(seconds[1:])._asdict() for name, seconds in taken.items()}
-    return {"shots": shots, "plan": str(choice.plan), "apart": apart, "tasks_per_second": rates}
+    return {"shots": shots, "plan": str(answer.plan), "apart": apart, "tasks_per_second": rates}
 
 
 def main(given: list[str]) -> None:

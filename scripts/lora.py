@@ -32,7 +32,7 @@ from metalearn.inner import sgd
 from metalearn.runtime.device import torch_device
 from metalearn.runtime.files import write_atomic
 from metalearn.runtime.memory import keep_freed_memory
-from metalearn.types import Batch, Episodes
+from metalearn.types import Batch, Episodes, Given
 
 WAYS, SHOTS, QUERIES, SIZE, RATE = 5, 1, 15, 32, 0.01
 
@@ -94,12 +94,14 @@ def measure(options: Options, kind: str, strategy: str) -> dict[str, Any]:
     algo = MAML(net, options.steps, sgd(RATE), adapting=chosen.adapting(net, "head"))
     meta = tree.map_meta(lambda t: t.to(device), algo.init())
     episodes = task(device)
-    gradient = STRATEGIES[strategy](batching="loop")
+    gradient = STRATEGIES[strategy]()
     gradient(algo, meta, episodes)
     if device.type == "cuda":
         peak = peak_growth("cuda", lambda: gradient(algo, meta, episodes))
     else:
-        held = [t for part in (meta, tuple(episodes)) for t in tree.leaves(part) if t is not None]
+        held = [
+            t for part in (meta, tuple(episodes[:2])) for t in tree.leaves(part) if t is not None
+        ]
         with PeakBytes(*held) as counter:
             gradient(algo, meta, episodes)
         peak = counter.peak
@@ -111,7 +113,7 @@ def measure(options: Options, kind: str, strategy: str) -> dict[str, Any]:
         gradient(algo, meta, episodes)
         synchronise(device.type)
         taken.append(time.perf_counter() - started)
-    fast = algo.begin(meta, episodes.support)
+    fast = algo.begin(meta, Given(episodes.support))
     return {
         "adaptation": kind,
         "strategy": strategy,

@@ -5,6 +5,7 @@ of one episode as float32 in [0, 1]. Ours is timed a meta-batch at a time, as tr
 them; the others give one episode at a time, and are timed without stacking them.
 """
 
+import functools
 import random
 import statistics
 import time
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from metalearn.algorithms import MAML
 from metalearn.backbones import Conv4
 from metalearn.data import ImageDataset
+from metalearn.engine import Engine
 from metalearn.episodes import Augmentation, AugmentedEpisodes, FewShotEpisodes
 from metalearn.episodes.prefetch import prefetched
 from metalearn.gradients import Adjoint
@@ -156,7 +158,7 @@ def share(dataset: ImageDataset, shape: Shape, tasks: int = 4, repeats: int = 15
     channels, side, _ = dataset.image_shape
     changed = AugmentedEpisodes(_ours(dataset, shape), STANDARD, STANDARD)
     algo = MAML(Conv4(shape.ways, channels, size=side), 1, sgd(0.1))
-    meta, gradient = algo.init(), Adjoint(batching="auto")
+    meta, gradient = algo.init(), functools.partial(Engine(), Adjoint())
     episodes = changed.batch(SPLIT, range(tasks))
     gradient(algo, meta, episodes)
 

@@ -1,6 +1,7 @@
 """Peak tensor memory of a meta-gradient, every byte that a torch operation left alive, and what
 a strategy that saves memory pays for it in time."""
 
+import functools
 import statistics
 import time
 import weakref
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from metalearn import tree
 from metalearn.algorithms import MAML
 from metalearn.benchmarks.cells import Cell
-from metalearn.benchmarks.frameworks.ours import ours, strategy
+from metalearn.benchmarks.frameworks.ours import engine_and_strategy, ours
 from metalearn.benchmarks.machine import memory_available, peak_growth, synchronise
 from metalearn.benchmarks.models import episodes, module
 from metalearn.inner import sgd
@@ -57,7 +58,7 @@ class PeakBytes(TorchDispatchMode):
 
 
 def measure(cell: Cell, name: str, device: str = "cpu") -> dict[str, Any]:
-    """Bytes of one meta-step of the strategy `name`, see `frameworks.ours.strategy`.
+    """Bytes of one meta-step of the strategy `name`, see `frameworks.ours.engine_and_strategy`.
 
     peak: beyond weights and tasks. fast_copies: the K copies of the fast weights in it, which
     the adjoint keeps by design. On CUDA the peak is the allocator's.
@@ -65,7 +66,8 @@ def measure(cell: Cell, name: str, device: str = "cpu") -> dict[str, Any]:
     algo = MAML(module(cell.model), cell.steps, sgd(cell.rate))
     meta = tree.map_meta(lambda t: t.to(device), algo.init())
     tasks = episodes(cell).map(lambda t: t.to(device))
-    gradient = strategy(name)
+    engine, strategy = engine_and_strategy(name)
+    gradient = functools.partial(engine, strategy)
     if device == "cuda":
         peak = peak_growth(device, lambda: gradient(algo, meta, tasks))
     else:
@@ -119,7 +121,7 @@ def _time(
     for _ in range(repeats + 1):
         for record, seconds in zip(records, took, strict=True):
             cell = Cell(record["model"], record["steps"], record["tasks"])
-            step = ours(cell, strategy(names[record["strategy"]]), device)
+            step = ours(cell, *engine_and_strategy(names[record["strategy"]]), device)
             start = time.perf_counter()
             step()
             synchronise(device)

@@ -8,7 +8,7 @@ import torch
 
 from metalearn.benchmarks.cells import Cell
 from metalearn.benchmarks.distance import distance
-from metalearn.benchmarks.frameworks.ours import ours, strategy
+from metalearn.benchmarks.frameworks.ours import engine_and_strategy, ours
 from metalearn.benchmarks.frameworks.plain import reference
 from metalearn.errors import UsageError
 
@@ -32,7 +32,7 @@ def measure(cell: Cell, names: Sequence[str], device: str = "cpu") -> list[dict[
     for name in names:
         entry: dict[str, Any] = {"model": cell.model, "steps": cell.steps, "strategy": name}
         try:
-            gradient = ours(cell, strategy(name), device)()[0]["init"]
+            gradient = ours(cell, *engine_and_strategy(name), device)()[0]["init"]
             error, cosine = distance(gradient, exact)
             found.append({**entry, "error": error, "cosine": cosine, "reason": ""})
         except (UsageError, RuntimeError) as error:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -26,13 +25,12 @@ from metalearn.commands.episodes import (
     test_manifest,
 )
 from metalearn.commands.network import build_loss, check_loss, check_task, task_network
+from metalearn.engine import Engine
 from metalearn.engine.cuda_graph import check_capture
-from metalearn.engine.plan import parse
-from metalearn.engine.strategy import STRATEGIES, MetaGradient, lacks_proximal_term
+from metalearn.engine.strategy import STRATEGIES, Strategy, lacks_proximal_term
 from metalearn.episodes import Manifest, augmented
 from metalearn.errors import UsageError
 from metalearn.functional.double_backward import check_twice_differentiable
-from metalearn.functional.precision import check_precision
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.runtime.device import torch_device
 from metalearn.training.episodic import Problem
@@ -62,7 +60,8 @@ def build(config: Mapping[str, Any], trained: bool = False) -> Built:
     trained: its weights are there, and those that it started from are not read.
     """
     device = torch_device(config["device"])
-    check_capture(config["capture"], device)
+    engine = Engine(config["batching"], config["precision"], config["capture"])
+    check_capture(engine.capture, device)
     gradient = _check(config)
     if trained:
         config = {**config, "backbone": {**config["backbone"], "weights": None}}
@@ -80,7 +79,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> Built:
     module, adapting = task_network(config, module)
     algo = _algorithm(config, module, isinstance(dataset, Images), adapting)
     _check_fit(config, gradient, algo)
-    meta = algo.init(torch.Generator().manual_seed(config["seed"]))
+    meta = algo.init()
     meta = tree.map_meta(lambda t: t.to(device), meta)
     if algo.steps and getattr(gradient, "kind", "exact") in ("exact", "implicit"):
         one = train.batch("train", [0]).support.x[0].to(device)
@@ -88,20 +87,18 @@ def build(config: Mapping[str, Any], trained: bool = False) -> Built:
     problem = Problem(
         algo,
         gradient,
+        engine,
         train,
         Manifest(validation, "val", evaluation["validation_episodes"]),
         device,
-        config["batching"],
         evaluation["steps"],
     )
     outer = _outer(config, meta)
     return Built(config, problem, test, meta, outer, weights)
 
 
-def _check(config: Mapping[str, Any]) -> MetaGradient:
+def _check(config: Mapping[str, Any]) -> Strategy:
     """Every check that needs no data, so that no data is decoded before a mistake is told."""
-    check_precision(config["precision"])
-    parse(config["batching"])
     check_choice("resume", config["resume"], ("auto", "never"))
     check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
     check_numbers(config)
@@ -112,7 +109,7 @@ def _check(config: Mapping[str, Any]) -> MetaGradient:
         check_node(config[name], name)
     check_backbone(config["backbone"])
     check_task(config, _parameters(config))
-    gradient: MetaGradient = make(config["gradient"], "gradient")
+    gradient: Strategy = make(config["gradient"], "gradient")
     check_node(config["outer"].get("optimizer"), "outer.optimizer")
     if config["outer"]["schedule"]:
         check_node(config["outer"]["schedule"], "outer.schedule")
@@ -124,7 +121,7 @@ def _check(config: Mapping[str, Any]) -> MetaGradient:
     return gradient
 
 
-def _check_fit(config: Mapping[str, Any], gradient: MetaGradient, algo: MetaAlgorithm) -> None:
+def _check_fit(config: Mapping[str, Any], gradient: Strategy, algo: MetaAlgorithm) -> None:
     """Raise UsageError where algorithm, strategy and inner rule do not go together."""
     name = option(config["algorithm"])
     strategy = option({"_target_": type(gradient).__name__})
@@ -141,7 +138,7 @@ def _check_fit(config: Mapping[str, Any], gradient: MetaGradient, algo: MetaAlgo
             "inner.batch_size leaves classes out of an inner step, which sampling.sizes cannot "
             "tell from classes that the task lacks; use inner.batch_size=null"
         )
-    if kind == "displacement" and algo.init(torch.Generator())["hyper"]:
+    if kind == "displacement" and algo.init()["hyper"]:
         raise UsageError(f"algorithm={name} learns no rates, as inner={rule} does; use inner=sgd")
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from metalearn import tree
 from metalearn.commands.build import Built, build
-from metalearn.engine.autotune import Choice, settle
+from metalearn.engine.autotune import Autotuned
 from metalearn.evaluation.plots import plot_learning_curve
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.evaluation.report import result_table
@@ -87,7 +87,7 @@ def train(config: Mapping[str, Any], built: Built, folder: Path, console: Consol
     keep_freed_memory()
     warn_of_emulation(config["precision"], built.problem.device, console)
     settings = TrainingSettings(**config["training"])
-    problem = settled(built, settings, folder, console)
+    problem = tuned(built, settings, folder, console)
     source = commit()
     reset_peak_memory(problem.device)
     untrained = tree.map_meta(torch.clone, built.meta)
@@ -146,24 +146,23 @@ def warn_of_emulation(precision: str, device: torch.device, console: Console) ->
 _EMULATED = 2.0  # times float32
 
 
-def settled(built: Built, settings: TrainingSettings, folder: Path, console: Console) -> Problem:
-    """The problem with `batching=auto` settled: as this run was before, or measured now."""
-    problem, strategy = built.problem, cast(Any, built.problem.gradient)
-    if getattr(strategy, "batching", None) != "auto":
+def tuned(built: Built, settings: TrainingSettings, folder: Path, console: Console) -> Problem:
+    """The problem with `batching=auto` made a plan: as this run had it before, or measured now."""
+    problem, engine = built.problem, built.problem.engine
+    if engine.batching != "auto" or not hasattr(problem.gradient, "task"):
         return problem
     path = folder / "engine.json"
     if path.exists():
-        choice = Choice.decode(path.read_text())
-        gradient = dataclasses.replace(strategy, batching=str(choice.plan))
+        answer = Autotuned.decode(path.read_text())
     else:
         episodes = problem.train.batch("train", range(settings.meta_batch))
         episodes = episodes.map(lambda t: t.to(problem.device))
         coming = settings.steps * settings.meta_batch
         with console.status("measuring how the engine runs this fastest; the answer is kept"):
-            gradient, choice = settle(strategy, problem.algo, built.meta, episodes, coming)
-        write_atomic(path, choice.encode())
-    console.print(f"engine: {choice}", soft_wrap=True, highlight=False)
-    return dataclasses.replace(problem, gradient=gradient)
+            answer = engine.autotune(problem.gradient, problem.algo, built.meta, episodes, coming)
+        write_atomic(path, answer.encode())
+    console.print(f"engine: {answer}", soft_wrap=True, highlight=False)
+    return dataclasses.replace(problem, engine=engine.with_plan(answer.plan))
 
 
 def _test(
@@ -264,5 +263,5 @@ def _last_step(report: EvalReport) -> dict[str, list[float]]:
 def _evaluate(built: Built, meta: Meta) -> EvalReport:
     problem = built.problem
     return evaluate(
-        problem.algo, meta, built.test, problem.evaluation_steps, problem.batching, problem.device
+        problem.algo, meta, built.test, problem.evaluation_steps, problem.engine, problem.device
     )

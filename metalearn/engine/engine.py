@@ -145,16 +145,20 @@ class Engine:
         if asked not in made.tuned:
 
             def trial(plan: Plan, tasks: int) -> Callable[[], object]:
-                engine = Engine(plan, self.precision, self.capture)
-                engine._made = self._made
                 few = episodes.map(lambda t: t[:tasks])
-                return functools.partial(engine, strategy, algo, meta, few)
+                return functools.partial(self.with_plan(plan), strategy, algo, meta, few)
 
             alone = functools.partial(forgetting, made.graphs)
             made.tuned[asked] = autotune(
                 strategy, algo, meta, episodes, (self.precision, self.capture), coming, trial, alone
             )
         return made.tuned[asked]
+
+    def with_plan(self, plan: Plan) -> "Engine":
+        """The same engine, what it made included, that runs every strategy by `plan`."""
+        engine = Engine(plan, self.precision, self.capture)
+        engine._made = self._made
+        return engine
 
     def explain(self) -> str:
         """What was tried, in milliseconds a task, what was not, and why: a line each."""

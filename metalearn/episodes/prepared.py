@@ -95,15 +95,14 @@ class PreparedEpisodes:
         self.source.check(split)
 
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
-        """Episodes `indices`, support and query prepared alike."""
+        """Episodes `indices`, all parts prepared alike."""
 
         def prepared(x: Tensor) -> Tensor:
             return self.preparation(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
-        support, query = self.source.batch(split, indices)
-        return Episodes(
-            support._replace(x=prepared(support.x)), query._replace(x=prepared(query.x))
-        )
+        support, query, rest = self.source.batch(split, indices)
+        support, query = (batch._replace(x=prepared(batch.x)) for batch in (support, query))
+        return Episodes(support, query, rest and rest._replace(x=prepared(rest.x)))
 
     def fingerprint(self, split: str, index: int) -> bytes:
         """That of the source: which images, not how they were prepared."""

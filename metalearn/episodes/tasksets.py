@@ -106,7 +106,7 @@ class EpisodeTasks:
         ways, shots, queries = self.source.shape
         if ways is None or shots is None:
             raise UsageError("a task set has classes, and as many examples of each in every task")
-        support, query = self.source.batch(self.split, [index])
+        support, query, _ = self.source.batch(self.split, [index])
         parts = [
             batch.x[0].unflatten(0, (each, ways)).transpose(0, 1)
             for batch, each in ((support, shots), (query, queries))

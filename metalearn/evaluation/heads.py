@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from metalearn.algorithms import MAML, MetaAlgorithm, ProtoNet
+from metalearn.engine import Engine
 from metalearn.episodes import Manifest
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.inner.rules import InnerRule
@@ -47,10 +48,10 @@ def linear(features: int, ways: int, rule: InnerRule, steps: int) -> Head:
 
 def measure(head: Head, manifest: Manifest, at: Sequence[int] | None = None) -> EvalReport:
     """`evaluate` with as many tasks at a time as there is room for: features are small."""
-    support, query = manifest.source.batch(manifest.split, [0])
+    support, query, _ = manifest.source.batch(manifest.split, [0])
     each = support.x.shape[1] * query.x.shape[1] * query.x.shape[2]
     tasks = max(1, min(256, _AT_ONCE // each))
-    report = evaluate(*head, manifest.batches(tasks), batching="vmap", at=at)
+    report = evaluate(*head, manifest.batches(tasks), engine=Engine("vmap"), at=at)
     return replace(report, manifest_hash=manifest.hash)
 
 

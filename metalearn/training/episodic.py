@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from metalearn import tree
-from metalearn.engine.strategy import Batching, MetaGradient
+from metalearn.engine import Engine
+from metalearn.engine.strategy import Strategy
 from metalearn.episodes import EpisodeSource, Manifest
 from metalearn.episodes.prefetch import prefetched
 from metalearn.errors import UsageError
@@ -42,11 +43,11 @@ class Problem:
     """
 
     algo: MetaAlgorithm
-    gradient: MetaGradient
+    gradient: Strategy
+    engine: Engine
     train: EpisodeSource
     validation: Manifest
     device: torch.device
-    batching: Batching = "auto"
     evaluation_steps: int | None = None
 
 
@@ -197,7 +198,9 @@ def _train_step(
     indices = range(first, first + settings.meta_batch)
     episodes = next(coming).map(lambda t: t.to(problem.device))
     rate = state.outer.learning_rate
-    metrics = meta_step(problem.algo, problem.gradient, state.outer, state.meta, episodes)
+    metrics = meta_step(
+        problem.engine, problem.gradient, problem.algo, state.outer, state.meta, episodes
+    )
     state.step += 1
     norm = float(metrics.pop("grad_norm"))
     values: dict[str, list[float]] = {name: value.tolist() for name, value in metrics.items()}
@@ -225,7 +228,7 @@ def _validate(problem: Problem, state: TrainState, tracker: Tracker) -> None:
         problem.algo,
         state.meta,
         problem.validation,
-        batching=problem.batching,
+        engine=problem.engine,
         device=problem.device,
         at=(steps,),
     )

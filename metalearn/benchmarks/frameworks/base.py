@@ -83,7 +83,7 @@ def parse(text: str) -> tuple[str, ...]:
         if name.startswith("ours@"):
             from metalearn.benchmarks.frameworks import ours
 
-            ours.strategy(name.partition("@")[2])
+            ours.engine_and_strategy(name.partition("@")[2])
     return tuple(dict.fromkeys(names))
 
 

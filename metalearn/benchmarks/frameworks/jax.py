@@ -74,7 +74,7 @@ def prepare(cell: Cell, device: str, variant: Literal["vmap", "loop"]) -> Runner
 
 def _tasks(cell: Cell, layout: jax_models.Layout) -> Task:
     """Support x and y, query x and y, with the leading T."""
-    support, query = episodes(cell)
+    support, query, _ = episodes(cell)
 
     def images(x: torch.Tensor) -> jax.Array:
         moved = x.permute(0, 1, 3, 4, 2) if layout == "NHWC" and x.ndim == 5 else x

@@ -15,7 +15,7 @@ Task = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def tasks_of(cell: Cell, device: str) -> list[Task]:
     """The tasks of the meta-batch, on the device."""
-    support, query = episodes(cell).map(lambda t: t.to(device))
+    support, query, _ = episodes(cell).map(lambda t: t.to(device))
     tensors: Iterator[Task] = zip(support.x, support.y, query.x, query.y, strict=True)
     return list(tensors)
 

@@ -16,9 +16,9 @@ from metalearn.evaluation.features import Change, standardised, unit_length
 from metalearn.evaluation.heads import Choice, Head
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.inner.adaptive import adamw
-from metalearn.inner.loop import adapt, without_history
+from metalearn.inner.loop import adapt, detached_gradient
 from metalearn.inner.rules import sgd
-from metalearn.types import Batch, Episodes, Meta
+from metalearn.types import Batch, Episodes, Given, Meta
 
 
 class Shot(NamedTuple):
@@ -78,7 +78,7 @@ def on_features(
 
         def fit(images: Batch, head: Head = head, steps: int = steps) -> object:
             features = features_of(setting, network, images, change)
-            return adapt(*head, features, steps, gradient=without_history)
+            return adapt(*head, features, steps, gradient=detached_gradient)
 
         measured.adapted = adapting(*head, support)
         measured.shots[shots] = Shot(report.accuracies.tolist(), setting.cost(shots, fit), choice)
@@ -103,8 +103,8 @@ def on_images(
 
         def fit(images: Batch, algo: MetaAlgorithm = algo, steps: int = steps) -> object:
             with torch.no_grad(), algo.net.evaluating():
-                fast = adapt(algo, meta, images, steps, gradient=without_history)
-                return algo.finish(meta, fast, images)
+                fast = adapt(algo, meta, images, steps, gradient=detached_gradient)
+                return algo.finish(meta, fast, Given(images), steps)
 
         support = manifest.source.batch(setting.split, [0]).support.map(lambda t: t[0])
         measured.adapted = adapting(algo, meta, support)
@@ -114,7 +114,7 @@ def on_images(
 
 def adapting(algo: MetaAlgorithm, meta: Meta, support: Batch) -> int:
     """How many numbers the inner loop moves."""
-    return sum(t.numel() for t in algo.begin(meta, support).values()) if algo.steps else 0
+    return sum(t.numel() for t in algo.begin(meta, Given(support)).values()) if algo.steps else 0
 
 
 def features_of(

@@ -49,10 +49,10 @@ class Higher:
         self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
-        net, algo = algo.net, check(self, algo, episodes)
-        rate = fixed_rate(algo.rule, meta["init"])
+        plain = check(self, algo, episodes)
+        rate = fixed_rate(plain.rule, meta["init"])
         package = imported("higher")
-        module, head = plain_module(algo, meta), adapting(algo, net)
+        module, head = plain_module(plain, meta), adapting(plain, algo.net)
         optimizer = torch.optim.SGD(module.get_submodule(head).parameters(), lr=rate)
         callback = constant if self.first_order else None
 
@@ -61,8 +61,8 @@ class Higher:
                 module, optimizer, copy_initial_weights=False, track_higher_grads=True
             )
             with context as (net, inner):
-                for _ in range(algo.steps):
+                for _ in range(plain.steps):
                     inner.step(loss(net, episodes.support)[0], grad_callback=callback)
                 return loss(net, episodes.query)
 
-        return over_tasks(algo, module, meta, episodes, one_task)
+        return over_tasks(plain, module, meta, episodes, one_task)

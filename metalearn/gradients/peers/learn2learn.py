@@ -40,10 +40,10 @@ class Learn2learn:
         self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
-        net, algo = algo.net, check(self, algo, episodes)
-        rate = fixed_rate(algo.rule, meta["init"])
+        plain = check(self, algo, episodes)
+        rate = fixed_rate(plain.rule, meta["init"])
         package = imported("learn2learn")
-        module, head = plain_module(algo, meta), adapting(algo, net)
+        module, head = plain_module(plain, meta), adapting(plain, algo.net)
         maml = package.algorithms.MAML(
             module.get_submodule(head), rate, self.first_order, allow_unused=True, allow_nograd=True
         )
@@ -53,8 +53,8 @@ class Learn2learn:
             if head:
                 module.set_submodule(head, learner)
                 net = module
-            for _ in range(algo.steps):
+            for _ in range(plain.steps):
                 learner.adapt(loss(net, episodes.support)[0])
             return loss(net, episodes.query)
 
-        return over_tasks(algo, module, meta, episodes, one_task)
+        return over_tasks(plain, module, meta, episodes, one_task)
