@@ -52,8 +52,8 @@ class Batch(NamedTuple):
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "Batch":
         """`f` of every tensor."""
-        weight = None if self.weight is None else f(self.weight)
-        return Batch(map_tensors(f, self.x), map_tensors(f, self.y), weight)
+        x, y = map_tensors(f, self.x), map_tensors(f, self.y)
+        return Batch(x, y, None if self.weight is None else f(self.weight))
 
     @property
     def shape(self) -> torch.Size:

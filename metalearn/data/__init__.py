@@ -13,6 +13,7 @@ from metalearn.data.omniglot import omniglot
 from metalearn.data.paths import data_folder
 from metalearn.data.sinusoid import Sinusoid
 from metalearn.data.store import ImageStore
+from metalearn.data.tensors import TensorDataset
 from metalearn.data.tiered_imagenet import tiered_imagenet
 from metalearn.errors import DataError
 from metalearn.runtime.files import cache_folder
@@ -25,6 +26,7 @@ __all__ = [
     "ImageStore",
     "Mixture",
     "Sinusoid",
+    "TensorDataset",
     "cache_folder",
     "cifar_fs",
     "cub",

@@ -2,7 +2,7 @@
 
 import torch
 
-from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid
+from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid, TensorDataset
 from metalearn.episodes.augment import Augmentation, AugmentedEpisodes, augmented
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.manifest import Manifest, read_manifest, write_manifest
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def make_episodes(
-    dataset: ImageDataset | Mixture | Sinusoid | Harmonic,
+    dataset: ImageDataset | TensorDataset | Mixture | Sinusoid | Harmonic,
     *,
     ways: int,
     shots: int,
@@ -51,7 +51,7 @@ def make_episodes(
     if isinstance(dataset, Sinusoid | Harmonic):
         return CurveEpisodes(dataset, shots, queries, seed)
 
-    def of(one: ImageDataset) -> FewShotEpisodes:
+    def of(one: ImageDataset | TensorDataset) -> FewShotEpisodes:
         return FewShotEpisodes(one, ways, shots, queries, seed, device, sizes, within_superclass)
 
     if isinstance(dataset, Mixture):

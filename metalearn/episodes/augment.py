@@ -112,7 +112,8 @@ class AugmentedEpisodes:
 
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
         """Episodes `indices`, changed."""
-        drawn, source = self.source.batch(split, indices), self.source
+        episodes, source = self.source.batch(split, indices), self.source
+        drawn = episodes.support, episodes.query
         sizes = [_sizes(batch) for batch in drawn]
         rounds = max(how.randaugment if how else 0 for how in (self.support, self.query))
         turns = []
@@ -130,7 +131,7 @@ class AugmentedEpisodes:
             for part, there in enumerate((slice(first), slice(first, all_))):
                 numbers[part][task, : sizes[part][task]] = each[there]
                 rolls[part][:, task, : sizes[part][task]] = roll[:, there]
-        device = drawn.support.x.device
+        device = episodes.support.device
         turn = sent(np.stack(turns), device)
 
         def changed(batch: Batch, how: Augmentation | None, part: int) -> Batch:
@@ -144,8 +145,8 @@ class AugmentedEpisodes:
             )
             return batch._replace(x=x.view_as(batch.x))
 
-        return Episodes(
-            changed(drawn.support, self.support, 0), changed(drawn.query, self.query, 1)
+        return episodes._replace(
+            support=changed(drawn[0], self.support, 0), query=changed(drawn[1], self.query, 1)
         )
 
     def fingerprint(self, split: str, index: int) -> bytes:

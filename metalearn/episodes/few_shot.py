@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from metalearn.data import ImageDataset
+from metalearn.data import ImageDataset, TensorDataset
 from metalearn.episodes.gather import EpisodeIds, gather
 from metalearn.episodes.sizes import Sizes
 from metalearn.episodes.source import generator
@@ -47,7 +47,7 @@ class FewShotEpisodes:
     Raises UsageError for a shape that is not positive; `check` tells whether a split can fill it.
     """
 
-    dataset: ImageDataset
+    dataset: ImageDataset | TensorDataset
     ways: int
     shots: int
     queries: int

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.data import ImageDataset, Mixture
+from metalearn.data import ImageDataset, Mixture, TensorDataset
 from metalearn.episodes.prepared import Preparation
 from metalearn.types import Batch, Episodes
 
@@ -33,7 +33,7 @@ class EpisodeIds(NamedTuple):
 
 
 def gather(
-    dataset: ImageDataset | Mixture,
+    dataset: ImageDataset | Mixture | TensorDataset,
     split: str,
     drawn: Sequence[EpisodeIds],
     device: torch.device | None = None,
@@ -43,8 +43,10 @@ def gather(
 
     Examples go shot by shot, one of every class. varied: the episodes are not of one shape, and
     get padding of weight 0 at their end. device: where the images are kept and gathered, None for
-    the host, straight from the store.
+    the host, straight from the store. Of a `TensorDataset`, its tensors as they are.
     """
+    if isinstance(dataset, TensorDataset):
+        return _of_tensors(dataset, split, drawn, varied)
     if varied or isinstance(dataset, Mixture):
         return _one_by_one(dataset, split, drawn, device, varied)
     classes = np.stack([ids.classes for ids in drawn])
@@ -125,3 +127,42 @@ def _one_by_one(
         stacked([examples(ids, ids.support) for ids in drawn]),
         stacked([examples(ids, ids.query) for ids in drawn]),
     )
+
+
+def _of_tensors(
+    dataset: TensorDataset, split: str, drawn: Sequence[EpisodeIds], varied: bool
+) -> Episodes:
+    """Episodes of inputs and targets that may be dicts."""
+
+    def examples(ids: EpisodeIds, which: np.ndarray) -> Batch:
+        order = which.T
+        there = order >= 0
+        labels = np.broadcast_to(np.arange(len(ids.classes)), order.shape)[there]
+        x, targets = dataset.examples(split, ids.classes[labels], order[there])
+        labels = torch.from_numpy(labels.copy())
+        return Batch(x, dataset.labelled(labels, targets), torch.ones(len(labels)))
+
+    def stacked(parts: Sequence[Batch]) -> Batch:
+        longest = max(batch.shape[0] for batch in parts)
+        length = room(longest) if varied else longest
+        found: list[list[Tensor]] = []
+        for batch in parts:
+            tensors: list[Tensor] = []
+            batch.map(lambda t, tensors=tensors: (tensors.append(t), t)[1])
+            found.append(tensors)
+        columns = iter([_padded(column, length) for column in zip(*found, strict=True)])
+        batch = parts[0].map(lambda _: next(columns))
+        return batch if varied else batch._replace(weight=None)
+
+    return Episodes(
+        stacked([examples(ids, ids.support) for ids in drawn]),
+        stacked([examples(ids, ids.query) for ids in drawn]),
+    )
+
+
+def _padded(tensors: Sequence[Tensor], length: int) -> Tensor:
+    """`[T, length, ...]` of tensors `[B, ...]`, zeros behind the shorter ones."""
+    rows = tensors[0].new_zeros(len(tensors), length, *tensors[0].shape[1:])
+    for row, t in zip(rows, tensors, strict=True):
+        row[: len(t)] = t
+    return rows

@@ -7,8 +7,15 @@ from torch import nn
 from metalearn import Batch, Episodes, adapt, evaluate, tree
 from metalearn.algorithms import ANIL, MAML, ProtoNet, Reptile
 from metalearn.backbones import Conv4
-from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Implicit, Truncated, Unroll
-from metalearn.gradients import Reptile as Displacement
+from metalearn.gradients import (
+    Adjoint,
+    Checkpointed,
+    Displacement,
+    FirstOrder,
+    Implicit,
+    Truncated,
+    Unroll,
+)
 from metalearn.inner import lslr, meta_sgd, sgd
 from tests.tasks import on
 
@@ -25,9 +32,7 @@ CASES = {
     "imaml": lambda: MAML(Conv4(3, filters=8, size=16, norm="group"), 3, sgd(0.05), proximal=10.0),
     "dropout": lambda: MAML(nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(256, 3)), 3),
     "anil-lslr": lambda: ANIL(Conv4(3, filters=8, size=16, norm="group"), 2, lslr(0.1)),
-    "reptile": lambda: on(
-        Reptile(), Conv4(3, filters=8, size=16), precision=3, capture=sgd(0.1, batch_size=3)
-    ),
+    "reptile": lambda: Reptile(Conv4(3, filters=8, size=16), 3, sgd(0.1, batch_size=3)),
     "protonet": lambda: ProtoNet(Conv4(None, filters=8, size=16), learn_temperature=True),
 }
 

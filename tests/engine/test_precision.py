@@ -11,12 +11,12 @@ from metalearn.backbones import Conv4
 from metalearn.gradients import (
     Adjoint,
     Checkpointed,
+    Displacement,
     FirstOrder,
     Implicit,
     Truncated,
     Unroll,
 )
-from metalearn.gradients import Reptile as Displacement
 from metalearn.inner import sgd
 from metalearn.types import Episodes
 from tests.tasks import apart, classification, distance, network, on
@@ -123,7 +123,7 @@ def test_an_overflow_is_seen(strategy, batching):
     large = episodes._replace(support=episodes.support._replace(x=episodes.support.x * 1e5))
     module = network(lambda: nn.Linear(4, 3), dtype=torch.float32)
     if strategy is Displacement:
-        algo = on(Reptile(), module, precision=2, capture=sgd(1e-6))
+        algo = Reptile(module, 2, sgd(1e-6))
     else:
         algo = MAML(module, 2, sgd(1e-6), proximal=1.0)
     for precision in ("fp32", "bf16-all", "fp16"):

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from metalearn import Episodes, tree
 from metalearn.gradients import Implicit
-from tests.gradients.test_gpu import CASES, STRATEGIES, built, episodes
+from tests.engine.test_gpu import CASES, STRATEGIES, built, episodes
 from tests.tasks import on
 
 COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
@@ -57,7 +57,7 @@ def without_values(t: Tensor) -> Tensor:
     return t.to("meta")
 
 
-@pytest.mark.parametrize("batching", ["vmap", "vmap+forward+im2col"])
+@pytest.mark.parametrize("batching", ["vmap", "vmap+forward_over_reverse+im2col"])
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s is not Implicit])
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_waits_and_nothing_is_copied(case, strategy, batching) -> None:

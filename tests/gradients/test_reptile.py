@@ -41,7 +41,7 @@ def test_direction(batching, batch_size):
         for n, p in plain.named_parameters()
     }
 
-    algo = on(Reptile(steps=steps, rule=sgd(0.1, batch_size=batch_size)), net)
+    algo = Reptile(net, steps=steps, rule=sgd(0.1, batch_size=batch_size))
     got, metrics = on(gradients.Displacement(), batching)(algo, algo.init(), episodes)
     assert distance(got["init"], want) < 1e-10
     assert got["hyper"] == {}
@@ -55,6 +55,6 @@ def test_learned_rates_are_refused():
 
 
 def test_no_steps_are_refused():
-    algo = on(Reptile(steps=0), nn.Linear(4, 3))
+    algo = Reptile(nn.Linear(4, 3), steps=0)
     with pytest.raises(UsageError, match="needs algorithm.steps of 1 or more"):
         gradients.Displacement()(algo, algo.init(), classification(shape=(4,)))

@@ -9,6 +9,7 @@ from metalearn import Batch, adapt, tree
 from metalearn.algorithms import MAML
 from metalearn.gradients import Adjoint, Unroll
 from metalearn.inner import adam, adamw, momentum, rmsprop, sgd
+from metalearn.types import Given
 from tests.inner.cases import OPTIONS, RULES, built, moved
 from tests.tasks import classification, distance, generator, network, on, task
 
@@ -115,7 +116,9 @@ def test_a_dead_unit_leaves_the_meta_gradient_finite(name, strategy):
     episodes = classification(shape=(5,))
     algo = MAML(network(dead), steps=STEPS, rule=ZERO[name])
     meta = algo.init()
-    inner = grad(algo.inner_loss, argnums=1)(meta, meta["init"], task(episodes, 0).support)
+    inner = grad(algo.inner_loss, argnums=1)(
+        meta, meta["init"], Given(task(episodes, 0).support), 0
+    )
     assert not inner["0.weight"][1].any() and inner["0.weight"][0].any()
     gradient, _ = strategy()(algo, meta, episodes)
     for part in gradient["init"].values():

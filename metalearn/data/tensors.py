@@ -1,0 +1,101 @@
+"""Examples that are tensors already, in memory: a user's own data, of one input or of several."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metalearn.data.dataset import SPLITS
+from metalearn.errors import DataError
+from metalearn.types import Inputs, Targets, map_tensors
+
+
+@dataclass(frozen=True, eq=False)
+class TensorDataset:
+    """Labelled tensors and the classes of train, val and test.
+
+    x: `Inputs` of n examples, `[n, *X]` each. classes: int64 `[n]`, the class of each example.
+    splits: by "train", "val" and "test", classes; none in two of them. targets: further tensors
+        `[n, *Y]` by name; an episode's `y` is then a dict, its classes under `label`.
+    name: told in results.
+
+    Raises DataError where lengths differ, or a split names a class twice or that is not there.
+    """
+
+    x: Inputs
+    classes: Tensor
+    splits: Mapping[str, Sequence[int]]
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+    name: str = "tensors"
+    groups: None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.classes)
+        lengths = {len(t) for t in (*self._inputs.values(), *self.targets.values())}
+        if lengths != {count}:
+            raise DataError(
+                f"{self.name}: {count} classes, but tensors of {sorted(lengths)} examples; give "
+                "every example its class"
+            )
+        if "label" in self.targets:
+            raise DataError(f"{self.name}: the target `label` is the class's; use another name")
+        if set(self.splits) != set(SPLITS):
+            raise DataError(f"{self.name}: splits are {sorted(self.splits)}, not {list(SPLITS)}")
+        given = [int(c) for split in SPLITS for c in self.splits[split]]
+        if twice := {c for c in given if given.count(c) > 1}:
+            raise DataError(f"{self.name}: class {min(twice)} is in two splits, or twice in one")
+        if missing := set(given) - set(self.classes.tolist()):
+            raise DataError(f"{self.name}: no example is of class {min(missing)}")
+
+    @property
+    def _inputs(self) -> dict[str, Tensor]:
+        return self.x if isinstance(self.x, dict) else {"x": self.x}
+
+    @cached_property
+    def _rows(self) -> dict[str, list[np.ndarray]]:
+        """By split, the rows of each of its classes."""
+        known = self.classes.numpy()
+        return {split: [np.flatnonzero(known == c) for c in self.splits[split]] for split in SPLITS}
+
+    @cached_property
+    def sizes(self) -> dict[str, np.ndarray]:
+        """By split, how many examples each class has: int64 `[C]`."""
+        return {
+            split: np.array([len(rows) for rows in self._rows[split]], np.int64) for split in SPLITS
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over every tensor and the splits, in hexadecimal."""
+        total = hashlib.sha256()
+        for name, t in (*self._inputs.items(), ("", self.classes), *self.targets.items()):
+            total.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
+            total.update(
+                t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            )
+        total.update(repr([(split, list(self.splits[split])) for split in SPLITS]).encode())
+        return total.hexdigest()
+
+    def class_count(self, split: str) -> int:
+        """How many classes `split` has."""
+        return len(self._rows[split])
+
+    def examples(
+        self, split: str, classes: np.ndarray, examples: np.ndarray
+    ) -> tuple[Inputs, dict[str, Tensor]]:
+        """Inputs and further targets of examples, `[n, ...]` each.
+
+        classes, examples: int64 `[n]`, numbered within `split` and within the class.
+        """
+        rows = [self._rows[split][c][e] for c, e in zip(classes, examples, strict=True)]
+        picked = torch.from_numpy(np.array(rows, np.int64))
+        x = map_tensors(lambda t: t[picked], self.x)
+        return x, {name: t[picked] for name, t in self.targets.items()}
+
+    def labelled(self, labels: Tensor, targets: dict[str, Tensor]) -> Targets:
+        """`y` of a batch: the labels, or a dict where there are further targets."""
+        return {"label": labels, **targets} if self.targets else labels
