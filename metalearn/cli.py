@@ -71,7 +71,7 @@ def train(arguments: list[str], console: Console) -> None:
     if any(argument.startswith("-") for argument in arguments):
         _through_hydra("train", arguments, console)
         return
-    from metalearn.commands import jobs
+    from metalearn.commands import train as jobs
 
     jobs.run(compose(arguments), console)
 
@@ -142,7 +142,7 @@ def evaluate(arguments: list[str], console: Console) -> None:
     config = reopen(run, overrides)
     if not (run / "weights.safetensors").exists():
         raise UsageError(f"{run} has not finished; the command that started it goes on with it")
-    from metalearn.commands import jobs
+    from metalearn.commands import train as jobs
     from metalearn.commands.build import build
 
     jobs.evaluate_run(config, build(config, trained=True), run, console)
@@ -156,7 +156,7 @@ def compare(arguments: list[str], console: Console) -> None:
             raise UsageError(f"compare takes overrides and --cfg job, not {options[0]}")
         print(yaml.safe_dump(compose(overrides, "compare"), sort_keys=False), end="")
         return
-    from metalearn.commands.comparison.run import run
+    from metalearn.commands.compare import run
 
     if code := run(overrides, console):
         sys.exit(code)

@@ -5,8 +5,9 @@ examples, Q query examples, B either of S and Q, *X the shape of one example.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
+import torch
 from torch import Tensor
 
 Params = dict[str, Tensor]
@@ -15,34 +16,92 @@ Params = dict[str, Tensor]
 Metrics = dict[str, Tensor]
 """Named measurements: scalars for one task, `[T]` for a meta-batch. `loss` is always there."""
 
+Inputs = Any
+"""A Tensor `[B, *X]`, or a dict of them: `{"ids": [B, L], "mask": [B, L]}`."""
+
+Targets = Any
+"""A Tensor, class indices `[B]` int64 or values `[B, *Y]` float, or a dict of them:
+`{"boxes": [B, M, 4], "labels": [B, M], "valid": [B, M]}`."""
+
+Outputs = Any
+"""What a network returns: a Tensor `[B, ...]`, or a dict of them."""
+
+
+def map_tensors(f: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`f` of a tensor, or of every tensor of a dict."""
+    return {name: f(t) for name, t in value.items()} if isinstance(value, dict) else f(value)
+
+
+def first_tensor(value: Any) -> Tensor:
+    """A tensor itself, or the first one of a dict."""
+    return next(iter(value.values())) if isinstance(value, dict) else value
+
 
 class Batch(NamedTuple):
     """Labelled examples of T tasks, or of one task without the leading T.
 
-    x: inputs, `[T, B, *X]` float.
-    y: class indices `[T, B]` int64, or regression targets `[T, B, *Y]` float.
+    x: `Inputs`, `[T, B, *X]`.
+    y: `Targets`, `[T, B]` classes or `[T, B, *Y]` values.
     weight: `[T, B]` float, or None for all ones. 0 marks padding, so that tasks of
         unequal size share one batch: losses, metrics and batch statistics leave it out.
     """
 
-    x: Tensor
-    y: Tensor
+    x: Inputs
+    y: Targets
     weight: Tensor | None = None
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "Batch":
         """`f` of every tensor."""
-        return Batch(f(self.x), f(self.y), None if self.weight is None else f(self.weight))
+        weight = None if self.weight is None else f(self.weight)
+        return Batch(map_tensors(f, self.x), map_tensors(f, self.y), weight)
+
+    @property
+    def shape(self) -> torch.Size:
+        """`[T, B]`, or `[B]` of one task, with the shape of one example of the first input behind
+        it."""
+        return first_tensor(self.x).shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first input lies."""
+        return first_tensor(self.x).device
 
 
 class Episodes(NamedTuple):
-    """T few-shot tasks: what each adapts on and what it is judged by."""
+    """T few-shot tasks: what each adapts on and what it is tested on.
+
+    unlabelled: further inputs of semi-supervised tasks, None without. Its `y` is never read.
+    """
 
     support: Batch
     query: Batch
+    unlabelled: Batch | None = None
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "Episodes":
         """`f` of every tensor."""
-        return Episodes(self.support.map(f), self.query.map(f))
+        rest = None if self.unlabelled is None else self.unlabelled.map(f)
+        return Episodes(self.support.map(f), self.query.map(f), rest)
+
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return self.support.shape[0]
+
+
+class Given(NamedTuple):
+    """All that one task may see before it answers.
+
+    unlabelled: inputs without labels, None without. A transductive algorithm finds the queries'
+        inputs here, and never their labels: its `y` is zeros.
+    """
+
+    support: Batch
+    unlabelled: Batch | None = None
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> "Given":
+        """`f` of every tensor."""
+        rest = None if self.unlabelled is None else self.unlabelled.map(f)
+        return Given(self.support.map(f), rest)
 
 
 class Meta(TypedDict):
@@ -50,13 +109,18 @@ class Meta(TypedDict):
 
     init: the meta-learned starting weights.
     hyper: every other meta-learned tensor (inner rates, temperatures).
-    buffers: tensors that no gradient reaches (running statistics of batch norm). The
-        gradient of a strategy has `init` and `hyper` alone.
+    buffers: tensors that no gradient reaches (running statistics of batch norm, and
+        `META_STEP` where an algorithm anneals). The gradient of a strategy has `init` and `hyper`
+        alone.
     """
 
     init: Params
     hyper: Params
     buffers: Params
+
+
+META_STEP = "meta_step"
+"""The buffer, a float scalar, that counts the outer loop's steps where an algorithm has it."""
 
 
 class MetaGradients(TypedDict):

@@ -1,11 +1,18 @@
 """Random few-shot tasks and networks, and how far two dicts of tensors are apart."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from metalearn import Batch, Episodes
+from metalearn.engine import Engine
+
+
+def on(strategy, batching="loop", precision="fp32", capture="none"):
+    """`strategy` on an engine: called as (algo, meta, episodes)."""
+    return functools.partial(Engine(batching, precision, capture), strategy)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -66,9 +73,7 @@ def regression(
 
 def task(episodes: Episodes, index: int) -> Episodes:
     """One task without T."""
-    return Episodes(
-        *(Batch(*(None if t is None else t[index] for t in batch)) for batch in episodes)
-    )
+    return episodes.map(lambda t: t[index])
 
 
 def randomised(tensors: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from metalearn.commands import jobs
-from metalearn.commands.result import _dataset
+from metalearn.commands import train as jobs
 from metalearn.functional.precision import slowdown
+from metalearn.training.result import _dataset
 from tests.command import FAST, metalearn
 from tests.data.idx import write
 

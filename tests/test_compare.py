@@ -16,11 +16,11 @@ import torch
 import yaml
 
 from metalearn.commands.build import build
-from metalearn.commands.comparison import methods
-from metalearn.commands.comparison.plan import plan
-from metalearn.commands.comparison.setting import Setting
+from metalearn.commands.compare_plan import plan
 from metalearn.data import ImageDataset
 from metalearn.evaluation import evaluate
+from metalearn.evaluation.comparison import methods
+from metalearn.evaluation.comparison.setting import Setting
 from metalearn.tracking import read_records
 from metalearn.training.folder import load_weights
 from tests.command import Outcome, metalearn

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from metalearn.backbones import Conv4
 from metalearn.backbones.weights import read_weights
 from metalearn.commands.config import compose, conf_folder
-from metalearn.commands.pretrained import command_line
 from metalearn.data import data_folder, glyphs
 from metalearn.evaluation.statistics import mean_interval
+from metalearn.training.supervised_result import command_line
 from tests.command import FAST, metalearn
 
 SMALL = (

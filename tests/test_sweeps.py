@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from metalearn.commands import jobs
+from metalearn.commands import train as jobs
 from metalearn.commands.config import compose, conf_folder
 from tests.command import FAST, metalearn
 

@@ -11,6 +11,7 @@ which has a minimum that the strategy `Implicit` can differentiate: together the
 Rajeswaran, Finn, Kakade, Levine: Meta-Learning with Implicit Gradients, 2019, eq. 3.
 """
 
+import copy
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 
 from metalearn import tree
 from metalearn.algorithms.losses import Loss, cross_entropy
+from metalearn.backbones.heads import head_name
 from metalearn.errors import UsageError, nearest
 from metalearn.functional import PureModule, pure
-from metalearn.inner.protocol import EXACT
+from metalearn.functional.norms import BatchNorm
+from metalearn.inner.protocol import EXACT, OnFeatures, Plain
 from metalearn.inner.rules import InnerRule, sgd
-from metalearn.types import Batch, Kind, Meta, Metrics, Params
+from metalearn.types import Batch, Given, Inputs, Kind, Meta, Metrics, Outputs, Params
 
 
 def kinds_with(proximal: float, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
@@ -76,6 +79,7 @@ class MAML:
     proximal: float = 0.0
     adapting: Collection[str] | None = None
     kinds: tuple[Kind, ...] = EXACT
+    transductive: bool = field(default=False, init=False)
     net: PureModule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -85,7 +89,7 @@ class MAML:
         if not chosen(self.net.params, self.adapting):
             raise UsageError("no weight of the network adapts; use adaptation=all or head")
 
-    def init(self, rng: torch.Generator | None = None) -> Meta:
+    def init(self) -> Meta:
         """The module's own weights and the rule's starting rates."""
         weights = tree.clone(self.net.params)
         return Meta(
@@ -94,20 +98,24 @@ class MAML:
             buffers=tree.clone(self.net.buffers),
         )
 
-    def begin(self, meta: Meta, support: Batch) -> Params:
+    def begin(self, meta: Meta, given: Given) -> Params:
         """theta_0 = theta."""
         return chosen(meta["init"], self.adapting)
 
-    def _outputs(self, meta: Meta, fast: Params, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    def _outputs(
+        self, meta: Meta, fast: Params, x: Inputs, weight: Tensor | None = None
+    ) -> Outputs:
         return self.net.apply({**meta["buffers"], **meta["init"], **fast}, x, weight)
 
-    def inner_loss(self, meta: Meta, fast: Params, support: Batch) -> Tensor:
+    def inner_loss(self, meta: Meta, fast: Params, given: Given, step: int | Tensor) -> Tensor:
         """L_support(theta_k) + lambda / 2 * |theta_k - theta|^2."""
+        support = given.support
         loss = self.loss(self._outputs(meta, fast, support.x, support.weight), support)[0]
         return loss + self.proximal / 2 * drift(meta, fast) if self.proximal else loss
 
-    def finish(self, meta: Meta, fast: Params, support: Batch) -> Params:
-        """theta_K, and the support set's statistics where the norm layers ask for them."""
+    def finish(self, meta: Meta, fast: Params, given: Given, step: int | Tensor) -> Params:
+        """theta_k, and the support set's statistics where the norm layers ask for them."""
+        support = given.support
         weights = {**meta["buffers"], **meta["init"], **fast}
         return {**fast, **self.net.support_statistics(weights, support.x, support.weight)}
 
@@ -115,6 +123,29 @@ class MAML:
         """L_query(theta_K)."""
         return self.loss(self._outputs(meta, fast, query.x, query.weight), query)
 
-    def predict(self, meta: Meta, fast: Params, x: Tensor) -> Tensor:
+    def step_weights(self, meta: Meta) -> None:
+        """None: the query loss after the last step alone."""
+
+    def predict(self, meta: Meta, fast: Params, x: Inputs) -> Outputs:
         """The adapted network's outputs for `x` `[B, *X]`."""
         return self._outputs(meta, fast, x)
+
+    def on_features(self) -> OnFeatures | None:
+        """The head and what it is given, where nothing else adapts (ANIL)."""
+        if self.adapting is None or type(self) is not MAML:  # a subclass may look at its inputs
+            return None
+        path = head_name(self.net.module)
+        head = self.net.module.get_submodule(path)
+        alone = path and all(name.startswith(f"{path}.") for name in self.adapting)
+        # A norm layer there may want the support set's statistics, under names of the whole.
+        if not alone or any(isinstance(part, BatchNorm) for part in head.modules()):
+            return None
+        of_head = copy.copy(self)
+        object.__setattr__(of_head, "net", self.net.part(path))
+        return OnFeatures(path, of_head)
+
+    def plain(self) -> Plain | None:
+        """What other packages' engines run; they know no proximal term."""
+        if self.proximal:
+            return None
+        return Plain(self.module, self.loss, self.rule, self.steps, self.adapting)

@@ -26,7 +26,7 @@ from metalearn.errors import UsageError
 from metalearn.functional import PureModule, pure
 from metalearn.inner.protocol import EXACT
 from metalearn.inner.rules import InnerRule, sgd
-from metalearn.types import Batch, Kind, Meta, Metrics, Params
+from metalearn.types import Batch, Given, Inputs, Kind, Meta, Metrics, Params
 
 WEIGHT, BIAS = "prototypes.weight", "prototypes.bias"
 
@@ -49,6 +49,7 @@ class ProtoMAML:
     loss: Loss = cross_entropy
     adapting: Collection[str] | None = None
     kinds: tuple[Kind, ...] = EXACT
+    transductive: bool = field(default=False, init=False)
     net: PureModule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ class ProtoMAML:
                 "use inner=meta_sgd, lslr or sgd"
             ) from None
 
-    def init(self, rng: torch.Generator | None = None) -> Meta:
+    def init(self) -> Meta:
         """The module's own weights and the rule's starting rates."""
         weights = tree.clone(self.net.params)
         like = next(iter({**weights, **self.net.buffers}.values()))
@@ -76,27 +77,29 @@ class ProtoMAML:
         )
 
     def _features(
-        self, meta: Meta, fast: Params, x: Tensor, weight: Tensor | None = None
+        self, meta: Meta, fast: Params, x: Inputs, weight: Tensor | None = None
     ) -> Tensor:
         return self.net.apply(_body(meta, fast), x, weight).flatten(1)
 
-    def begin(self, meta: Meta, support: Batch) -> Params:
+    def begin(self, meta: Meta, given: Given) -> Params:
         """theta_0, `prototypes.weight` `[S, D]` and `prototypes.bias` `[S]`.
 
         The bias of a class without examples is the lowest number, and gets no gradient.
         """
+        support = given.support
         fast = chosen(meta["init"], self.adapting)
         features = self._features(meta, fast, support.x, support.weight)
         means, counts = class_means(features, support)
         bias = masked(-means.square().sum(1), counts)
         return {**fast, WEIGHT: 2 * means, BIAS: bias}
 
-    def inner_loss(self, meta: Meta, fast: Params, support: Batch) -> Tensor:
+    def inner_loss(self, meta: Meta, fast: Params, given: Given, step: int | Tensor) -> Tensor:
         """L_support(theta_k, w_k, b_k)."""
-        return self.outer_loss(meta, fast, support)[0]
+        return self.outer_loss(meta, fast, given.support)[0]
 
-    def finish(self, meta: Meta, fast: Params, support: Batch) -> Params:
+    def finish(self, meta: Meta, fast: Params, given: Given, step: int | Tensor) -> Params:
         """theta_K, and the support set's statistics where the norm layers ask for them."""
+        support = given.support
         weights = _body(meta, fast)
         return {**fast, **self.net.support_statistics(weights, support.x, support.weight)}
 
@@ -105,7 +108,10 @@ class ProtoMAML:
         features = self._features(meta, fast, query.x, query.weight)
         return self.loss(F.linear(features, fast[WEIGHT], fast[BIAS]), query)
 
-    def predict(self, meta: Meta, fast: Params, x: Tensor) -> Tensor:
+    def step_weights(self, meta: Meta) -> None:
+        """None: the query loss at the end alone."""
+
+    def predict(self, meta: Meta, fast: Params, x: Inputs) -> Tensor:
         """Logits `[B, S]` for `x` `[B, *X]`: one column a class, unused columns lowest."""
         return F.linear(self._features(meta, fast, x), fast[WEIGHT], fast[BIAS])
 

@@ -18,7 +18,7 @@ from metalearn.classifiers.classes import cross_entropies, masked, membership, w
 from metalearn.errors import UsageError
 from metalearn.inner.loop import minibatch
 from metalearn.inner.rules import InnerRule, sgd
-from metalearn.types import Batch, Params
+from metalearn.types import Batch, Given, Params
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class LinearProbe:
         layer = {"weight": x.new_zeros(ways, x.shape[1]), "bias": x.new_zeros(ways)}
         state = self.rule.init(layer)
         for step in range(self.steps):
-            grads = grad(loss)(layer, minibatch(support, self.rule.batch_size, step))
+            grads = grad(loss)(layer, minibatch(Given(support), self.rule.batch_size, step).support)
             updates, state = self.rule.update(grads, state, layer, hyper)
             layer = tree.add(layer, updates)
         weight = widened(layer["weight"].T, size).T

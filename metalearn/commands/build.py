@@ -25,7 +25,7 @@ from metalearn.commands.episodes import (
     sampling,
     test_manifest,
 )
-from metalearn.commands.task import build_loss, check_loss, check_task, task_network
+from metalearn.commands.network import build_loss, check_loss, check_task, task_network
 from metalearn.engine.cuda_graph import check_capture
 from metalearn.engine.plan import parse
 from metalearn.engine.strategy import STRATEGIES, MetaGradient, lacks_proximal_term
@@ -35,7 +35,7 @@ from metalearn.functional.double_backward import check_twice_differentiable
 from metalearn.functional.precision import check_precision
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.runtime.device import torch_device
-from metalearn.training.loop import Problem
+from metalearn.training.episodic import Problem
 from metalearn.training.outer import Outer
 from metalearn.types import Meta
 

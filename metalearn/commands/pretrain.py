@@ -15,8 +15,7 @@ from metalearn.backbones.weights import Report
 from metalearn.commands.arguments import check_choice, check_node, check_numbers, make
 from metalearn.commands.backbone import build_module, check_backbone, settled
 from metalearn.commands.episodes import build_dataset, changes, preparation
-from metalearn.commands.jobs import in_folder, warn_of_emulation
-from metalearn.commands.pretrained import BATCH_NORMS, write_result
+from metalearn.commands.train import in_folder, warn_of_emulation
 from metalearn.data import ImageDataset
 from metalearn.episodes import FewShotEpisodes
 from metalearn.errors import UsageError
@@ -25,19 +24,20 @@ from metalearn.runtime.device import torch_device
 from metalearn.runtime.memory import keep_freed_memory, reset_peak_memory
 from metalearn.tracking import JsonLines, Progress, RunInfo, Tracker, WandB
 from metalearn.training.base_images import BaseImages, Pictures
+from metalearn.training.classification import groups, head_of, state, torch_norms
+from metalearn.training.episodic import at_sigterm
 from metalearn.training.folder import check_writable, commit
 from metalearn.training.held_out_split import check_shares, divided
-from metalearn.training.loop import at_sigterm
 from metalearn.training.mixing import Mixing
-from metalearn.training.pretraining import (
+from metalearn.training.settings import PretrainingSettings
+from metalearn.training.supervised import (
     PretrainState,
     Supervision,
     averaging,
     pretrain,
     resume,
 )
-from metalearn.training.settings import PretrainingSettings
-from metalearn.training.supervised import groups, head_of, state, torch_norms
+from metalearn.training.supervised_result import BATCH_NORMS, write_result
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 SELECTIONS = ("few_shot", "accuracy", "last")

@@ -36,7 +36,8 @@ def job(config: DictConfig) -> float | None:
 
     A member of a sweep that fails returns None and writes its error down: the others go on.
     """
-    from metalearn.commands import jobs, pretrain
+    from metalearn.commands import pretrain
+    from metalearn.commands import train as jobs
 
     settings = HydraConfig.get()
     name = settings.job.name

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -23,7 +22,9 @@ from metalearn.engine.lowering import channels_last, compiling
 from metalearn.engine.matmul import DECOMPOSITIONS, lower_product
 from metalearn.errors import UsageError
 
-_cache: WeakKeyDictionary[Any, dict[Any, "Compiled"]] = WeakKeyDictionary()
+Cache = dict[Any, "Compiled"]
+"""What was compiled for one algorithm, by what it was compiled for."""
+
 _lock = threading.Lock()
 
 _HASHED: dict[str, Any] = {"realize_opcount_threshold": 8}
@@ -144,17 +145,16 @@ def _machine_code(
 
 
 def compiled(
-    owner: Any,
+    cache: Cache,
     key: Any,
     function: Callable[[], Callable[..., Any]],
     tensors: Sequence[Tensor],
     images_last: bool,
 ) -> Compiled:
-    """`function()` compiled for `tensors`, or what was compiled for `key` of `owner` before."""
-    kept = _cache.setdefault(owner, {})
-    if (known := kept.get(key)) is not None:
+    """`function()` compiled for `tensors`, or what `cache` has for `key`."""
+    if (known := cache.get(key)) is not None:
         return known
     with _lock:
-        if key not in kept:
-            kept[key] = Compiled(function(), tensors, images_last)
-    return kept[key]
+        if key not in cache:
+            cache[key] = Compiled(function(), tensors, images_last)
+    return cache[key]

@@ -9,7 +9,6 @@ inputs too.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,8 +17,6 @@ from metalearn import tree
 from metalearn.errors import UsageError
 
 _WARM_UP = 3  # runs before the record, in which libraries choose and allocate
-
-_graphs: WeakKeyDictionary[Any, dict[Any, "Captured"]] = WeakKeyDictionary()
 
 
 def check_capture(capture: str, device: torch.device) -> None:
@@ -55,24 +52,26 @@ class Captured:
         return tree.rebuild(self.outputs, (t.clone() for t in tree.leaves(self.outputs)))
 
 
+Graphs = dict[Any, Captured]
+"""What was recorded for one algorithm, by what it was recorded for."""
+
+
 @contextmanager
-def passing(owner: Any) -> Iterator[None]:
-    """What is recorded for `owner` inside is forgotten after, and the memory that it holds."""
-    before = set(_graphs.get(owner, ()))
+def forgetting(graphs: Graphs) -> Iterator[None]:
+    """What is recorded inside is forgotten after, and the memory that it holds."""
+    before = set(graphs)
     try:
         yield
     finally:
-        graphs = _graphs.get(owner, {})
         if recorded := set(graphs) - before:
             for key in recorded:
                 del graphs[key]
             torch.cuda.empty_cache()
 
 
-def captured(owner: Any, key: Any, function: Callable[..., Any], inputs: Any) -> Any:
-    """`function(*inputs)` by the graph recorded for `key` of `owner`, recorded now at first."""
+def captured(graphs: Graphs, key: Any, function: Callable[..., Any], inputs: Any) -> Any:
+    """`function(*inputs)` by the graph that `graphs` has for `key`, recorded now at first."""
     shapes = tuple((t.shape, t.dtype) if isinstance(t, Tensor) else t for t in tree.leaves(inputs))
-    graphs = _graphs.setdefault(owner, {})
     if (key, shapes) not in graphs:
         graphs[key, shapes] = Captured(function, inputs)
     return graphs[key, shapes](*inputs)

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metalearn import tree
-from metalearn.engine.compiler import Compiled, compiled
-from metalearn.engine.lowering import unfolding
+from metalearn.engine.compiler import Cache, Compiled, compiled
+from metalearn.engine.lowering import by_im2col
 from metalearn.engine.task import Task
 from metalearn.functional.norms import fused_norms
 from metalearn.functional.precision import mode
@@ -39,21 +40,24 @@ def _others(leaves: Sequence[Any]) -> list[Any]:
     return [(i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)]
 
 
-class Execution(NamedTuple):
+@dataclass(frozen=True)
+class Execution:
     """A `Run` of one task at a time, or of a part of the meta-batch with a leading T.
 
     `vmap` stands outermost, around the derivatives that a piece takes inside itself. The other
     order, the gradient of a vmapped loss, is silently wrong through fused norms (functorch
     issue 534).
 
-    fused: let norms use torch's kernels where nothing stands around a piece.
+    fused: let norms use torch's kernels where nothing stands around a piece. cache: of what is
+    compiled; None where nothing is.
     """
 
     vmapped: bool = False
     compile: bool = False
-    forward: bool = False
-    unfold: bool = False
+    forward_over_reverse: bool = False
+    im2col: bool = False
     fused: bool = True
+    cache: Cache | None = field(default=None, compare=False, repr=False)
 
     def __call__(
         self,
@@ -66,7 +70,7 @@ class Execution(NamedTuple):
         """`piece(algo, meta, *args, **options)`; under `vmap` every tensor of `args` has a T."""
         if not self.vmapped and not self.compile:
             fused = fused_norms() if self.fused else nullcontext()
-            with fused, unfolding() if self.unfold else nullcontext():
+            with fused, by_im2col() if self.im2col else nullcontext():
                 return piece(algo, meta, *args, **options)
 
         if self.compile:
@@ -95,7 +99,8 @@ class Execution(NamedTuple):
 
         others = () if len(tensors) == len(leaves) else _others(leaves)
         key = piece, self, *others, *options.items(), *setting(algo, meta), *kinds(tensors)
-        return compiled(algo, key, function, tensors, not self.vmapped), tensors
+        assert self.cache is not None
+        return compiled(self.cache, key, function, tensors, not self.vmapped), tensors
 
     def _of_tensors(
         self,
@@ -110,7 +115,7 @@ class Execution(NamedTuple):
             rest = iter(tensors)
             filled = (next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
             meta, args = tree.rebuild(given, filled)
-            with unfolding() if self.unfold else nullcontext():
+            with by_im2col() if self.im2col else nullcontext():
                 return piece(meta, *args, **options)
 
         if not self.vmapped:
@@ -120,7 +125,9 @@ class Execution(NamedTuple):
         return torch.func.vmap(flat, in_dims, randomness="different")
 
     def numbers(self, steps: int, task: Task) -> Tensor:
-        """The numbers of the inner steps, `[steps]`, or `[steps, T]` under `vmap`."""
-        x = task.support.x
-        numbers = torch.arange(steps, device=x.device)
-        return numbers.unsqueeze(1).expand(steps, len(x)).contiguous() if self.vmapped else numbers
+        """0, 1, ..., `steps`: `[steps + 1]`, or `[steps + 1, T]` under `vmap`."""
+        query = task.query
+        numbers = torch.arange(steps + 1, device=query.device)
+        if not self.vmapped:
+            return numbers
+        return numbers.unsqueeze(1).expand(steps + 1, query.shape[0]).contiguous()

@@ -1,4 +1,4 @@
-"""Where the head alone adapts, the rest of the network is a function of the images that no inner
+"""Where the head alone adapts, the rest of the network is a function of the inputs that no inner
 step changes: it is computed once a task, and the inner loop runs on its features.
 
     F_s, F_q = body(x_support), body(x_query)
@@ -9,101 +9,146 @@ features of a task are tensors like those that are learned. Raghu et al. 2020 (A
 """
 
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.func import vjp
 
-from metalearn.algorithms.maml import MAML
-from metalearn.backbones.heads import head_name
 from metalearn.engine.execution import Execution
 from metalearn.engine.task import Run, Task, TaskGradient
-from metalearn.functional.norms import BatchNorm
+from metalearn.functional import PureModule
 from metalearn.functional.precision import inner_pass, outer_pass
 from metalearn.inner.loop import dropping
-from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Batch, Meta, MetaGradients, Metrics, Params
+from metalearn.inner.protocol import MetaAlgorithm, on_features
+from metalearn.inner.rules import InnerRule
+from metalearn.types import (
+    Batch,
+    Given,
+    Inputs,
+    Kind,
+    Meta,
+    MetaGradients,
+    Metrics,
+    Outputs,
+    Params,
+)
 
 SUPPORT, QUERY = "features of the support", "features of the query"  # no weight has such a name
 _SAME = 1e-4  # of the largest output
 
-_heads: WeakKeyDictionary[Any, dict[Any, "Head | None"]] = WeakKeyDictionary()
 
+@dataclass(frozen=True, eq=False)
+class Body:
+    """An algorithm that runs on features, which stand in `meta["init"]`: what a batch holds in the
+    place of inputs is not looked at.
 
-class Head(MAML):
-    """MAML of the submodule at `path`, on features that stand in `meta["init"]`: what a batch
-    holds in the place of images is not looked at."""
+    path: the submodule of the whole network whose input the features are. algo: on features.
+    """
 
     path: str
+    algo: MetaAlgorithm
 
-    def __init__(self, whole: MAML, path: str):
-        vars(self).update(vars(whole), net=whole.net.part(path), path=path)
+    @property
+    def steps(self) -> int:
+        return self.algo.steps
+
+    @property
+    def rule(self) -> InnerRule:
+        return self.algo.rule
+
+    @property
+    def net(self) -> PureModule:
+        return self.algo.net
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return self.algo.kinds
+
+    @property
+    def transductive(self) -> bool:
+        return self.algo.transductive
 
     def meta(self, whole: Meta, support: Tensor, query: Tensor) -> Meta:
-        """What the head needs of the meta-learned of the whole, and the features."""
+        """What the algorithm needs of the meta-learned of the whole, and the features."""
         init, buffers = (
             {name: t for name, t in whole[part].items() if self.net.places.get(name)}
             for part in ("init", "buffers")
         )
-        init = {**init, SUPPORT: support, QUERY: query}
-        return Meta(init=init, hyper=whole["hyper"], buffers=buffers)
+        return Meta(
+            init={**init, SUPPORT: support, QUERY: query}, hyper=whole["hyper"], buffers=buffers
+        )
 
-    def _outputs(self, meta: Meta, fast: Params, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        kept = {name: t for name, t in meta["init"].items() if name not in (SUPPORT, QUERY)}
-        return self.net.apply({**meta["buffers"], **kept, **fast}, x, weight)
+    def init(self) -> Meta:
+        """That of the algorithm on features."""
+        return self.algo.init()
 
-    def inner_loss(self, meta: Meta, fast: Params, support: Batch) -> Tensor:
-        return super().inner_loss(meta, fast, support._replace(x=meta["init"][SUPPORT]))
+    def begin(self, meta: Meta, given: Given) -> Params:
+        return self.algo.begin(_own(meta), _on(meta, given))
+
+    def inner_loss(self, meta: Meta, fast: Params, given: Given, step: int | Tensor) -> Tensor:
+        return self.algo.inner_loss(_own(meta), fast, _on(meta, given), step)
+
+    def finish(self, meta: Meta, fast: Params, given: Given, step: int | Tensor) -> Params:
+        return self.algo.finish(_own(meta), fast, _on(meta, given), step)
 
     def outer_loss(self, meta: Meta, fast: Params, query: Batch) -> tuple[Tensor, Metrics]:
-        return super().outer_loss(meta, fast, query._replace(x=meta["init"][QUERY]))
+        return self.algo.outer_loss(_own(meta), fast, query._replace(x=meta["init"][QUERY]))
+
+    def step_weights(self, meta: Meta) -> Tensor | None:
+        return self.algo.step_weights(meta)
+
+    def predict(self, meta: Meta, fast: Params, x: Inputs) -> Outputs:
+        return self.algo.predict(_own(meta), fast, x)
 
 
-def head_of(algo: MetaAlgorithm, meta: Meta, tasks: Task) -> Head | None:
+def _own(meta: Meta) -> Meta:
+    init = {name: t for name, t in meta["init"].items() if name not in (SUPPORT, QUERY)}
+    return Meta(init=init, hyper=meta["hyper"], buffers=meta["buffers"])
+
+
+def _on(meta: Meta, given: Given) -> Given:
+    return Given(given.support._replace(x=meta["init"][SUPPORT]))
+
+
+def frozen_body(algo: MetaAlgorithm, meta: Meta, tasks: Task) -> Body | None:
     """The part of `algo` that runs on features, None where there is none: where more adapts than
     the head, or the outputs of the network are not those of its head on what it is given.
 
-    tasks: any T; whether the parts make the whole is tried on the first of them, once for each
-    mode of the modules.
+    tasks: any T; whether the parts make the whole is tried on the first of them.
     """
-    if type(algo) is not MAML or algo.adapting is None:  # a subclass may have losses of its own
+    if tasks.given.unlabelled is not None or algo.rule.batch_size is not None or not algo.steps:
         return None
-    known = _heads.setdefault(algo, {})
-    modes = algo.net.modes()
-    if modes not in known:
-        known[modes] = _tried(algo, meta, tasks.support.map(lambda t: t[0]))
-    return known[modes]
+    found = on_features(algo)
+    if found is None or found.path is None:
+        return None
+    body = Body(found.path, found.algo)
+    return body if _parts_make_the_whole(algo, body, meta, tasks.given.support) else None
 
 
 @torch.no_grad()
-def _tried(algo: MAML, meta: Meta, support: Batch) -> Head | None:
-    path = head_name(algo.net.module)
-    of_head = [name for name in algo.adapting or () if name.startswith(f"{path}.")]
-    if not path or len(of_head) < len(algo.adapting or ()) or algo.rule.batch_size is not None:
-        return None
-    head, (x, _, weight) = Head(algo, path), support
-    if any(isinstance(part, BatchNorm) for part in head.net.module.modules()):
-        return None  # it may want the statistics of the support set, under names of the whole
+def _parts_make_the_whole(algo: MetaAlgorithm, body: Body, meta: Meta, supports: Batch) -> bool:
+    x, _, weight = supports.map(lambda t: t[0])
     weights = {**meta["buffers"], **meta["init"]}
-    changed = {name: 1.5 * weights[name] + 0.1 for name in of_head}
-    seeds = (torch.tensor(seed, device=x.device) for seed in (1, 2))  # as dropout would differ
+    changed = {name: 1.5 * weights[name] + 0.1 for name in body.net.params}
+    seeds = (torch.tensor(seed, device=supports.device) for seed in (1, 2))  # as dropout differs
     try:
         with dropping(next(seeds), 0):
-            features = algo.net.before(path, weights, x, weight)
+            features = algo.net.before(body.path, weights, x, weight)
         with dropping(next(seeds), 0):
             whole = algo.net.apply({**weights, **changed}, x, weight)
-        parts = head._outputs(head.meta(meta, features, features), changed, features, weight)
+        parts = body.net.apply({**body.meta(meta, features, features)["buffers"], **changed},
+                               features, weight)  # fmt: skip
     except RuntimeError:  # not one tensor, or none of a shape that fits
-        return None
-    same = whole.shape == parts.shape and (whole - parts).abs().max() <= _SAME * whole.abs().max()
-    return head if same else None
+        return False
+    if not isinstance(whole, Tensor) or whole.shape != parts.shape:
+        return False
+    return bool((whole - parts).abs().max() <= _SAME * whole.abs().max())
 
 
-def embedded(algo: MetaAlgorithm, meta: Meta, path: str, task: Task) -> tuple[Tensor, Tensor]:
-    """The features of the support and of the query images."""
-    net, weights, (support, query, _) = algo.net, {**meta["buffers"], **meta["init"]}, task
+def features_of(algo: MetaAlgorithm, meta: Meta, path: str, task: Task) -> tuple[Tensor, Tensor]:
+    """The features of the support and of the query inputs."""
+    net, weights = algo.net, {**meta["buffers"], **meta["init"]}
+    support, query = task.given.support, task.query
     with inner_pass():
         features = net.before(path, weights, support.x, support.weight)
     with outer_pass():
@@ -111,18 +156,20 @@ def embedded(algo: MetaAlgorithm, meta: Meta, path: str, task: Task) -> tuple[Te
         return features, net.before(path, {**weights, **statistics}, query.x, query.weight)
 
 
-def on_features(
-    algo: MetaAlgorithm, meta: Meta, task: Task, head: Head, gradient: TaskGradient, forward: bool
+def through_features(
+    algo: MetaAlgorithm, meta: Meta, task: Task, body: Body, gradient: TaskGradient, forward: bool
 ) -> tuple[MetaGradients, Metrics]:
     """One task, as one piece: the gradient that `gradient` takes of the head, taken on to the
     body."""
 
     def features(init: Params) -> tuple[Tensor, Tensor]:
-        return embedded(algo, Meta(init=init, hyper={}, buffers=meta["buffers"]), head.path, task)
+        return features_of(
+            algo, Meta(init=init, hyper={}, buffers=meta["buffers"]), body.path, task
+        )
 
     found, back = vjp(features, meta["init"])[:2]
-    inner = Execution(forward=forward, fused=False)
-    of_head, metrics = gradient(head, head.meta(meta, *found), task, inner)
+    inner = Execution(forward_over_reverse=forward, fused=False)
+    of_head, metrics = gradient(body, body.meta(meta, *found), task, inner)
     d_init = of_head["init"]
     (of_body,) = back((d_init.pop(SUPPORT), d_init.pop(QUERY)), retain_graph=False)
     for name, d in d_init.items():
@@ -130,15 +177,17 @@ def on_features(
     return MetaGradients(init=of_body, hyper=of_head["hyper"]), metrics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ThroughFeatures:
     """A `TaskGradient`: `gradient` of the head alone, and the body once."""
 
-    head: Head
+    body: Body
     gradient: TaskGradient
 
     def __call__(
         self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
     ) -> tuple[MetaGradients, Metrics]:
-        options = {"head": self.head, "gradient": self.gradient, "forward": run.forward}
-        return run(on_features, algo, meta, task, **options)
+        return run(
+            through_features, algo, meta, task, body=self.body, gradient=self.gradient,
+            forward=run.forward_over_reverse,
+        )  # fmt: skip

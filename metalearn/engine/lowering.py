@@ -39,7 +39,7 @@ def max_pool_2x2(x: Tensor) -> Tensor:
     return torch.where(taken, windows, 0.0).sum((-4, -2)).movedim(-1, -3)
 
 
-def unfolded_conv2d(
+def im2col_conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -135,7 +135,7 @@ def _unfolded(
 ) -> Any:
     if groups != 1 or isinstance(padding, str):
         return NotImplemented
-    return unfolded_conv2d(x, weight, bias, stride, padding, dilation)
+    return im2col_conv2d(x, weight, bias, stride, padding, dilation)
 
 
 @contextmanager
@@ -146,7 +146,7 @@ def compiling() -> Iterator[None]:
 
 
 @contextmanager
-def unfolding() -> Iterator[None]:
+def by_im2col() -> Iterator[None]:
     """Around what is to convolve by matrix products."""
     with _Replaced(_convolution):
         yield

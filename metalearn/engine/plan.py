@@ -1,16 +1,18 @@
-"""How T tasks are run: a value that a user writes, or that `auto` measures and chooses."""
+"""How T tasks are run: a value that a user writes, or that autotuning measures and chooses."""
 
 import functools
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from metalearn.errors import UsageError
 
-Batching = Literal["auto", "loop", "threads", "vmap"] | str | int
-"""`loop`, `threads`, `vmap` or a number of tasks at a time, each with options after a plus sign,
-as in `loop+compile`; or `auto`."""
+Batching = str | int
+"""`auto`, `loop`, `threads`, `vmap` or a number of tasks at a time, all but the first with options
+after a plus sign, as in `loop+compile`."""
 
 _WAYS = ("loop", "threads", "vmap")
-_OPTIONS = ("compile", "forward", "unfold", "whole", "serial")
+_OPTIONS = ("compile", "forward_over_reverse", "im2col", "whole", "serial")
+_FORMER = {"forward": "forward_over_reverse", "unfold": "im2col"}
+"""What options were called in run folders of before December 2026."""
 
 
 class Plan(NamedTuple):
@@ -20,8 +22,8 @@ class Plan(NamedTuple):
     threads: spread the tasks over the cores, one thread each, instead of the operations. Always
         compiled: a module runs one task at a time, and Python's lock lets one thread run.
     compile: trace each piece once and compile it.
-    forward: Hessian-vector products forward over reverse, in the strategies that take them.
-    unfold: convolutions as matrix products of unfolded images.
+    forward_over_reverse: take Hessian-vector products so, in the strategies that have them.
+    im2col: convolutions as matrix products of unfolded images.
     whole: the whole gradient of a task, under `vmap` the mean of all, as one piece. For small
         networks and few steps: no time goes into calls, but the compiler takes longer with every
         step.
@@ -31,8 +33,8 @@ class Plan(NamedTuple):
     tasks: int | None = None
     threads: bool = False
     compile: bool = False
-    forward: bool = False
-    unfold: bool = False
+    forward_over_reverse: bool = False
+    im2col: bool = False
     whole: bool = False
     serial: bool = False
 
@@ -58,8 +60,9 @@ def parse(batching: Batching) -> Plan | None:
 
 @functools.cache
 def _plan(text: str) -> Plan | None:
-    """None where `text` names no plan. Kept: it is asked for at every meta-step."""
-    way, *options = text.split("+")
+    """None where `text` names no plan."""
+    way, *given = text.split("+")
+    options = [_FORMER.get(name, name) for name in given]
     number = way.isdecimal() and int(way) > 0
     unknown = way not in _WAYS and not number
     if unknown or not set(options) <= set(_OPTIONS) or len(set(options)) < len(options):

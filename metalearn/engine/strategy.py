@@ -1,48 +1,46 @@
-"""What a meta-gradient strategy is, and what all of them are asked."""
+"""What a meta-gradient strategy is, and which algorithms it is for."""
 
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
-from metalearn.engine.plan import Batching
+from metalearn.engine.task import Run, Task
 from metalearn.errors import UsageError
-from metalearn.functional.precision import Precision
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
 
-Capture = Literal["none", "graph", "compile"]
-"""On a CUDA device: nothing, the meta-gradient as one graph, or its compiled pieces in one."""
-
-
-class MetaGradient(Protocol):
-    """A value that turns an algorithm and T tasks into the gradient of the mean outer loss."""
-
-    def __call__(
-        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
-    ) -> tuple[MetaGradients, Metrics]:
-        """The gradient, shaped like `meta`, and metrics `[T]`.
-
-        episodes: support `[T, S, *X]`, query `[T, Q, *X]`.
-        """
-        ...
-
 
 class Strategy(Protocol):
-    """What every strategy of this package says of how it runs."""
+    """A recipe for the meta-gradient of one task: a hashable value without options of running.
+
+    kind: what it computes. A strategy that takes Hessian-vector products may say so with
+    `hessian_products = True`, so that autotuning tries both ways to take them.
+    """
 
     kind: ClassVar[Kind]
 
-    @property
-    def batching(self) -> Batching: ...
-    @property
-    def precision(self) -> Precision: ...
-    @property
-    def capture(self) -> Capture: ...
+    def task(
+        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
+    ) -> tuple[MetaGradients, Metrics]:
+        """The gradient of one task, shaped like the learned part of `meta`, and scalar metrics."""
+        ...
+
+
+class ForeignStrategy(Protocol):
+    """A strategy that runs T tasks itself, on an engine of another package."""
+
+    kind: ClassVar[Kind]
+
+    def all_tasks(
+        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
+    ) -> tuple[MetaGradients, Metrics]:
+        """The mean gradient over T tasks, and metrics `[T]`."""
+        ...
 
 
 STRATEGIES: dict[Kind, tuple[str, ...]] = {
     "exact": ("Adjoint", "Unroll", "Checkpointed"),
     "truncated": ("FirstOrder", "Truncated"),
     "implicit": ("Implicit",),
-    "displacement": ("Reptile",),
+    "displacement": ("Displacement",),
 }
 """The strategies of this package by kind, for messages."""
 
@@ -52,7 +50,7 @@ def lacks_proximal_term(kind: Kind, algo: MetaAlgorithm) -> bool:
     return kind == "implicit" and "exact" in algo.kinds and hasattr(algo, "proximal")
 
 
-def check_algorithm(strategy: Strategy, algo: MetaAlgorithm) -> None:
+def check_algorithm(strategy: Strategy | ForeignStrategy, algo: MetaAlgorithm) -> None:
     """Raise UsageError where `algo` is not defined for the strategy."""
     if strategy.kind not in algo.kinds:
         name = type(strategy).__name__
@@ -60,3 +58,18 @@ def check_algorithm(strategy: Strategy, algo: MetaAlgorithm) -> None:
             raise UsageError(f"gradient {name} needs a proximal term; set algorithm.proximal=2")
         fitting = ", ".join(name for kind in algo.kinds for name in STRATEGIES[kind])
         raise UsageError(f"gradient {name} does not fit {type(algo).__name__}; use {fitting}")
+
+
+_PROTOCOL = (
+    *("steps", "rule", "net", "kinds", "transductive", "init", "begin", "inner_loss"),
+    *("finish", "outer_loss", "step_weights", "predict"),
+)
+
+
+def check_protocol(algo: MetaAlgorithm) -> None:
+    """Raise UsageError where `algo` lacks a part of `MetaAlgorithm`."""
+    if missing := [name for name in _PROTOCOL if not hasattr(algo, name)]:
+        raise UsageError(
+            f"{type(algo).__name__} lacks {', '.join(missing)}; an algorithm has every part of "
+            "metalearn.inner.protocol.MetaAlgorithm"
+        )

@@ -3,19 +3,59 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Batch, Meta, MetaGradients, Metrics
+from metalearn.types import Batch, Episodes, Given, Meta, MetaGradients, Metrics
 
 
 class Task(NamedTuple):
-    """What one task brings: support `[S, *X]`, query `[Q, *X]`, and an int64 scalar that its
-    dropout masks follow from, None where nothing drops."""
+    """One task, or T of them with a leading T.
 
-    support: Batch
+    given: what it adapts on, support `[S, *X]`. query: `[Q, *X]`.
+    seed: int64 scalar that its dropout masks follow from, None where nothing drops.
+    """
+
+    given: Given
     query: Batch
     seed: Tensor | None
+
+    def at(self, rows: int | slice) -> "Task":
+        """Of T tasks number `rows`, without T, or tasks `rows`, with T."""
+        seed = None if self.seed is None else self.seed[rows]
+        return Task(self.given.map(lambda t: t[rows]), self.query.map(lambda t: t[rows]), seed)
+
+
+def tasks_of(algo: MetaAlgorithm, episodes: Episodes, seed: Tensor | None = None) -> Task:
+    """The T tasks of `episodes` as `algo` may see them: where it is transductive, the queries'
+    inputs are among those without labels."""
+    unlabelled = episodes.unlabelled
+    if algo.transductive:
+        query = episodes.query._replace(y=episodes.query.map(torch.zeros_like).y)
+        unlabelled = query if unlabelled is None else _joined(unlabelled, query)
+    return Task(Given(episodes.support, unlabelled), episodes.query, seed)
+
+
+def _joined(a: Batch, b: Batch) -> Batch:
+    """The examples of both, along B."""
+    if a.weight is not None or b.weight is not None:
+        a, b = _weighted(a), _weighted(b)
+    parts = iter([*_tensors(b)])
+    return a.map(lambda t: torch.cat([t, next(parts)], 1))
+
+
+def _weighted(batch: Batch) -> Batch:
+    x = _tensors(batch)[0]
+    ones = torch.ones(x.shape[:2], device=x.device)
+    return batch if batch.weight is not None else batch._replace(weight=ones)
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    """In the order in which `Batch.map` meets them."""
+    found: list[Tensor] = []
+    batch.map(lambda t: (found.append(t), t)[1])
+    return found
 
 
 Piece = Callable[..., Any]
@@ -27,7 +67,7 @@ class Run(Protocol):
 
     def __call__(
         self,
-        piece: Callable[..., Any],
+        piece: Piece,
         algo: MetaAlgorithm,
         meta: Meta,
         *args: Any,
@@ -37,7 +77,7 @@ class Run(Protocol):
         ...
 
     @property
-    def forward(self) -> bool:
+    def forward_over_reverse(self) -> bool:
         """Whether Hessian-vector products are to be taken forward over reverse."""
         ...
 
@@ -47,7 +87,7 @@ class Run(Protocol):
         ...
 
     def numbers(self, steps: int, task: Task) -> Tensor:
-        """The numbers of the inner steps as tensors, so that one compiled piece serves all."""
+        """0, 1, ..., `steps` as tensors, so that one compiled piece serves every inner step."""
         ...
 
 

@@ -43,6 +43,7 @@ class Stopwatch:
         self.trial, self.tasks, self.device, self.alone = trial, tasks, device, alone
         self.seconds: dict[str, float] = {}
         self.plans: dict[str, Plan] = {}
+        self.notes: dict[str, str] = {}
 
     def best(self) -> Plan:
         """The fastest so far."""
@@ -64,7 +65,10 @@ class Stopwatch:
                 self.seconds[str(plan)] = self._time(plan)
         except (RuntimeError, MemoryError, UsageError) as error:
             # Out of memory, or what a transform, the compiler or a peer's engine does not know.
-            log.info("%s failed: %s", plan, str(error).split("\n")[0])
+            self.notes[str(plan)] = (
+                f"failed: {str(error).splitlines()[0] if str(error) else error!r}"
+            )
+            log.info("%s %s", plan, self.notes[str(plan)])
             self.seconds[str(plan)] = float("inf")
 
     def _time(self, plan: Plan) -> float:
@@ -78,10 +82,14 @@ class Stopwatch:
         free = free_memory_bytes(self.device)
         at_once = plan.tasks is not None and (plan.tasks or self.tasks)
         if at_once and free is not None and grown / few * at_once > free * _MARGIN:
-            log.info("%s would need %.1f GiB", plan, grown / few * at_once / 2**30)
+            self.notes[str(plan)] = f"would need {grown / few * at_once / 2**30:.1f} GiB"
+            log.info("%s %s", plan, self.notes[str(plan)])
             return float("inf")
         best = min(self.seconds.values(), default=quick)
-        if few == self.tasks or quick > _HOPELESS * best:
+        if few == self.tasks:
+            return quick
+        if quick > _HOPELESS * best:
+            self.notes[str(plan)] = "on two tasks; too far behind to go on"
             return quick
         self._run(plan, self.tasks)
         return self._least(plan, self.tasks, 3)

@@ -8,15 +8,16 @@ import numpy as np
 import torch
 
 from metalearn import tree
+from metalearn.engine import Engine
 from metalearn.engine.batching import default_plan, map_tasks
-from metalearn.engine.frozen_body import Head, embedded, head_of
-from metalearn.engine.plan import Batching, parse
-from metalearn.engine.task import Run, Task
+from metalearn.engine.frozen_body import Body, features_of
+from metalearn.engine.plan import Plan, parse
+from metalearn.engine.task import Run, Task, tasks_of
 from metalearn.episodes import Manifest
 from metalearn.errors import UsageError
 from metalearn.evaluation.statistics import Interval, mean_interval
 from metalearn.functional.precision import computing_in
-from metalearn.inner.loop import trajectory, without_history
+from metalearn.inner.loop import detached_gradient, trajectory
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Meta, Metrics
 
@@ -70,18 +71,17 @@ class EvalReport:
 
 
 def measured(
-    algo: MetaAlgorithm, meta: Meta, task: Task, at: Sequence[int], head: Head | None = None
+    algo: MetaAlgorithm, meta: Meta, task: Task, at: Sequence[int], body: Body | None = None
 ) -> list[Metrics]:
     """One task: the query metrics after each of `at` inner steps, ascending.
 
-    head: of `algo`, where it alone adapts; the images pass through the rest once.
+    body: of `algo`, where the head alone adapts; the inputs pass through the rest once.
     """
-    support, query, _ = task
-    if head is not None:
-        algo, meta = head, head.meta(meta, *embedded(algo, meta, head.path, task))
-    path = trajectory(algo, meta, support, max(at), gradient=without_history)
+    if body is not None:
+        algo, meta = body, body.meta(meta, *features_of(algo, meta, body.path, task))
+    path = trajectory(algo, meta, task.given, max(at), gradient=detached_gradient)
     return [
-        algo.outer_loss(meta, algo.finish(meta, fast, support), query)[1]
+        algo.outer_loss(meta, algo.finish(meta, fast, task.given, step), task.query)[1]
         for step, (fast, _) in enumerate(path)
         if step in at
     ]
@@ -92,14 +92,16 @@ def evaluate(
     meta: Meta,
     episodes: Episodes | Iterable[Episodes] | Manifest,
     steps: int | None = None,
-    batching: Batching = "auto",
+    engine: Engine | None = None,
     device: torch.device | str | None = None,
     at: Sequence[int] | None = None,
 ) -> EvalReport:
     """Adapt to every episode and measure its queries after each inner step.
 
     episodes: a `Manifest`, one `Episodes` `[T, ...]`, or batches of them.
-    steps: inner steps, by default the algorithm's own. device: where to move the episodes.
+    steps: inner steps, by default the algorithm's own. engine: whose batching is used, by default
+        a loop on a CPU and `vmap` on a GPU; neither compiled nor in a low precision.
+    device: where to move the episodes.
     at: the inner steps to measure after, ascending, in the place of `steps`; by default after
         each, which costs a pass over the queries.
     Dropout is off. Raises UsageError for no episodes, or for steps of a method without any.
@@ -113,23 +115,27 @@ def evaluate(
     if isinstance(batches, Episodes):
         batches = [batches]
 
+    engine = Engine() if engine is None else engine
+
     def report(task: Task, run: Run) -> list[Metrics]:
-        return run(measured, algo, meta, task, at=tuple(at), head=head)
+        return run(measured, algo, meta, task, at=tuple(at), body=body)
 
     values: dict[str, list[np.ndarray]] = {}
     with torch.no_grad(), algo.net.evaluating():
         for batch in cast(Iterable[Episodes], batches):
-            if not len(batch.support.x):
+            if not batch.tasks:
                 continue
             if device is not None:
                 batch = batch.map(lambda t: t.to(device))
-            on = batch.support.x.device
+            on = batch.support.device
             # Not compiled: an evaluation is over before the wait has paid.
-            plan = (parse(batching) or default_plan(on))._replace(threads=False, compile=False)
+            given = engine.batching
+            plan = given if isinstance(given, Plan) else parse(given) or default_plan(on)
+            plan = plan._replace(threads=False, compile=False)
             # A list, so that every task of the batch is computed in full precision.
             with computing_in("fp32", on):
-                tasks = Task(batch.support, batch.query, None)
-                head = head_of(algo, meta, tasks)
+                tasks = tasks_of(algo, batch)
+                body = engine.body(algo, meta, tasks)
                 results = list(map_tasks(report, tasks, plan))
             for count, by_step in results:
                 stacked = tree.map(lambda *m: torch.stack(m, -1), *by_step)

@@ -14,7 +14,7 @@ from metalearn import tree
 from metalearn.functional.norms import BatchNorm, Call, calling, replace_norms
 from metalearn.functional.overrides import Exact, needs_exact
 from metalearn.functional.precision import narrowed, widened
-from metalearn.types import Params
+from metalearn.types import META_STEP, Inputs, Outputs, Params, first_tensor, map_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,23 +36,30 @@ class PureModule:
     places: dict[str, tuple[str, ...]]
     exact: bool = False
 
-    def _forward(self, weights: Params, x: Tensor) -> Tensor:
+    def _forward(self, weights: Params, x: Inputs) -> Outputs:
         # Not functional_call's own tie_weights: where one layer stands at two places of the
         # module, it leaves the layer with the weights of the call (pytorch 164759).
         placed = {
-            place: t for name, t in weights.items() for place in self.places.get(name, (name,))
+            place: t
+            for name, t in weights.items()
+            if name != META_STEP
+            for place in self.places.get(name, (name,))
         }
         with Exact() if self.exact else nullcontext():
             return functional_call(self.module, placed, (x,), tie_weights=False)
 
-    def apply(self, weights: Params, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    def apply(self, weights: Params, x: Inputs, weight: Tensor | None = None) -> Outputs:
         """The module's output for `x` `[B, *X]` under `weights` (parameters, buffers, support
-        statistics; a name left out keeps its starting value). `weight` `[B]` marks padding."""
-        like = next((t for t in weights.values() if t.is_floating_point()), x)
-        with calling(Call(weight)):
-            return widened(self._forward(tree.map(narrowed, weights), narrowed(x)), like)
+        statistics; a name left out keeps its starting value). `weight` `[B]` marks padding.
 
-    def before(self, path: str, weights: Params, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        A dict of inputs is handed to the module as it is.
+        """
+        like = next((t for t in weights.values() if t.is_floating_point()), first_tensor(x))
+        with calling(Call(weight)):
+            y = self._forward(tree.map(narrowed, weights), map_tensors(narrowed, x))
+            return map_tensors(lambda t: widened(t, like), y)
+
+    def before(self, path: str, weights: Params, x: Inputs, weight: Tensor | None = None) -> Tensor:
         """What the submodule at `path` is given when the module is applied to `x`.
 
         Raises RuntimeError where that is not one tensor, given once.
@@ -66,7 +73,7 @@ class PureModule:
             handle.remove()
         if len(seen) != 1:
             raise RuntimeError(f"{path} is given {len(seen)} tensors, not one")
-        return widened(seen[0], output)
+        return widened(seen[0], first_tensor(output))
 
     def part(self, path: str) -> "PureModule":
         """The submodule at `path`, its tensors under the names that they have in the whole."""
@@ -85,7 +92,7 @@ class PureModule:
         )  # fmt: skip
 
     def _record(
-        self, weights: Params, x: Tensor, weight: Tensor | None
+        self, weights: Params, x: Inputs, weight: Tensor | None
     ) -> dict[nn.Module, tuple[Tensor, Tensor]]:
         """The moments that each norm layer met in one forward pass."""
         record: dict[nn.Module, tuple[Tensor, Tensor]] = {}
@@ -94,7 +101,7 @@ class PureModule:
         return record
 
     def support_statistics(
-        self, weights: Params, x: Tensor, weight: Tensor | None = None
+        self, weights: Params, x: Inputs, weight: Tensor | None = None
     ) -> Params:
         """What `apply` needs to treat queries by the statistics of the support set `x`.
 
@@ -114,7 +121,7 @@ class PureModule:
 
     @torch.no_grad()
     def track(
-        self, weights: Params, buffers: Params, x: Tensor, weight: Tensor | None = None
+        self, weights: Params, buffers: Params, x: Inputs, weight: Tensor | None = None
     ) -> Params:
         """`buffers` after the running averages took one step of their momentum towards the
         statistics of `x` `[B, *X]` under `weights`. Unchanged without such norm layers."""

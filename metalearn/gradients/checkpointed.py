@@ -10,15 +10,13 @@ from torch import Tensor
 from torch.func import grad, vjp
 from torch.utils import _pytree as pytree
 
-from metalearn.engine.batching import over_tasks
-from metalearn.engine.strategy import Batching, Capture
+from metalearn.engine import plain_loop
 from metalearn.engine.task import Run, Task
-from metalearn.functional.precision import Precision
-from metalearn.gradients.steps import judged
+from metalearn.gradients.steps import query_loss
 from metalearn.inner.loop import inner_step
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import State
-from metalearn.types import Batch, Episodes, Kind, Meta, MetaGradients, Metrics, Params
+from metalearn.types import Kind, Meta, MetaGradients, Metrics, Params
 
 
 class _Recomputed(torch.autograd.Function):
@@ -77,35 +75,34 @@ def recomputed(function: Callable[..., Any], *args: Any) -> Any:
     return pytree.tree_unflatten(outputs, returned[0])
 
 
-def unrolled(algo: MetaAlgorithm, meta: Meta, task: Task) -> tuple[MetaGradients, Metrics]:
-    """One task: the gradient of `outer_loss(adapt(meta))`."""
+def checkpointed(algo: MetaAlgorithm, meta: Meta, task: Task) -> tuple[MetaGradients, Metrics]:
+    """One task: the gradient of the outer loss, each inner step recomputed on the way back."""
+    weighted = algo.step_weights(meta) is not None
 
     def objective(learned: MetaGradients) -> tuple[Tensor, Metrics]:
         full = Meta(**learned, buffers=meta["buffers"])
-        fast = algo.begin(full, task.support)
+        fast = algo.begin(full, task.given)
         state = algo.rule.init(fast)
+        total: Tensor | None = None
         for number in range(algo.steps):
 
-            def step(
-                meta: Meta,
-                fast: Params,
-                state: State,
-                support: Batch,
-                seed: Tensor | None,
-                number: int = number,
-            ) -> tuple[Params, State]:
-                return inner_step(algo, meta, fast, state, support, number, seed)
+            def passing(meta: Meta, fast: Params, task: Task, number: int = number) -> Tensor:
+                return query_loss(algo, meta, fast, task, number)[0]
 
-            fast, state = recomputed(step, full, fast, state, task.support, task.seed)
-        return judged(algo, full, fast, task)
+            def step(
+                meta: Meta, fast: Params, state: State, task: Task, number: int = number
+            ) -> tuple[Params, State]:
+                return inner_step(algo, meta, fast, state, task.given, number, task.seed)
+
+            if weighted:
+                loss = recomputed(passing, full, fast, task)
+                total = loss if total is None else total + loss
+            fast, state = recomputed(step, full, fast, state, task)
+        loss, metrics = query_loss(algo, full, fast, task, algo.steps)
+        return (loss if total is None else total + loss), metrics
 
     learned = MetaGradients(init=meta["init"], hyper=meta["hyper"])
     return grad(objective, has_aux=True)(learned)
-
-
-def checkpointed(algo: MetaAlgorithm, meta: Meta, task: Task, run: Run):
-    """`unrolled` as one piece."""
-    return run(unrolled, algo, meta, task)
 
 
 @dataclass(frozen=True)
@@ -119,13 +116,11 @@ class Checkpointed:
     Griewank, Walther: Evaluating Derivatives, 2008, chapter 12; one checkpoint a step.
     """
 
-    batching: Batching = "loop"
-    precision: Precision = "fp32"
-    capture: Capture = "none"
     kind: ClassVar[Kind] = "exact"
+    __call__ = plain_loop
 
-    def __call__(
-        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
+    def task(
+        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
     ) -> tuple[MetaGradients, Metrics]:
-        """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
-        return over_tasks(self, checkpointed, algo, meta, episodes)
+        """The gradient of one task's outer loss, shaped like `meta`, and its metrics."""
+        return run(checkpointed, algo, meta, task)

@@ -23,16 +23,14 @@ from torch import Tensor
 from torch.func import vjp
 
 from metalearn import tree
-from metalearn.engine.batching import over_tasks
-from metalearn.engine.strategy import Batching, Capture
+from metalearn.engine import plain_loop
 from metalearn.engine.task import Run, Task
 from metalearn.errors import UsageError
 from metalearn.functional.autodiff import derivative_along, gradient_at
-from metalearn.functional.precision import Precision
-from metalearn.gradients.steps import adapted, judged
+from metalearn.gradients.steps import adapted, query_loss
 from metalearn.inner.loop import dropping, inner_gradient
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics, Params
+from metalearn.types import Kind, Meta, MetaGradients, Metrics, Params
 
 Solver = Literal["cg", "neumann"]
 
@@ -69,7 +67,8 @@ def start(
     `fast` as the b of a search that starts at v = 0."""
 
     def loss(learned: MetaGradients, fast: Params) -> tuple[Tensor, Metrics]:
-        return judged(algo, Meta(**learned, buffers=meta["buffers"]), fast, task)
+        full = Meta(**learned, buffers=meta["buffers"])
+        return query_loss(algo, full, fast, task, algo.steps)
 
     learned = MetaGradients(init=meta["init"], hyper=meta["hyper"])
     (direct, b), metrics = gradient_at(loss, learned, fast, has_aux=True)
@@ -83,7 +82,7 @@ def inner_gradient_at_end(algo: MetaAlgorithm, meta: Meta, fast: Params, task: T
     """The gradient of the inner loss on the whole support set, whatever minibatches the rule
     takes, and with one dropout mask, so that H is one matrix."""
     with dropping(task.seed, algo.steps):
-        return inner_gradient(algo, meta, fast, task.support)
+        return inner_gradient(algo, meta, fast, task.given, algo.steps)
 
 
 def search_step(
@@ -93,7 +92,7 @@ def search_step(
     task: Task,
     search: Search,
     rate: float | None,
-    forward: bool = False,
+    forward_over_reverse: bool = False,
 ) -> Search:
     """One product with H and one step along `direction`; `search` itself where that is done.
 
@@ -104,7 +103,7 @@ def search_step(
         return inner_gradient_at_end(algo, meta, fast, task)
 
     v, residual, direction, enough, done = search
-    if forward:
+    if forward_over_reverse:
         curved = derivative_along(gradient, (fast,), (direction,))
     else:
         curved = vjp(gradient, fast)[1](direction, retain_graph=False)[0]
@@ -169,10 +168,8 @@ class Implicit:
     iterations: int = 5
     tolerance: float = 1e-4
     rate: float = 0.1
-    batching: Batching = "loop"
-    precision: Precision = "fp32"
-    capture: Capture = "none"
     kind: ClassVar[Kind] = "implicit"
+    __call__ = plain_loop
 
     def __post_init__(self) -> None:
         if self.solver not in ("cg", "neumann"):
@@ -184,12 +181,17 @@ class Implicit:
         if not self.rate > 0:
             raise UsageError(f"gradient.rate={self.rate} must be above 0")
 
-    def _gradient(
+    def task(
         self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
     ) -> tuple[MetaGradients, Metrics]:
         """One task: the implicit gradient where its inner loop ends."""
         if not algo.steps:
             raise UsageError("gradient Implicit needs algorithm.steps of 1 or more")
+        if algo.step_weights(meta) is not None:
+            raise UsageError(
+                "gradient Implicit knows the end of the inner loop alone, and this algorithm "
+                "weighs the query loss of every step; use gradient=adjoint"
+            )
         fast, _ = adapted(algo, meta, task, run)
         (direct, search), metrics = run(start, algo, meta, fast, task, tolerance=self.tolerance)
         rate = self.rate if self.solver == "neumann" else None
@@ -197,12 +199,7 @@ class Implicit:
             if run.fused and all_done(search):
                 break
             search = run(
-                search_step, algo, meta, fast, task, search, rate=rate, forward=run.forward
-            )
+                search_step, algo, meta, fast, task, search, rate=rate,
+                forward_over_reverse=run.forward_over_reverse,
+            )  # fmt: skip
         return run(through_minimum, algo, meta, fast, task, search.found, direct), metrics
-
-    def __call__(
-        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
-    ) -> tuple[MetaGradients, Metrics]:
-        """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
-        return over_tasks(self, self._gradient, algo, meta, episodes)

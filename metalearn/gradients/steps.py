@@ -17,22 +17,29 @@ from metalearn.functional.precision import inner_pass, outer_pass
 from metalearn.inner.loop import (
     InnerGradient,
     apply_rule,
+    detached_gradient,
     dropping,
     inner_gradient,
     inner_step,
     minibatch,
-    without_history,
 )
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.inner.rules import State
+from metalearn.inner.rules import State, at_step
 from metalearn.types import Meta, Metrics, Params
 
 
-def judged(algo: MetaAlgorithm, meta: Meta, fast: Params, task: Task) -> tuple[Tensor, Metrics]:
-    """The (scaled) loss of the queries after the last inner step, and the metrics."""
-    with outer_pass() as scale, dropping(task.seed, -1):
-        loss, metrics = algo.outer_loss(meta, algo.finish(meta, fast, task.support), task.query)
-    return loss * scale, metrics
+def query_loss(
+    algo: MetaAlgorithm, meta: Meta, fast: Params, task: Task, step: int | Tensor
+) -> tuple[Tensor, Metrics]:
+    """The (scaled) query loss after `step` inner steps, and the metrics.
+
+    Where the algorithm weighs steps, the loss has the weight of this one.
+    """
+    with outer_pass() as scale, dropping(task.seed, step - algo.steps - 1):
+        fast = algo.finish(meta, fast, task.given, step)
+        loss, metrics = algo.outer_loss(meta, fast, task.query)
+    weights = algo.step_weights(meta)
+    return (loss if weights is None else loss * at_step(weights, step)) * scale, metrics
 
 
 def first_step(
@@ -44,9 +51,9 @@ def first_step(
 ) -> tuple[Params, State]:
     """The fast weights and the rule's state after inner step 0, in which all tasks still share
     their weights: under `vmap` the convolutions of this step are those of one large batch."""
-    fast = algo.begin(meta, task.support)
+    fast = algo.begin(meta, task.given)
     state = algo.rule.init(fast)
-    return inner_step(algo, meta, fast, state, task.support, step, task.seed, gradient)
+    return inner_step(algo, meta, fast, state, task.given, step, task.seed, gradient)
 
 
 def next_step(
@@ -59,24 +66,24 @@ def next_step(
     gradient: InnerGradient = inner_gradient,
 ) -> tuple[Params, State]:
     """The fast weights and the rule's state after one more inner step."""
-    return inner_step(algo, meta, fast, state, task.support, step, task.seed, gradient)
+    return inner_step(algo, meta, fast, state, task.given, step, task.seed, gradient)
 
 
 def adapted(algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> tuple[Params, State]:
-    """The fast weights and the rule's state after all inner steps, without history; not a piece,
-    but of pieces."""
-    numbers = run.numbers(algo.steps, task)
-    fast, state = run(first_step, algo, meta, task, numbers[0], gradient=without_history)
+    """The fast weights and the rule's state after all inner steps, detached; not a piece, but of
+    pieces."""
+    *numbers, _ = run.numbers(algo.steps, task)
+    fast, state = run(first_step, algo, meta, task, numbers[0], gradient=detached_gradient)
     for number in numbers[1:]:
         fast, state = run(
-            next_step, algo, meta, fast, state, task, number, gradient=without_history
+            next_step, algo, meta, fast, state, task, number, gradient=detached_gradient
         )
     return fast, state
 
 
-def measure(algo: MetaAlgorithm, meta: Meta, fast: Params, task: Task) -> Metrics:
+def query_metrics(algo: MetaAlgorithm, meta: Meta, fast: Params, task: Task) -> Metrics:
     """The metrics of the queries after the last inner step."""
-    return judged(algo, meta, fast, task)[1]
+    return query_loss(algo, meta, fast, task, algo.steps)[1]
 
 
 class Cotangent(NamedTuple):
@@ -86,42 +93,55 @@ class Cotangent(NamedTuple):
     state: State
 
 
-def judge_start(
+def start_gradient(
     algo: MetaAlgorithm, meta: Meta, task: Task
 ) -> tuple[tuple[Params, Params], Metrics]:
-    """The gradient of the outer loss where there is no inner step, for init and hyper."""
+    """The gradient of the query loss before any inner step, for init and hyper."""
 
     def loss(init: Params, hyper: Params) -> tuple[Tensor, Metrics]:
         learned = _meta(meta, init, hyper)
-        return judged(algo, learned, algo.begin(learned, task.support), task)
+        return query_loss(algo, learned, algo.begin(learned, task.given), task, 0)
 
     return gradient_at(loss, meta["init"], meta["hyper"], has_aux=True)
 
 
-def judge_first_step(
+def only_step_gradient(
     algo: MetaAlgorithm, meta: Meta, task: Task, step: Tensor
 ) -> tuple[tuple[Params, Params], Metrics]:
-    """The gradient of the outer loss after the only inner step, for init and hyper."""
+    """The gradient of the query loss after the only inner step, for init and hyper."""
 
     def loss(init: Params, hyper: Params) -> tuple[Tensor, Metrics]:
         learned = _meta(meta, init, hyper)
-        return judged(algo, learned, first_step(algo, learned, task, step)[0], task)
+        return query_loss(algo, learned, first_step(algo, learned, task, step)[0], task, 1)
 
     return gradient_at(loss, meta["init"], meta["hyper"], has_aux=True)
 
 
-def judge_last_step(
+def last_step_gradient(
     algo: MetaAlgorithm, meta: Meta, fast: Params, state: State, task: Task, step: Tensor
 ) -> tuple[tuple[Params, Params, Cotangent], Metrics]:
-    """The gradient of the outer loss after the last inner step, for init, hyper and what stood
+    """The gradient of the query loss after the last inner step, for init, hyper and what stood
     before that step: its own way back is part of the piece, and its forward pass is not redone."""
 
     def loss(init: Params, hyper: Params, before: Cotangent) -> tuple[Tensor, Metrics]:
         learned = _meta(meta, init, hyper)
-        return judged(algo, learned, next_step(algo, learned, *before, task, step)[0], task)
+        after = next_step(algo, learned, *before, task, step)[0]
+        return query_loss(algo, learned, after, task, algo.steps)
 
     before = Cotangent(fast, state)
     return gradient_at(loss, meta["init"], meta["hyper"], before, has_aux=True)
+
+
+def passing_gradient(
+    algo: MetaAlgorithm, meta: Meta, fast: Params, task: Task, step: Tensor
+) -> tuple[Params, Params, Params]:
+    """The gradient of the query loss after `step` inner steps, of which it is not the last, for
+    init, hyper and the fast weights there."""
+
+    def loss(init: Params, hyper: Params, fast: Params) -> Tensor:
+        return query_loss(algo, _meta(meta, init, hyper), fast, task, step)[0]
+
+    return gradient_at(loss, meta["init"], meta["hyper"], fast)  # type: ignore[return-value]
 
 
 def step_back(
@@ -132,25 +152,25 @@ def step_back(
     task: Task,
     step: Tensor,
     later: Cotangent,
-    forward: bool = False,
+    forward_over_reverse: bool = False,
 ) -> tuple[Params, Params, Cotangent]:
     """From the cotangent after a step to the one before it, and what the step adds to the
     gradients of init and hyper.
 
-    forward: take the Hessian-vector product forward over reverse, not reverse over reverse.
+    forward_over_reverse: take the Hessian-vector product so, not reverse over reverse.
     """
     learned = meta["init"], meta["hyper"], fast
 
     def gradient(init: Params, hyper: Params, fast: Params) -> Params:
-        batch = minibatch(task.support, algo.rule.batch_size, step)
+        given = minibatch(task.given, algo.rule.batch_size, step)
         with dropping(task.seed, step):
-            return inner_gradient(algo, _meta(meta, init, hyper), fast, batch)
+            return inner_gradient(algo, _meta(meta, init, hyper), fast, given, step)
 
     def rule(grads: Params, state: State, fast: Params, hyper: Params) -> tuple[Params, State]:
         return apply_rule(algo, grads, state, fast, hyper)
 
     hessian_product = None
-    if forward:
+    if forward_over_reverse:
         grads = gradient(*learned)
     else:
         grads, hessian_product, *_ = vjp(gradient, *learned)
@@ -172,12 +192,12 @@ def _forward_product(
     The Hessian in all three is symmetric, so its product with (0, 0, vector) is the derivative
     of the whole gradient along that direction.
     """
-    batch = minibatch(task.support, algo.rule.batch_size, step)
+    given = minibatch(task.given, algo.rule.batch_size, step)
     init, hyper = meta["init"], meta["hyper"]
 
     def gradients(init: Params, hyper: Params, fast: Params) -> tuple[Params, Params, Params]:
         def loss(init: Params, hyper: Params, fast: Params) -> Tensor:
-            return algo.inner_loss(_meta(meta, init, hyper), fast, batch) * scale
+            return algo.inner_loss(_meta(meta, init, hyper), fast, given, step) * scale
 
         return grad(loss, argnums=(0, 1, 2))(init, hyper, fast)
 
@@ -194,16 +214,18 @@ def first_step_back(
     task: Task,
     step: Tensor,
     later: Cotangent,
-    forward: bool = False,
+    forward_over_reverse: bool = False,
 ) -> tuple[Params, Params]:
     """What the first step, and the start before it, add to the gradients of init and hyper."""
 
     def begin(init: Params, hyper: Params) -> tuple[Params, State]:
-        fast = algo.begin(_meta(meta, init, hyper), task.support)
+        fast = algo.begin(_meta(meta, init, hyper), task.given)
         return fast, algo.rule.init(fast)
 
     (fast, state), through_begin = vjp(begin, meta["init"], meta["hyper"])[:2]
-    from_init, from_hyper, earlier = step_back(algo, meta, fast, state, task, step, later, forward)
+    from_init, from_hyper, earlier = step_back(
+        algo, meta, fast, state, task, step, later, forward_over_reverse
+    )
     d_init, d_hyper = through_begin(tuple(earlier))
     return tree.add(d_init, from_init), tree.add(d_hyper, from_hyper)
 

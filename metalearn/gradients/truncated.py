@@ -1,29 +1,27 @@
-"""The unrolled gradient with the curvature of the last inner steps alone."""
+"""The unrolled gradient with the curvature of the last inner steps alone, or of none."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from metalearn.engine.batching import over_tasks
-from metalearn.engine.strategy import Batching, Capture
+from metalearn.engine import plain_loop
 from metalearn.engine.task import Run, Task
 from metalearn.errors import UsageError
-from metalearn.functional.precision import Precision
 from metalearn.gradients.unroll import unrolled
-from metalearn.inner.loop import InnerGradient, inner_gradient, without_history
+from metalearn.inner.loop import InnerGradient, detached_gradient, inner_gradient
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Batch, Episodes, Kind, Meta, MetaGradients, Metrics, Params
+from metalearn.types import Given, Kind, Meta, MetaGradients, Metrics, Params
 
 
 def with_history_from(first: int) -> InnerGradient:
     """Inner gradients that count as constants before step `first`."""
 
     def gradient(
-        algo: MetaAlgorithm, meta: Meta, fast: Params, support: Batch, step: int | Tensor
+        algo: MetaAlgorithm, meta: Meta, fast: Params, given: Given, step: int | Tensor
     ) -> Params:
-        taken = without_history if step < first else inner_gradient
-        return taken(algo, meta, fast, support, step)
+        taken = detached_gradient if step < first else inner_gradient
+        return taken(algo, meta, fast, given, step)
 
     return gradient
 
@@ -47,20 +45,32 @@ class Truncated:
     """
 
     last: int = 1
-    batching: Batching = "loop"
-    precision: Precision = "fp32"
-    capture: Capture = "none"
     kind: ClassVar[Kind] = "truncated"
+    __call__ = plain_loop
 
     def __post_init__(self) -> None:
         if self.last < 0:
             raise UsageError(f"gradient.last={self.last} must be 0 or more")
 
-    def _gradient(self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run):
+    def task(
+        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
+    ) -> tuple[MetaGradients, Metrics]:
+        """The gradient of one task, shaped like `meta`, and its metrics."""
         return run(truncated, algo, meta, task, last=self.last)
 
-    def __call__(
-        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """FOMAML: d theta_K / d theta = 1. Learned inner rates still get their gradient.
+
+    Finn, Abbeel, Levine 2017, section 5.2; Nichol, Achiam, Schulman 2018, eq. 8.
+    """
+
+    kind: ClassVar[Kind] = "truncated"
+    __call__ = plain_loop
+
+    def task(
+        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
     ) -> tuple[MetaGradients, Metrics]:
-        """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
-        return over_tasks(self, self._gradient, algo, meta, episodes)
+        """The gradient of one task, shaped like `meta`, and its metrics."""
+        return run(truncated, algo, meta, task, last=0)

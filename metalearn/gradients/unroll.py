@@ -5,35 +5,34 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from metalearn.engine.batching import over_tasks
-from metalearn.engine.strategy import Batching, Capture
+from metalearn.engine import plain_loop
 from metalearn.engine.task import Run, Task
 from metalearn.functional.autodiff import gradient_at
-from metalearn.functional.precision import Precision
-from metalearn.gradients.steps import judged
+from metalearn.gradients.steps import query_loss
 from metalearn.inner.loop import InnerGradient, inner_gradient, trajectory
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
+from metalearn.types import Kind, Meta, MetaGradients, Metrics
 
 
 def unrolled(
     algo: MetaAlgorithm, meta: Meta, task: Task, gradient: InnerGradient = inner_gradient
 ) -> tuple[MetaGradients, Metrics]:
-    """One task: the gradient of `outer_loss(adapt(meta))`, the inner gradient being `gradient`."""
+    """One task: the gradient of the outer loss, the inner gradient being `gradient`."""
+    weighted = algo.step_weights(meta) is not None
 
     def objective(learned: MetaGradients) -> tuple[Tensor, Metrics]:
         full = Meta(**learned, buffers=meta["buffers"])
-        *_, (fast, _) = trajectory(algo, full, task.support, algo.steps, task.seed, gradient)
-        return judged(algo, full, fast, task)
+        path = trajectory(algo, full, task.given, algo.steps, task.seed, gradient)
+        *losses, (loss, metrics) = [
+            query_loss(algo, full, fast, task, step)
+            for step, (fast, _) in enumerate(path)
+            if weighted or step == algo.steps
+        ]
+        return sum((earlier for earlier, _ in losses), loss), metrics
 
     learned = MetaGradients(init=meta["init"], hyper=meta["hyper"])
     (gradients,), metrics = gradient_at(objective, learned, has_aux=True)
     return gradients, metrics
-
-
-def unroll(algo: MetaAlgorithm, meta: Meta, task: Task, run: Run):
-    """`unrolled` as one piece."""
-    return run(unrolled, algo, meta, task)
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,11 @@ class Unroll:
     that.
     """
 
-    batching: Batching = "loop"
-    precision: Precision = "fp32"
-    capture: Capture = "none"
     kind: ClassVar[Kind] = "exact"
+    __call__ = plain_loop
 
-    def __call__(
-        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
+    def task(
+        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
     ) -> tuple[MetaGradients, Metrics]:
-        """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
-        return over_tasks(self, unroll, algo, meta, episodes)
+        """The gradient of one task's outer loss, shaped like `meta`, and its metrics."""
+        return run(unrolled, algo, meta, task)

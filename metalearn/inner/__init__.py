@@ -2,14 +2,16 @@
 
 from metalearn.inner.adaptive import adam, adamw, rmsprop
 from metalearn.inner.learned import lslr, meta_curvature, meta_sgd
-from metalearn.inner.loop import adapt, trajectory, without_history
-from metalearn.inner.rules import InnerRule, momentum, sgd
+from metalearn.inner.loop import adapt, detached_gradient, trajectory
+from metalearn.inner.rules import InnerRule, at_step, momentum, sgd
 
 __all__ = [
     "InnerRule",
     "adam",
     "adamw",
     "adapt",
+    "at_step",
+    "detached_gradient",
     "lslr",
     "meta_curvature",
     "meta_sgd",
@@ -17,5 +19,4 @@ __all__ = [
     "rmsprop",
     "sgd",
     "trajectory",
-    "without_history",
 ]

@@ -7,6 +7,7 @@ from metalearn import tree
 from metalearn.inner.rules import (
     InnerRule,
     State,
+    at_step,
     check_not_negative,
     complete,
     first_step,
@@ -59,11 +60,8 @@ def lslr(
         return name.rpartition(".")[0] or "module"
 
     def update(grads: Params, state: State, fast: Params, hyper: Params) -> tuple[Params, State]:
-        def at(rates: Tensor) -> Tensor:
-            step = state["step"].detach().clamp(max=len(rates) - 1).long()
-            return rates.index_select(0, step.view(1)).view(())
-
-        current = tree.map(at, under_prefix("rate", hyper))
+        step = state["step"].detach().long()
+        current = tree.map(lambda rates: at_step(rates, step), under_prefix("rate", hyper))
         updates = {name: -current[layer(name)] * grad for name, grad in grads.items()}
         return updates, {"step": state["step"] + 1}
 

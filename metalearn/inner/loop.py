@@ -13,40 +13,47 @@ from metalearn.functional.dropout import dropout_stream, fold
 from metalearn.functional.precision import inner_pass
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import State
-from metalearn.types import Batch, Meta, Params
+from metalearn.types import Batch, Given, Meta, Params
 
-InnerGradient = Callable[[MetaAlgorithm, Meta, Params, Batch, int | Tensor], Params]
+InnerGradient = Callable[[MetaAlgorithm, Meta, Params, Given, int | Tensor], Params]
+"""(algo, meta, fast, given, step) -> the gradient of the inner loss of that step for `fast`."""
 
 
-def minibatch(support: Batch, size: int | None, step: int | Tensor) -> Batch:
+def minibatch(given: Given, size: int | None, step: int | Tensor) -> Given:
+    """`given` with the support examples of inner step `step` alone, as `_rows` chooses them."""
+    return given if size is None else given._replace(support=_rows(given.support, size, step))
+
+
+def _rows(support: Batch, size: int, step: int | Tensor) -> Batch:
     """The `size` support examples of inner step `step`: in order, starting over at the end.
 
     Padding has no turn: a task takes the same examples in every batch that it is padded for.
     """
-    x, y, weight = support
-    if size is None or size >= len(x):
+    weight, count = support.weight, support.shape[0]
+    if size >= count:
         return support
-    places = torch.arange(size, device=x.device)
+    places = torch.arange(size, device=support.device)
     if weight is None:
-        rows = (places + step * size) % len(x)
-        return Batch(x[rows], y[rows])
+        rows = (places + step * size) % count
+        return support.map(lambda t: t[rows])
     padding = weight == 0
     real = (~padding).sum().clamp(min=1)
     rows = torch.argsort(padding.long(), stable=True)[(places + step * size) % real]
-    return Batch(x[rows], y[rows], weight[rows] * (places < real))
+    batch = support.map(lambda t: t[rows])
+    return batch._replace(weight=weight[rows] * (places < real))
 
 
 def inner_gradient(
-    algo: MetaAlgorithm, meta: Meta, fast: Params, support: Batch, step: int | Tensor = 0
+    algo: MetaAlgorithm, meta: Meta, fast: Params, given: Given, step: int | Tensor
 ) -> Params:
     """d inner_loss / d fast, itself differentiable, in the precision set around it."""
     with inner_pass() as scale:
-        grads = grad(lambda fast: algo.inner_loss(meta, fast, support) * scale)(fast)
+        grads = grad(lambda fast: algo.inner_loss(meta, fast, given, step) * scale)(fast)
     return grads if scale == 1 else tree.scale(grads, 1 / scale)
 
 
-def without_history(
-    algo: MetaAlgorithm, meta: Meta, fast: Params, support: Batch, step: int | Tensor = 0
+def detached_gradient(
+    algo: MetaAlgorithm, meta: Meta, fast: Params, given: Given, step: int | Tensor
 ) -> Params:
     """`inner_gradient` as a constant, for steps that nobody differentiates. Its inputs are cut,
     and it keeps nothing of its own way back."""
@@ -55,7 +62,7 @@ def without_history(
     )
     with inner_pass() as scale:
         (grads,) = gradient_at(
-            lambda fast: algo.inner_loss(constant, fast, support) * scale, tree.detach(fast)
+            lambda fast: algo.inner_loss(constant, fast, given, step) * scale, tree.detach(fast)
         )
     return grads if scale == 1 else tree.scale(grads, 1 / scale)
 
@@ -78,51 +85,53 @@ def inner_step(
     meta: Meta,
     fast: Params,
     state: State,
-    support: Batch,
+    given: Given,
     step: int | Tensor,
     seed: Tensor | None = None,
     gradient: InnerGradient = inner_gradient,
 ) -> tuple[Params, State]:
     """Step number `step` of the inner loop: the rule after the gradient of the inner loss."""
     with dropping(seed, step):
-        batch = minibatch(support, algo.rule.batch_size, step)
-        grads = gradient(algo, meta, fast, batch, step)
+        grads = gradient(algo, meta, fast, minibatch(given, algo.rule.batch_size, step), step)
     return apply_rule(algo, grads, state, fast, meta["hyper"])
 
 
 def trajectory(
     algo: MetaAlgorithm,
     meta: Meta,
-    support: Batch,
+    given: Given,
     steps: int,
     seed: Tensor | None = None,
     gradient: InnerGradient = inner_gradient,
 ) -> Iterator[tuple[Params, State]]:
     """The fast weights of one task and the rule's state after 0, 1, ..., `steps` inner steps."""
-    fast = algo.begin(meta, support)
+    fast = algo.begin(meta, given)
     state = algo.rule.init(fast)
     yield fast, state
     for step in range(steps):
-        fast, state = inner_step(algo, meta, fast, state, support, step, seed, gradient)
+        fast, state = inner_step(algo, meta, fast, state, given, step, seed, gradient)
         yield fast, state
 
 
 def adapt(
     algo: MetaAlgorithm,
     meta: Meta,
-    support: Batch,
+    given: Given | Batch,
     steps: int | None = None,
     seed: Tensor | None = None,
     gradient: InnerGradient = inner_gradient,
 ) -> Params:
     """Adapt to one task: `steps` (default `algo.steps`) inner steps from `algo.begin`.
 
-    support: `[S, *X]`, `[S]`, one task without T.
+    given: what one task, without T, may see: support `[S, *X]`, `[S]`, alone or with inputs
+        without labels.
     seed: int64 scalar, of the task's dropout masks; None leaves them to torch's generator.
-    gradient: how the inner gradient of a step is taken; `without_history` where nobody
+    gradient: how the inner gradient of a step is taken; `detached_gradient` where nobody
         differentiates what is returned.
     Returns the fast weights, ready for `algo.predict`; differentiable in `meta`.
     """
+    if isinstance(given, Batch):
+        given = Given(given)
     count = algo.steps if steps is None else steps
-    *_, (fast, _) = trajectory(algo, meta, support, count, seed, gradient)
-    return algo.finish(meta, fast, support)
+    *_, (fast, _) = trajectory(algo, meta, given, count, seed, gradient)
+    return algo.finish(meta, fast, given, count)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from metalearn import tree
 from metalearn.errors import UsageError
@@ -60,6 +61,16 @@ def under_prefix(prefix: str, tensors: Params) -> Params:
 def first_step(fast: Params) -> State:
     """A counter of the steps taken, in the weights' type and on their device."""
     return {"step": next(iter(fast.values())).new_zeros(())}
+
+
+def at_step(values: Tensor, step: int | Tensor) -> Tensor:
+    """`values[step]` of one value for each inner step, `[K, ...]`; the last one for later steps.
+
+    step: an int, or an int64 scalar as compiled and vmapped steps have it.
+    """
+    if isinstance(step, int):
+        return values[min(step, len(values) - 1)]
+    return values.index_select(0, step.clamp(max=len(values) - 1).view(1)).squeeze(0)
 
 
 def check_not_negative(**values: float) -> None:

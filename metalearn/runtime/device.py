@@ -1,5 +1,9 @@
 """The device that a run uses."""
 
+import functools
+import platform
+from pathlib import Path
+
 import torch
 
 from metalearn.errors import UsageError
@@ -20,3 +24,19 @@ def torch_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device={name}, but the last is cuda:{torch.cuda.device_count() - 1}")
     return device
+
+
+@functools.cache
+def processor_model() -> str:
+    """What tells this processor from others: its name, family, model and stepping, and the vector
+    instructions that torch takes there."""
+    told: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            told.setdefault(name.strip(), value.strip())
+    except OSError:
+        pass
+    names = ("vendor_id", "model name", "cpu family", "model", "stepping")
+    parts = [told[name] for name in names if name in told]
+    return " ".join([*(parts or [platform.processor()]), torch.backends.cpu.get_cpu_capability()])

@@ -9,9 +9,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from metalearn import tree
-from metalearn.engine.strategy import MetaGradient
-from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Episodes, Meta, MetaGradients, Metrics
+from metalearn.engine import Engine
+from metalearn.engine.strategy import ForeignStrategy, Strategy
+from metalearn.inner.protocol import MetaAlgorithm, TracksBuffers
+from metalearn.types import META_STEP, Episodes, Meta, MetaGradients, Metrics
 
 
 class Outer:
@@ -75,15 +76,27 @@ class Outer:
 
 
 def meta_step(
-    algo: MetaAlgorithm, gradient: MetaGradient, outer: Outer, meta: Meta, episodes: Episodes
+    engine: Engine,
+    strategy: Strategy | ForeignStrategy,
+    algo: MetaAlgorithm,
+    outer: Outer,
+    meta: Meta,
+    episodes: Episodes,
 ) -> Metrics:
     """Update `meta` in place by one meta-batch; returns metrics `[T]` and scalar `grad_norm`.
 
-    Running averages of norm layers, if there are any, follow the support images under the
-    starting weights.
+    Running averages of norm layers, if there are any, follow the support set's inputs under the
+    starting weights, or as the algorithm's own `track` says. `META_STEP` is counted where an
+    algorithm has it.
     """
-    direction, metrics = gradient(algo, meta, episodes)
+    direction, metrics = engine(strategy, algo, meta, episodes)
     norm = outer.step(direction)
-    x, _, weight = episodes.support.map(lambda t: t.flatten(0, 1))
-    meta["buffers"] = algo.net.track(tree.detach(meta["init"]), meta["buffers"], x, weight)
+    if isinstance(algo, TracksBuffers):
+        buffers = algo.track(meta, episodes.support)
+    else:
+        x, _, weight = episodes.support.map(lambda t: t.flatten(0, 1))
+        buffers = algo.net.track(tree.detach(meta["init"]), meta["buffers"], x, weight)
+    if META_STEP in buffers:
+        buffers = {**buffers, META_STEP: buffers[META_STEP] + 1}
+    meta["buffers"] = buffers
     return {**metrics, "grad_norm": norm}

@@ -9,6 +9,7 @@ from metalearn.algorithms import ANIL
 from metalearn.backbones import Conv4
 from metalearn.errors import UsageError
 from metalearn.inner import meta_sgd, sgd
+from metalearn.types import Given
 from tests.tasks import classification, network, task
 
 
@@ -38,7 +39,7 @@ def test_another_part_may_adapt():
 def test_a_prefix_is_no_submodule():
     net = nn.Sequential(*[nn.Linear(3, 3) for _ in range(11)])
     algo = ANIL(net, head="1")
-    fast = algo.begin(algo.init(), task(classification(shape=(3,)), 0).support)
+    fast = algo.begin(algo.init(), Given(task(classification(shape=(3,)), 0).support))
     assert set(fast) == {"1.weight", "1.bias"}
 
 

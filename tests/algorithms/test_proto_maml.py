@@ -10,8 +10,9 @@ from metalearn.backbones import Conv4
 from metalearn.errors import UsageError
 from metalearn.gradients import Adjoint, Checkpointed, Unroll
 from metalearn.inner import adam, meta_curvature, meta_sgd, sgd
+from metalearn.types import Given
 from tests.gradients import reference
-from tests.tasks import apart, classification, network, randomised, task
+from tests.tasks import apart, classification, network, on, randomised, task
 
 WAYS, STEPS = 3, 2
 
@@ -67,17 +68,17 @@ def test_agrees_with_the_plain_loop(strategy, part):
     meta["hyper"] = {n: t / 10 for n, t in randomised(meta["hyper"]).items()}
     want = plain_gradient(plain, meta["hyper"], episodes, fast)
     for batching in ("loop", "vmap", 2):
-        got, _ = strategy(batching=batching)(algo, meta, episodes)
+        got, _ = on(strategy(), batching)(algo, meta, episodes)
         assert apart(got, want) < 1e-10
 
 
 def test_before_the_first_step_it_is_protonet():
     net = features()
-    support, query = task(classification(ways=WAYS), 0)
+    support, query, _ = task(classification(ways=WAYS), 0)
     logits = []
     for algo in (ProtoMAML(net), ProtoNet(net)):
         meta = algo.init()
-        found = algo.predict(meta, algo.begin(meta, support), query.x)
+        found = algo.predict(meta, algo.begin(meta, Given(support)), query.x)
         assert found.shape == (6, 6) and (found[:, WAYS:] < -1e300).all()
         logits.append(found.log_softmax(1)[:, :WAYS])
     torch.testing.assert_close(*logits, rtol=1e-10, atol=1e-10)
@@ -86,13 +87,13 @@ def test_before_the_first_step_it_is_protonet():
 @pytest.mark.parametrize("rule", [sgd(0.1, weight_decay=0.1), adam(0.1)], ids=["decay", "adam"])
 def test_a_class_that_is_not_there_stays_away(rule):
     net = features()
-    support, query = task(classification(ways=WAYS), 0)
+    support, query, _ = task(classification(ways=WAYS), 0)
     algo = ProtoMAML(net, 5, rule)
     meta = algo.init()
-    fast = algo.begin(meta, support)
+    fast = algo.begin(meta, Given(support))
     state = rule.init(fast)
     for _ in range(5):
-        grads = torch.func.grad(lambda fast: algo.inner_loss(meta, fast, support))(fast)
+        grads = torch.func.grad(lambda fast: algo.inner_loss(meta, fast, Given(support), 0))(fast)
         assert (grads["prototypes.weight"][WAYS:] == 0).all()
         assert (grads["prototypes.bias"][WAYS:] == 0).all()
         updates, state = rule.update(grads, state, fast, {})

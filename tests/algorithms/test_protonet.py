@@ -7,6 +7,7 @@ from torch import nn
 from metalearn import Batch, adapt
 from metalearn.algorithms import ProtoNet
 from metalearn.errors import UsageError
+from metalearn.types import Given
 
 SUPPORT = Batch(
     torch.tensor([[0.0, 2.0], [4.0, 0.0], [0.0, 4.0], [2.0, 0.0]]), torch.tensor([1, 0, 1, 0])
@@ -69,7 +70,7 @@ def test_cosine_of_a_zero_feature_has_a_gradient():
 
     def loss(scale):
         there = {**meta, "init": {"scale": scale}}
-        return algo.outer_loss(there, algo.begin(there, zero), zero)[0]
+        return algo.outer_loss(there, algo.begin(there, Given(zero)), zero)[0]
 
     assert torch.isfinite(torch.func.grad(loss)(meta["init"]["scale"]))
 

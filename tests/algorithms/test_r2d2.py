@@ -15,7 +15,7 @@ from metalearn.backbones import Conv4
 from metalearn.errors import UsageError
 from metalearn.gradients import Adjoint, Checkpointed, Unroll
 from tests.gradients import reference
-from tests.tasks import apart, classification, generator, network
+from tests.tasks import apart, classification, generator, network, on
 
 WAYS = 3
 
@@ -94,7 +94,7 @@ def test_agrees_with_the_plain_loop(strategy, batching, squared):
     if not squared:
         # Softmax does not see it.
         assert want["hyper"]["bias"].abs() < 1e-12
-    got, _ = strategy(batching=batching)(algo, meta, episodes)
+    got, _ = on(strategy(), batching)(algo, meta, episodes)
     assert apart(got, want) < 1e-10
 
 

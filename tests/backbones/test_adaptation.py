@@ -22,7 +22,7 @@ from metalearn.inner import meta_sgd, sgd
 from metalearn.training.folder import load_weights
 from tests.command import FAST, metalearn
 from tests.gradients import reference
-from tests.tasks import apart, classification, generator, network, randomised
+from tests.tasks import apart, classification, generator, network, on, randomised
 
 ADAPTATIONS = {
     "all": adaptation.everything,
@@ -128,7 +128,7 @@ def test_the_meta_gradient_of_every_adaptation(name, kind, outer):
         )
     for strategy in (Adjoint, Unroll, Checkpointed):
         for batching in ("loop", "vmap"):
-            got, _ = strategy(batching=batching)(algo, meta, episodes)
+            got, _ = on(strategy(), batching)(algo, meta, episodes)
             assert apart(got, want) < 1e-10
 
 
@@ -140,7 +140,7 @@ def test_the_head_alone_is_anil_to_the_bit():
     theirs = ANIL(net, 2, sgd(0.1))
     for batching in ("loop", "vmap"):
         gradients = [
-            Adjoint(batching=batching)(algo, algo.init(), classification())[0]["init"]
+            on(Adjoint(), batching)(algo, algo.init(), classification())[0]["init"]
             for algo in (ours, theirs)
         ]
         torch.testing.assert_close(*gradients, rtol=0, atol=0)

@@ -106,7 +106,11 @@ def test_logistic_regression_is_scikit_learns(
     state = LogisticRegression(strength, ways=ways).fit({}, given)
     close(state["weight"][:, :WAYS].T.numpy(), theirs.coef_, 1e-6)
     # What all classes share is free.
-    close(state["bias"][:WAYS].numpy(), np.subtract(theirs.intercept_, np.mean(theirs.intercept_)), 1e-6)
+    close(
+        state["bias"][:WAYS].numpy(),
+        np.subtract(theirs.intercept_, np.mean(theirs.intercept_)),
+        1e-6,
+    )
     close(state["bias"].sum().numpy(), np.zeros(()), 1e-9)
     assert state["weight"].shape == (SIZE, len(Y)) and (state["weight"][:, WAYS:] == 0).all()
 

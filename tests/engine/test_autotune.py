@@ -1,54 +1,49 @@
 """`batching=auto` measures, keeps what it found, and changes nothing else."""
 
-import dataclasses
 import itertools
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import pytest
 import torch
 from torch import nn
 
 from metalearn.algorithms import MAML
+from metalearn.algorithms.losses import label_smoothed
 from metalearn.backbones import MLP
-from metalearn.engine import autotune as auto
-from metalearn.engine import cuda_graph as capture
-from metalearn.engine import timing as stopwatch
+from metalearn.engine import Engine, autotune, timing
+from metalearn.engine.cuda_graph import forgetting
 from metalearn.engine.plan import Plan, parse
-from metalearn.gradients import Adjoint
-from tests.tasks import apart, classification, network
+from metalearn.engine.question import question
+from metalearn.gradients import Adjoint, Truncated, Unroll
+from metalearn.inner import momentum, sgd
+from metalearn.types import Kind
+from tests.tasks import apart, classification, network, on
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Adjoint that tells which batchings it was called with."""
+    """Adjoint that counts the tasks, or parts of them, that it was given."""
 
-    batching: str = "auto"
-    calls: ClassVar[list[str]] = []
+    calls: ClassVar[list[int]] = []
+    kind: ClassVar[Kind] = "exact"
     hessian_products: ClassVar[bool] = True
 
-    def __call__(self, algo, meta, episodes):
-        self.calls.append(self.batching)
-        return Adjoint(batching=self.batching)(algo, meta, episodes)
+    def task(self, algo, meta, task, run):
+        self.calls.append(1)
+        return Adjoint().task(algo, meta, task, run)
 
 
 @pytest.fixture(autouse=True)
 def fresh(tmp_path, monkeypatch):
     monkeypatch.setenv("METALEARN_CACHE", str(tmp_path))
-    forget(monkeypatch)
     Counted.calls.clear()
-
-
-def forget(monkeypatch) -> None:
-    """As in another process."""
-    monkeypatch.setattr(auto, "_choices", {})
-    monkeypatch.setattr(auto, "_settled", WeakKeyDictionary())
 
 
 def problem(steps: int = 2):
@@ -56,63 +51,74 @@ def problem(steps: int = 2):
     return algo, algo.init(), classification(tasks=4, shape=(4,))
 
 
+def tuned(*asked, engine: Engine | None = None, coming: int | None = 8):
+    return (engine or Engine()).autotune(Counted(), *asked, coming=coming)
+
+
 def test_the_fastest_of_what_was_timed(tmp_path):
-    settled, choice = auto.settle(Counted(), *problem(), coming=8)
-    assert set(choice.seconds) >= {"loop", "vmap", "loop+forward"}
-    assert set(Counted.calls) == set(choice.seconds)
-    assert choice.seconds[settled.batching] == min(choice.seconds.values())
+    answer = tuned(*problem())
+    assert set(answer.seconds) >= {"loop", "vmap", "loop+forward_over_reverse"}
+    assert answer.seconds[str(answer.plan)] == min(answer.seconds.values())
     (kept,) = (tmp_path / "plans").iterdir()
-    assert json.loads(kept.read_text())["plan"] == settled.batching
-    assert str(choice).startswith(f"{settled.batching}, ")
+    assert json.loads(kept.read_text())["plan"] == str(answer.plan)
+    assert str(answer).startswith(f"{answer.plan}, ")
+
+
+def test_an_engine_explains_what_was_tried_and_why_not():
+    engine = Engine()
+    assert engine.explain() == "batching=auto: nothing was measured"
+    answer = tuned(*problem(), engine=engine)
+    head, *lines = engine.explain().splitlines()
+    assert head == f"Counted of MAML: {answer.plan}"
+    tried = [line.split(":")[0].strip() for line in lines]
+    assert tried[: len(answer.seconds)] == sorted(answer.seconds, key=answer.seconds.get)
+    assert lines[-1] == "  +compile: not tried: the work to come is shorter than compiling"
 
 
 def test_a_few_tasks_are_not_compiled_for():
-    _, choice = auto.settle(Counted(), *problem(), coming=8)
-    plans = [parse(name) for name in choice.seconds]
+    plans = [parse(name) for name in tuned(*problem()).seconds]
     assert not any(plan.compile for plan in plans if plan)
 
 
 def test_no_forward_products_where_there_is_one_step():
-    _, choice = auto.settle(Counted(), *problem(steps=1), coming=8)
-    assert "loop+forward" not in choice.seconds
+    assert "loop+forward_over_reverse" not in tuned(*problem(steps=1)).seconds
 
 
-def test_the_same_question_is_not_measured_twice(monkeypatch):
+def test_the_same_question_is_not_measured_twice():
     algo, meta, episodes = problem()
-    settled, choice = auto.settle(Counted(), algo, meta, episodes, coming=8)
+    engine = Engine()
+    answer = tuned(algo, meta, episodes, engine=engine)
     Counted.calls.clear()
-    assert auto.settle(Counted(), algo, meta, episodes, coming=8) == (settled, choice)
-    forget(monkeypatch)
-    assert auto.settle(Counted(), algo, meta, episodes, coming=8) == (settled, choice)
+    assert tuned(algo, meta, episodes, engine=engine) is answer
+    assert tuned(algo, meta, episodes) == answer  # of another process: from the file
     assert Counted.calls == []
-    other = classification(tasks=3, shape=(4,))
-    auto.settle(Counted(), algo, meta, other, coming=8)
+    tuned(algo, meta, classification(tasks=3, shape=(4,)))
     assert Counted.calls
 
 
-def test_a_damaged_file_is_measured_anew(tmp_path, monkeypatch):
-    auto.settle(Counted(), *problem(), coming=8)
+def test_a_damaged_file_is_measured_anew(tmp_path):
+    tuned(*problem())
     (kept,) = (tmp_path / "plans").iterdir()
     kept.write_text("{")
-    forget(monkeypatch)
     Counted.calls.clear()
-    auto.settle(Counted(), *problem(), coming=8)
+    tuned(*problem())
     assert Counted.calls and json.loads(kept.read_text())
 
 
 def test_what_would_not_fit_is_passed_over(monkeypatch):
-    monkeypatch.setattr(stopwatch, "free_memory_bytes", lambda device: 0)
-    monkeypatch.setattr(stopwatch, "peak_memory_bytes", lambda device: 2**40)
-    settled, choice = auto.settle(Counted(), *problem(), coming=8)
-    assert choice.seconds["vmap"] == float("inf")
-    assert parse(settled.batching).tasks is None
+    monkeypatch.setattr(timing, "free_memory_bytes", lambda device: 0)
+    monkeypatch.setattr(timing, "peak_memory_bytes", lambda device: 2**40)
+    answer = tuned(*problem())
+    assert answer.seconds["vmap"] == float("inf")
+    assert answer.notes["vmap"].startswith("would need ")
+    assert answer.plan.tasks is None
 
 
 def test_what_fails_everywhere_says_why():
     algo, meta, episodes = problem()
     wrong = episodes.map(lambda t: t[..., :2] if t.is_floating_point() else t)
     with pytest.raises(RuntimeError, match="shape"):
-        auto.settle(Counted(), algo, meta, wrong, coming=8)
+        tuned(algo, meta, wrong)
 
 
 @pytest.mark.parametrize(
@@ -127,9 +133,9 @@ def test_tasks_at_once_are_compiled_where_that_may_pay(compiled_loop, small, tri
         return partial(time.sleep, seconds.get(str(plan), 0.02) * tasks)
 
     # The tests run on one thread, where the loop itself is compiled.
-    work = auto._Work(steps=1, tensors=8, coming=None)
-    choice = auto._measure(trial, 2, torch.device("cpu"), False, small, work)
-    assert ("vmap+compile+whole" in choice.seconds) == tried
+    work = autotune._Work(steps=1, tensors=8, coming=None)
+    answer = autotune._measure(trial, 2, torch.device("cpu"), False, small, work)
+    assert ("vmap+compile+whole" in answer.seconds) == tried
 
 
 def test_a_plan_is_judged_by_what_its_runs_take_together():
@@ -139,57 +145,90 @@ def test_a_plan_is_judged_by_what_its_runs_take_together():
         turns = itertools.cycle(waits.get(str(plan), [0.03]))
         return lambda: time.sleep(next(turns))
 
-    few = auto._Work(steps=1, tensors=8, coming=8)
-    choice = auto._measure(trial, 2, torch.device("cpu"), False, False, few)
-    assert str(choice.plan) == "loop"
+    few = autotune._Work(steps=1, tensors=8, coming=8)
+    answer = autotune._measure(trial, 2, torch.device("cpu"), False, False, few)
+    assert str(answer.plan) == "loop"
 
 
 def test_more_layers_take_more_work_to_be_worth_compiling():
-    assert auto._Work(1, 18, coming=130).worth_compiling(1.0)
-    assert not auto._Work(1, 150, coming=130).worth_compiling(1.0)
-    assert auto._Work(1, 150, coming=1300).worth_compiling(1.0)
+    assert autotune._Work(1, 18, coming=130).worth_compiling(1.0)
+    assert not autotune._Work(1, 150, coming=130).worth_compiling(1.0)
+    assert autotune._Work(1, 150, coming=1300).worth_compiling(1.0)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_much_work_is_compiled_for():
     algo = MAML(network(lambda: nn.Linear(4, 3)), steps=1)
     episodes = classification(tasks=2, shape=(4,))
-    _, choice = auto.settle(Adjoint("auto"), algo, algo.init(), episodes)
-    assert {"loop+compile"} <= set(choice.seconds)
-    got, _ = Adjoint("loop+compile")(algo, algo.init(), episodes)
+    answer = Engine().autotune(Adjoint(), algo, algo.init(), episodes)
+    assert {"loop+compile"} <= set(answer.seconds)
+    got, _ = on(Adjoint(), "loop+compile")(algo, algo.init(), episodes)
     assert apart(got, Adjoint()(algo, algo.init(), episodes)[0]) < 1e-12
 
 
 def test_neither_the_gradient_nor_what_is_drawn_changes(monkeypatch):
-    monkeypatch.setattr(auto, "_WORTH_COMPILING", float("inf"))
+    monkeypatch.setattr(autotune, "_WORTH_COMPILING", float("inf"))
     algo, meta, episodes = problem()
     before = torch.random.get_rng_state()
-    got, _ = Adjoint(batching="auto")(algo, meta, episodes)
+    got, _ = on(Adjoint(), "auto")(algo, meta, episodes)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert apart(got, Adjoint()(algo, meta, episodes)[0]) < 1e-12
 
 
-def test_other_settings_are_other_questions(tmp_path):
+def other_questions() -> dict:
+    """What differs from `problem` in one thing each."""
     algo, meta, episodes = problem()
-    strategy = Adjoint(batching="auto")
-    auto.settle(strategy, algo, meta, episodes, coming=8)
-    auto.settle(dataclasses.replace(strategy, precision="bf16"), algo, meta, episodes, coming=8)
-    assert len(list((tmp_path / "plans").iterdir())) == 2
+    net = algo.module
+    names = list(meta["init"])
+    algorithms = {
+        "what adapts": MAML(net, 2, adapting=names[-2:]),
+        "another part adapts": MAML(net, 2, adapting=names[:2]),
+        "the rule": MAML(net, 2, momentum(0.1)),
+        "its rate": MAML(net, 2, sgd(0.2)),
+        "the loss": MAML(net, 2, loss=label_smoothed),
+        "the loss's option": MAML(net, 2, loss=partial(label_smoothed, smoothing=0.2)),
+        "a proximal term": MAML(net, 2, proximal=1.0),
+        "the steps": MAML(net, 3),
+        "the class": type("Own", (MAML,), {})(net, 2),
+    }
+    return {name: (algo, meta, episodes) for name, algo in algorithms.items()} | {
+        "the shapes": (algo, meta, classification(tasks=3, shape=(4,))),
+        "the queries": (algo, meta, classification(tasks=4, shape=(4,), queries=7)),
+    }
+
+
+def test_every_thing_that_an_answer_depends_on_is_asked(monkeypatch):
+    def asked(*given, strategy=None, options=("fp32", "none")):
+        return question(strategy or Adjoint(), *given, options, True)
+
+    usual = asked(*problem())
+    assert asked(*problem()) == usual
+    found = {name: asked(*given) for name, given in other_questions().items()}
+    found["precision"] = asked(*problem(), options=("bf16", "none"))
+    found["capture"] = asked(*problem(), options=("fp32", "graph"))
+    found["strategy"] = asked(*problem(), strategy=Unroll())
+    found["an option of it"] = asked(*problem(), strategy=Truncated(1))
+    found["another option of it"] = asked(*problem(), strategy=Truncated(2))
+    monkeypatch.setattr(
+        sys.modules["metalearn.engine.question"], "processor_model", lambda: "another"
+    )
+    found["processor"] = asked(*problem())
+    assert len({usual, *found.values()}) == len(found) + 1, found
 
 
 def test_tasks_of_unequal_size_are_not_measured(tmp_path):
     algo, meta, episodes = problem()
     weight = torch.ones(episodes.support.y.shape)
     padded = episodes._replace(support=episodes.support._replace(weight=weight))
-    settled, choice = auto.settle(Counted(), algo, meta, padded)
-    assert settled.batching == "loop" and not choice.seconds and not Counted.calls
+    answer = tuned(algo, meta, padded, coming=None)
+    assert str(answer.plan) == "loop" and not answer.seconds and not Counted.calls
+    assert answer.lines() == ["  tasks of unequal size: not measured"]
     assert not (tmp_path / "plans").exists()
 
 
 def test_what_was_captured_on_trial_is_forgotten():
-    owner, *_ = problem()
-    capture._graphs[owner] = {"of before": None}
-    with pytest.raises(RuntimeError), capture.passing(owner):
-        capture._graphs[owner]["on trial"] = None
+    graphs = {"of before": None}
+    with pytest.raises(RuntimeError), forgetting(graphs):
+        graphs["on trial"] = None
         raise RuntimeError("out of memory")
-    assert list(capture._graphs[owner]) == ["of before"]
+    assert list(graphs) == ["of before"]

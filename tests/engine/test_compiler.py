@@ -15,7 +15,7 @@ from metalearn.errors import UsageError
 from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Implicit, Unroll
 from metalearn.inner import lslr, sgd
 from tests.gradients import reference
-from tests.tasks import apart, classification, generator, network, randomised
+from tests.tasks import apart, classification, generator, network, on, randomised
 
 compiles = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler is there"
@@ -74,10 +74,10 @@ def test_exact(strategy, batching, build, shape):
     )
     with threads(2 if batching == "threads" else 1):
         for _ in range(2):  # as compiled just now, and as kept
-            got, metrics = strategy(batching=batching)(algo, meta, episodes)
+            got, metrics = on(strategy(), batching)(algo, meta, episodes)
             assert apart(got, want) < 1e-10
         assert torch.get_num_threads() == (2 if batching == "threads" else 1)
-    measured = strategy(batching="loop")(algo, meta, episodes)[1]
+    measured = on(strategy(), "loop")(algo, meta, episodes)[1]
     torch.testing.assert_close(metrics, measured, rtol=1e-10, atol=0)
 
 
@@ -97,7 +97,9 @@ def as_uncompiled(strategy, algo, meta, episodes):
 
 @compiles
 @pytest.mark.parametrize(
-    "strategy", [FirstOrder("loop+compile"), Adjoint("vmap+compile+whole")], ids=["loop", "at-once"]
+    "strategy",
+    [on(FirstOrder(), "loop+compile"), on(Adjoint(), "vmap+compile+whole")],
+    ids=["loop", "at-once"],
 )
 def test_what_a_later_call_may_bring(strategy):
     algo, episodes = MAML(network(deep), 1, sgd(0.1)), classification(shape=(4,))
@@ -116,7 +118,7 @@ def test_what_a_later_call_may_bring(strategy):
 def test_dropout_and_none():
     algo = MAML(network(lambda: deep(nn.Dropout(0.5))), 1, sgd(0.1))
     meta, episodes = algo.init(), classification(shape=(4,))
-    strategy = Adjoint("vmap+compile+whole")
+    strategy = on(Adjoint(), "vmap+compile+whole")
     as_uncompiled(strategy, algo, meta, episodes)
     with algo.net.evaluating():
         as_uncompiled(strategy, algo, meta, episodes)
@@ -152,7 +154,7 @@ def test_a_large_piece_is_compiled_in_two_parts(monkeypatch):
     monkeypatch.setattr(compiler, "_LARGE", 10)
     algo, episodes = MAML(network(layers), 1, sgd(0.1)), classification(shape=(4,))
     want, _ = Adjoint()(algo, algo.init(), episodes)
-    got, _ = Adjoint(batching="vmap+compile+whole")(algo, algo.init(), episodes)
+    got, _ = on(Adjoint(), "vmap+compile+whole")(algo, algo.init(), episodes)
     assert apart(got, want) < 1e-10
 
 
@@ -160,8 +162,8 @@ def test_a_large_piece_is_compiled_in_two_parts(monkeypatch):
 def test_a_search_that_stops():
     algo = MAML(network(lambda: nn.Linear(4, 3)), 3, sgd(0.1), proximal=1.5)
     meta, episodes = algo.init(), classification(shape=(4,))
-    want, _ = Implicit("cg", 50, 1e-6, batching="loop")(algo, meta, episodes)
-    got, _ = Implicit("cg", 50, 1e-6, batching="vmap+compile")(algo, meta, episodes)
+    want, _ = on(Implicit("cg", 50, 1e-6), "loop")(algo, meta, episodes)
+    got, _ = on(Implicit("cg", 50, 1e-6), "vmap+compile")(algo, meta, episodes)
     assert apart(got, want) < 1e-10
 
 
@@ -204,4 +206,4 @@ def test_without_a_compiler(monkeypatch):
     algo = MAML(network(lambda: nn.Linear(4, 3)))
     for batching in ("loop+compile", "threads", "vmap+compile"):
         with pytest.raises(UsageError, match="needs a C.. compiler, and none is there"):
-            Unroll(batching=batching)(algo, algo.init(), classification(shape=(4,)))
+            on(Unroll(), batching)(algo, algo.init(), classification(shape=(4,)))

@@ -1,7 +1,6 @@
 """Where the head alone adapts, the body is computed once, and nothing else changes."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,13 +9,12 @@ from torch import Tensor, nn
 from metalearn import Batch, Episodes, evaluate
 from metalearn.algorithms import ANIL, MAML
 from metalearn.backbones import Conv4
-from metalearn.engine import batching as tasks
-from metalearn.engine.frozen_body import head_of
-from metalearn.engine.task import Task
-from metalearn.evaluation import protocol
+from metalearn.engine import Engine
+from metalearn.engine.frozen_body import frozen_body
+from metalearn.engine.task import tasks_of
 from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Truncated, Unroll
 from metalearn.inner import lslr, sgd
-from tests.tasks import apart, classification, network, randomised
+from tests.tasks import apart, classification, network, on, randomised
 
 STEPS = 3
 
@@ -52,32 +50,32 @@ class Tied(Net):
 class Own(MAML):
     """A user's, with an inner loss of its own."""
 
-    def inner_loss(self, meta, fast, support):
-        return 2 * super().inner_loss(meta, fast, support)
+    def inner_loss(self, meta, fast, given, step):
+        return 2 * super().inner_loss(meta, fast, given, step)
 
 
 def found(algo, meta, episodes):
-    return head_of(algo, meta, Task(*episodes, None))
+    return frozen_body(algo, meta, tasks_of(algo, episodes))
 
 
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if no algorithm had a head."""
-    for module in (tasks, protocol):
-        monkeypatch.setattr(module, "head_of", lambda *_: None)
+    monkeypatch.setattr(Engine, "body", lambda *_: None)
 
 
 @pytest.mark.parametrize("strategy", [Unroll(), Adjoint(), Checkpointed(), FirstOrder()])
 def test_images_pass_through_the_body_once(strategy) -> None:
+    engine = Engine("loop")
     algo, episodes = ANIL(network(Net), STEPS), classification()
     meta, passed = algo.init(), []
-    strategy(algo, meta, episodes)  # the parts are tried once in each mode
-    evaluate(algo, meta, episodes)
+    engine(strategy, algo, meta, episodes)  # the parts are tried once in each mode
+    evaluate(algo, meta, episodes, engine=engine)
     algo.net.module.body.register_forward_hook(lambda _, x, y: passed.append(len(x[0])))
-    strategy(algo, meta, episodes)
-    sizes = [len(part.y[0]) for part in episodes]
+    engine(strategy, algo, meta, episodes)
+    sizes = [len(part.y[0]) for part in episodes[:2]]
     assert passed == sizes * len(episodes.support.x)
     passed.clear()
-    evaluate(algo, meta, episodes, batching="loop")
+    evaluate(algo, meta, episodes, engine=engine)
     assert sorted(passed) == sorted(sizes * len(episodes.support.x))
 
 
@@ -100,7 +98,7 @@ NOT_DIVIDED: dict[str, Callable[[], MAML]] = {
 def test_what_is_not_divided(what: str) -> None:
     algo, episodes = NOT_DIVIDED[what](), classification().map(_single)
     if what == "no body":
-        episodes = Episodes(*(part._replace(x=part.x.flatten(2)) for part in episodes))
+        episodes = Episodes(*(part._replace(x=part.x.flatten(2)) for part in episodes[:2]))
     assert found(algo, algo.init(), episodes) is None
 
 
@@ -121,7 +119,7 @@ def test_a_head_that_adapts_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     meta = algo.init()
     meta["init"] = randomised(meta["init"])  # not what the module holds
     assert found(algo, meta, episodes) is not None
-    got = [strategy(algo, meta, episodes)[0] for strategy in (Unroll(), Adjoint("vmap"))]
+    got = [strategy(algo, meta, episodes)[0] for strategy in (Unroll(), on(Adjoint(), "vmap"))]
     losses = evaluate(algo, meta, episodes).by_step["loss"]
     whole(monkeypatch)
     want, _ = Unroll()(algo, meta, episodes)
@@ -136,9 +134,11 @@ def test_evaluation_is_the_same(norm: str, rule, monkeypatch: pytest.MonkeyPatch
     algo, episodes = ANIL(net, STEPS, rule), classification()
     meta = algo.init()
     assert found(algo, meta, episodes) is not None
-    got = [evaluate(algo, meta, episodes, batching=b).by_step["loss"] for b in ("loop", "vmap")]
+    got = [
+        evaluate(algo, meta, episodes, engine=Engine(b)).by_step["loss"] for b in ("loop", "vmap")
+    ]
     whole(monkeypatch)
-    want = evaluate(algo, meta, episodes, batching="loop").by_step["loss"]
+    want = evaluate(algo, meta, episodes, engine=Engine("loop")).by_step["loss"]
     for losses in got:
         assert abs(losses - want).max() < 1e-12
 
@@ -150,9 +150,9 @@ def test_precisions(strategy, precision: str, monkeypatch: pytest.MonkeyPatch) -
     algo, episodes = ANIL(net, STEPS), classification().map(_single)
     meta = algo.init()
     assert found(algo, meta, episodes) is not None
-    got, metrics = strategy(precision=precision)(algo, meta, episodes)
+    got, metrics = on(strategy(), precision=precision)(algo, meta, episodes)
     whole(monkeypatch)
-    want, expected = strategy(precision=precision)(algo, meta, episodes)
+    want, expected = on(strategy(), precision=precision)(algo, meta, episodes)
     # The support features' gradient is summed over steps before it is rounded, not after.
     close = {"fp32": 1e-5, "fp16": 5e-3}.get(precision, 3e-2)
     assert apart(got, want) < close
@@ -162,8 +162,9 @@ def test_precisions(strategy, precision: str, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     "strategy",
     [
-        Unroll("loop+compile"), Adjoint("vmap+compile+whole"), Adjoint("loop+compile+forward"),
-        Truncated(2, "vmap"),
+        on(Unroll(), "loop+compile"), on(Adjoint(), "vmap+compile+whole"),
+        on(Adjoint(), "loop+compile+forward_over_reverse"),
+        on(Truncated(2), "vmap"),
     ],
 )  # fmt: skip
 def test_however_it_is_run(strategy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,14 +172,14 @@ def test_however_it_is_run(strategy, monkeypatch: pytest.MonkeyPatch) -> None:
     meta = algo.init()
     got, _ = strategy(algo, meta, episodes)
     whole(monkeypatch)
-    want, _ = replace(strategy, batching="loop")(algo, meta, episodes)
+    want, _ = strategy.args[0](algo, meta, episodes)
     assert apart(got, want) < 1e-12
 
 
 def test_padding_and_a_frozen_body() -> None:
     net = network(Net)
     net.body.requires_grad_(False)
-    algo, (support, query) = ANIL(net, STEPS), classification()
+    algo, (support, query) = ANIL(net, STEPS), classification()[:2]
     meta = algo.init()
     assert found(algo, meta, Episodes(support, query)) is not None
     want, _ = Adjoint()(algo, meta, Episodes(support, query))

@@ -10,6 +10,7 @@ from metalearn.backbones import Conv4
 from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Implicit, Truncated, Unroll
 from metalearn.gradients import Reptile as Displacement
 from metalearn.inner import lslr, meta_sgd, sgd
+from tests.tasks import on
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,7 +25,9 @@ CASES = {
     "imaml": lambda: MAML(Conv4(3, filters=8, size=16, norm="group"), 3, sgd(0.05), proximal=10.0),
     "dropout": lambda: MAML(nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(256, 3)), 3),
     "anil-lslr": lambda: ANIL(Conv4(3, filters=8, size=16, norm="group"), 2, lslr(0.1)),
-    "reptile": lambda: Reptile(Conv4(3, filters=8, size=16), 3, sgd(0.1, batch_size=3)),
+    "reptile": lambda: on(
+        Reptile(), Conv4(3, filters=8, size=16), precision=3, capture=sgd(0.1, batch_size=3)
+    ),
     "protonet": lambda: ProtoNet(Conv4(None, filters=8, size=16), learn_temperature=True),
 }
 
@@ -64,15 +67,17 @@ def flat(gradient) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("capture", ["none", "graph"])
-@pytest.mark.parametrize("batching", ["loop", "vmap", 3, "vmap+unfold", "vmap+forward"])
+@pytest.mark.parametrize(
+    "batching", ["loop", "vmap", 3, "vmap+im2col", "vmap+forward_over_reverse"]
+)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_equal_the_cpus(case, strategy, batching, capture) -> None:
     algo, meta = built(case, strategy)
     tasks = episodes()
-    here, _ = seeded(strategy(batching="loop"), algo, meta, tasks)
+    here, _ = seeded(on(strategy(), "loop"), algo, meta, tasks)
     there, metrics = seeded(
-        strategy(batching=batching, capture=capture),
+        on(strategy(), batching, capture=capture),
         algo,
         tree.map_meta(lambda t: t.cuda(), meta),
         on_device(tasks),
@@ -87,8 +92,8 @@ def test_gradients_equal_the_cpus(case, strategy, batching, capture) -> None:
 @pytest.mark.parametrize("batching, capture", [("vmap+compile", "none"), ("vmap", "compile")])
 def test_compiled_gradients_equal_the_cpus(batching, capture, strategy) -> None:
     algo, meta = built("imaml", strategy)
-    here, _ = strategy(batching="loop")(algo, meta, episodes())
-    there, _ = strategy(batching=batching, capture=capture)(
+    here, _ = on(strategy(), "loop")(algo, meta, episodes())
+    there, _ = on(strategy(), batching, capture=capture)(
         algo, tree.map_meta(lambda t: t.cuda(), meta), on_device(episodes())
     )
     torch.testing.assert_close(flat(there).cpu(), flat(here), rtol=1e-8, atol=1e-10)
@@ -97,8 +102,8 @@ def test_compiled_gradients_equal_the_cpus(batching, capture, strategy) -> None:
 @pytest.mark.parametrize("capture", ["graph", "compile"])
 def test_names_in_another_order_than_at_first(capture) -> None:
     algo, meta = built("imaml", Adjoint)
-    want, _ = Adjoint(batching="loop")(algo, meta, episodes())
-    strategy = Adjoint(batching="vmap", capture=capture)
+    want, _ = on(Adjoint(), "loop")(algo, meta, episodes())
+    strategy = on(Adjoint(), "vmap", capture=capture)
     first, second, *_ = (n for n, t in meta["init"].items() if t.shape == (8, 8, 3, 3))
     other = {first: second, second: first}
     for names in (list(meta["init"]), [other.get(n, n) for n in meta["init"]]):
@@ -116,9 +121,9 @@ def test_names_in_another_order_than_at_first(capture) -> None:
 )
 def test_precisions(precision, cosine, batching, strategy) -> None:
     algo, meta = built("maml", strategy)
-    want = flat(strategy(batching="loop")(algo, meta, episodes())[0])
+    want = flat(on(strategy(), "loop")(algo, meta, episodes())[0])
     algo, meta = built("maml", strategy, torch.float32)
-    got, _ = strategy(batching=batching, precision=precision)(
+    got, _ = on(strategy(), batching, precision=precision)(
         algo, tree.map_meta(lambda t: t.cuda(), meta), on_device(episodes(), torch.float32)
     )
     got = flat(got)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import grad, jvp, vmap
 
-from metalearn.engine.lowering import compiling, max_pool_2x2, unfolded_conv2d, unfolding
+from metalearn.engine.lowering import by_im2col, compiling, im2col_conv2d, max_pool_2x2
 from tests.tasks import generator
 
 # torch's own formulas for forward mode use what it has deprecated.
@@ -119,7 +119,7 @@ def test_convolution(case, size, kernel, bias):
     inputs = [random(2, 3, *size), random(4, 3, *kernel, seed=5)]
     if bias:
         inputs.append(random(4, seed=6))
-    got = orders(lambda *t: unfolded_conv2d(*t, **options), *inputs)
+    got = orders(lambda *t: im2col_conv2d(*t, **options), *inputs)
     same(got, orders(lambda *t: F.conv2d(*t, **options), *inputs))
 
 
@@ -136,7 +136,7 @@ def test_convolution_with_weights_of_each_task():
         return grad(length, argnums=(0, 1, 2))(*inputs)
 
     want = [second(F.conv2d, *(t[i] for t in tasks)) for i in range(3)]
-    got = vmap(lambda *t: second(unfolded_conv2d, *t))(*tasks)
+    got = vmap(lambda *t: second(im2col_conv2d, *t))(*tasks)
     same(got, [torch.stack(parts) for parts in zip(*want, strict=True)])
 
 
@@ -150,14 +150,14 @@ def test_only_plain_convolutions_are_replaced(options, replaced, monkeypatch):
 
     def watched(*args):
         calls.append(args)
-        return unfolded_conv2d(*args)
+        return im2col_conv2d(*args)
 
-    monkeypatch.setattr("metalearn.engine.lowering.unfolded_conv2d", watched)
+    monkeypatch.setattr("metalearn.engine.lowering.im2col_conv2d", watched)
     layer = nn.Conv2d(3, 6, 3, **options).double()
     x = random(2, 3, 7, 7)
     want = layer(x)
     assert not calls
-    with unfolding():
+    with by_im2col():
         got = layer(x)
     assert len(calls) == replaced
     same([got], [want])

@@ -11,7 +11,7 @@ from metalearn.engine.compiler import Compiled
 from metalearn.engine.matmul import large_product, product, small_product
 from metalearn.gradients import Adjoint
 from metalearn.inner import sgd
-from tests.tasks import generator
+from tests.tasks import generator, on
 from tests.test_kernels import orders, random, same
 
 # torch's own formulas for forward mode use what it has deprecated.
@@ -118,8 +118,8 @@ def test_a_meta_gradient_by_onednn(slow_mkl, batching, monkeypatch) -> None:
     tasks = Episodes(*(Batch(x, labels) for x in images))
     algo = MAML(net, steps=3, rule=sgd(0.1))
     meta = algo.init()
-    want, _ = Adjoint(batching="loop")(algo, meta, tasks)
-    got, _ = Adjoint(batching=batching)(algo, meta, tasks)
+    want, _ = on(Adjoint(), "loop")(algo, meta, tasks)
+    got, _ = on(Adjoint(), batching)(algo, meta, tasks)
     assert traced
     for name, value in want["init"].items():
         torch.testing.assert_close(got["init"][name], value, rtol=1e-4, atol=1e-6)

@@ -19,7 +19,7 @@ from metalearn.gradients import (
 from metalearn.gradients import Reptile as Displacement
 from metalearn.inner import sgd
 from metalearn.types import Episodes
-from tests.tasks import apart, classification, distance, network
+from tests.tasks import apart, classification, distance, network, on
 
 EXACT = [Adjoint, Unroll, Checkpointed]
 
@@ -36,7 +36,7 @@ def problem(steps: int, seed: int):
         MAML(network(lambda: Conv4(5, filters=8, size=28), seed, dtype), steps, sgd(0.02))
         for dtype in (torch.float32, torch.float64)
     ]
-    want, _ = Adjoint("loop")(algos[1], algos[1].init(), episodes)
+    want, _ = on(Adjoint(), "loop")(algos[1], algos[1].init(), episodes)
     return algos[0], single(episodes), want["init"]
 
 
@@ -62,7 +62,7 @@ LEAST = {
 @pytest.mark.parametrize("steps, precision", LEAST)
 def test_narrow_precisions_point_the_same_way(steps, precision, strategy, batching):
     algo, episodes, want = problem(steps, 1)
-    got, metrics = strategy(batching=batching, precision=precision)(algo, algo.init(), episodes)
+    got, metrics = on(strategy(), batching, precision=precision)(algo, algo.init(), episodes)
     assert all(t.dtype == torch.float32 for t in [*got["init"].values(), *metrics.values()])
     assert LEAST[steps, precision] < cosine(got["init"], want) < 1 - 1e-6
     length = sum(float(t.norm() ** 2) for t in got["init"].values())
@@ -75,9 +75,9 @@ def test_single_precision(strategy, steps):
     algo, episodes, want = problem(steps, 1)
     for precision in ("fp32", "tf32"):  # the same on a CPU
         for batching in ("loop", "vmap"):
-            got, _ = strategy(batching, precision)(algo, algo.init(), episodes)
+            got, _ = on(strategy(), batching, precision=precision)(algo, algo.init(), episodes)
             assert distance({n: t.double() for n, t in got["init"].items()}, want) < 1e-4
-    default, _ = strategy("vmap")(algo, algo.init(), episodes)
+    default, _ = on(strategy(), "vmap")(algo, algo.init(), episodes)
     torch.testing.assert_close(got, default, rtol=0, atol=0)
 
 
@@ -87,7 +87,7 @@ def test_double_precision_stays(precision):
     meta, episodes = algo.init(), classification()
     want, _ = Unroll()(algo, meta, episodes)
     for strategy in EXACT:
-        got, metrics = strategy(precision=precision)(algo, meta, episodes)
+        got, metrics = on(strategy(), precision=precision)(algo, meta, episodes)
         assert metrics["loss"].dtype == torch.float64
         assert apart(got, want) < 1e-12
 
@@ -96,16 +96,18 @@ def smooth() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
 
 
-@pytest.mark.parametrize("batching", ["loop", "vmap", "vmap+forward", "loop+forward"])
+@pytest.mark.parametrize(
+    "batching", ["loop", "vmap", "vmap+forward_over_reverse", "loop+forward_over_reverse"]
+)
 @pytest.mark.parametrize("strategy", [Adjoint, Unroll, Checkpointed, Implicit, Truncated])
 def test_without_kinks_little_is_lost(strategy, batching):
     """Scales of the losses are undone exactly, so only rounding is left."""
     episodes = classification(shape=(4,))
     algo = MAML(network(smooth), 3, sgd(0.1), proximal=1.0)
-    want, _ = strategy(batching="loop")(algo, algo.init(), episodes)
+    want, _ = on(strategy(), "loop")(algo, algo.init(), episodes)
     algo = MAML(network(smooth, dtype=torch.float32), 3, sgd(0.1), proximal=1.0)
     for precision, most in {"bf16": 2e-2, "bf16-all": 4e-2, "fp16": 5e-3}.items():
-        strategic = strategy(batching=batching, precision=precision)
+        strategic = on(strategy(), batching, precision=precision)
         got, _ = strategic(algo, algo.init(), single(episodes))
         off = distance({n: t.double() for n, t in got["init"].items()}, want["init"])
         assert 1e-5 < off < most, precision
@@ -121,10 +123,10 @@ def test_an_overflow_is_seen(strategy, batching):
     large = episodes._replace(support=episodes.support._replace(x=episodes.support.x * 1e5))
     module = network(lambda: nn.Linear(4, 3), dtype=torch.float32)
     if strategy is Displacement:
-        algo = Reptile(module, 2, sgd(1e-6))
+        algo = on(Reptile(), module, precision=2, capture=sgd(1e-6))
     else:
         algo = MAML(module, 2, sgd(1e-6), proximal=1.0)
     for precision in ("fp32", "bf16-all", "fp16"):
-        got, _ = strategy(batching=batching, precision=precision)(algo, algo.init(), large)
+        got, _ = on(strategy(), batching, precision=precision)(algo, algo.init(), large)
         finite = all(bool(t.isfinite().all()) for t in got["init"].values())
         assert finite == (precision != "fp16")

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from metalearn import Episodes, tree
 from metalearn.gradients import Implicit
 from tests.gradients.test_gpu import CASES, STRATEGIES, built, episodes
+from tests.tasks import on
 
 COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 MAKERS = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
@@ -56,17 +57,17 @@ def without_values(t: Tensor) -> Tensor:
     return t.to("meta")
 
 
-@pytest.mark.parametrize("batching", ["vmap", "vmap+forward+unfold"])
+@pytest.mark.parametrize("batching", ["vmap", "vmap+forward+im2col"])
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s is not Implicit])
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_waits_and_nothing_is_copied(case, strategy, batching) -> None:
     algo, meta = built(case, strategy, torch.float32)
     tasks = episodes().map(lambda t: t.float() if t.is_floating_point() else t)
-    strategy(batching="loop")(algo, meta, tasks)  # ANIL compares its head's outputs once
+    on(strategy(), "loop")(algo, meta, tasks)  # ANIL compares its head's outputs once
     nowhere: Episodes = tasks.map(without_values)
     meta = tree.map_meta(without_values, meta)
     with Crossings() as crossings, Makers(crossings.found):
-        gradient, _ = strategy(batching=batching)(algo, meta, nowhere)
+        gradient, _ = on(strategy(), batching)(algo, meta, nowhere)
     assert all(t.is_meta for t in tree.leaves(gradient))
     # The seeds of dropout are drawn on the host, before what is captured.
     assert crossings.found == ["aten._to_copy.default"] * (1 if algo.net.exact else 0)

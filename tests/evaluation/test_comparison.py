@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from metalearn.evaluation import comparison as report
-from metalearn.evaluation.comparison_page import page
-from metalearn.evaluation.comparison_plot import plot_comparison
+from metalearn.evaluation.comparison import report
+from metalearn.evaluation.comparison.page import page
+from metalearn.evaluation.comparison.plot import plot_comparison
 
 T9 = 2.2621571627409915  # quantile 0.975 of Student's t with 9 degrees of freedom
 T3 = 3.1824463052837046

@@ -11,6 +11,7 @@ from metalearn.algorithms import ANIL, MAML, ProtoNet
 from metalearn.algorithms.losses import mean_squared
 from metalearn.backbones import MLP
 from metalearn.data import Sinusoid
+from metalearn.engine import Engine
 from metalearn.episodes import CurveEpisodes, FewShotEpisodes, Manifest
 from metalearn.errors import UsageError
 from metalearn.functional.norms import BatchNorm
@@ -53,7 +54,7 @@ def test_every_value_is_that_of_a_plain_loop(manifest, name) -> None:
     assert set(report.by_step) == {"loss", "accuracy"}
     episodes = manifest.source.batch("test", range(37))
     for index in range(37):
-        support, query = task(episodes, index)
+        support, query, _ = task(episodes, index)
         for step in range(algo.steps + 1):
             fast = adapt(algo, meta, support, steps=step)
             logits = algo.predict(meta, fast, query.x)
@@ -70,11 +71,11 @@ def test_every_value_is_that_of_a_plain_loop(manifest, name) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("batching", ["vmap", 5, 64, "4+unfold"])
+@pytest.mark.parametrize("batching", ["vmap", 5, 64, "4+im2col"])
 def test_batching_changes_nothing(manifest, name, batching) -> None:
     algo = algorithm(name)
-    want = evaluate(algo, algo.init(), manifest, batching="loop")
-    got = evaluate(algo, algo.init(), manifest, batching=batching)
+    want = evaluate(algo, algo.init(), manifest, engine=Engine("loop"))
+    got = evaluate(algo, algo.init(), manifest, engine=Engine(batching))
     assert np.allclose(got.by_step["loss"], want.by_step["loss"], rtol=1e-4, atol=1e-5)
     assert np.abs(got.by_step["accuracy"] - want.by_step["accuracy"]).max() < 1e-6
     assert got.manifest_hash == want.manifest_hash
@@ -149,7 +150,7 @@ def test_no_episodes(manifest, batching) -> None:
     none = manifest.source.batch("test", range(2)).map(lambda t: t[:0])
     for episodes in ([], none, [none], Manifest(manifest.source, "test", 0)):
         with pytest.raises(UsageError) as caught:
-            evaluate(algo, algo.init(), episodes, batching=batching)
+            evaluate(algo, algo.init(), episodes, engine=Engine(batching))
         assert str(caught.value) == (
             "no episodes to evaluate; use evaluation.episodes of 1 or more"
         )
@@ -160,13 +161,13 @@ def test_regression_has_a_loss_alone(batching) -> None:
     module = network(lambda: MLP(1, 1, (8,)), dtype=torch.float32)
     algo = MAML(module, 2, sgd(0.01), loss=mean_squared)
     manifest = Manifest(CurveEpisodes(Sinusoid(), 5, 4), "val", 9)
-    report = evaluate(algo, algo.init(), manifest, batching=batching)
+    report = evaluate(algo, algo.init(), manifest, engine=Engine(batching))
     assert set(report.by_step) == {"loss"}
     assert report.measure == "loss"
     assert report.score == -report.loss.mean < 0
     episodes = manifest.source.batch("val", range(9))
     for index in range(9):
-        support, query = task(episodes, index)
+        support, query, _ = task(episodes, index)
         outputs = algo.predict(algo.init(), adapt(algo, algo.init(), support), query.x)
         want = float(F.mse_loss(outputs, query.y))
         assert report.losses[index] == pytest.approx(want, rel=1e-4)
@@ -189,6 +190,6 @@ def test_padding_counts_for_nothing(manifest, name, batching) -> None:
 
     want = evaluate(algo, algo.init(), episodes)
     longer = Episodes(padded(episodes.support), padded(episodes.query))
-    got = evaluate(algo, algo.init(), longer, batching=batching)
+    got = evaluate(algo, algo.init(), longer, engine=Engine(batching))
     assert np.allclose(got.by_step["loss"], want.by_step["loss"], rtol=1e-4, atol=1e-5)
     assert np.abs(got.by_step["accuracy"] - want.by_step["accuracy"]).max() < 1e-6

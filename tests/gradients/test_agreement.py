@@ -12,7 +12,7 @@ from metalearn.backbones import MLP, Conv4
 from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Truncated, Unroll
 from metalearn.inner import lslr, meta_sgd, sgd
 from tests.gradients import reference
-from tests.tasks import apart, classification, network, randomised, regression
+from tests.tasks import apart, classification, network, on, randomised, regression
 
 BATCHINGS = ["loop", "vmap", 2]
 RULES = {
@@ -26,9 +26,12 @@ NORMS = ["transductive", "support", "running", "group", "none"]
 BACKBONES = [f"pool-{norm}" for norm in NORMS] + ["stride-transductive", "mlp"]
 STEPS = 2
 EXACT = {
-    "unroll": (Unroll, [*BATCHINGS, "vmap+unfold"]),
-    "adjoint": (Adjoint, [*BATCHINGS, "vmap+unfold", "2+forward", "loop+forward"]),
-    "checkpointed": (Checkpointed, [*BATCHINGS, "vmap+unfold"]),
+    "unroll": (Unroll, [*BATCHINGS, "vmap+im2col"]),
+    "adjoint": (
+        Adjoint,
+        [*BATCHINGS, "vmap+im2col", "2+forward_over_reverse", "loop+forward_over_reverse"],
+    ),
+    "checkpointed": (Checkpointed, [*BATCHINGS, "vmap+im2col"]),
 }
 RUNS = [
     pytest.param(strategy, batching, id=f"{name}-{batching}")
@@ -73,7 +76,7 @@ def problem(algorithm: str, rule: str, backbone: str, steps: int = STEPS, **how)
 @pytest.mark.parametrize("strategy, batching", RUNS)
 def test_exact(strategy, batching, algorithm, rule, backbone):
     algo, meta, episodes, want = problem(algorithm, rule, backbone)
-    got, _ = strategy(batching=batching)(algo, meta, episodes)
+    got, _ = on(strategy(), batching)(algo, meta, episodes)
     assert apart(got, want) < 1e-10
 
 
@@ -84,8 +87,8 @@ def test_any_number_of_steps(steps, algorithm, backbone):
     rule = "lslr" if steps else "sgd"
     algo, meta, episodes, want = problem(algorithm, rule, backbone, steps)
     for strategy in (Unroll, Adjoint, Checkpointed):
-        for batching in ("loop", 2, "vmap+forward", "loop+forward"):
-            got, _ = strategy(batching=batching)(algo, meta, episodes)
+        for batching in ("loop", 2, "vmap+forward_over_reverse", "loop+forward_over_reverse"):
+            got, _ = on(strategy(), batching)(algo, meta, episodes)
             assert apart(got, want) < 1e-10
 
 
@@ -95,9 +98,9 @@ def test_any_number_of_steps(steps, algorithm, backbone):
 @pytest.mark.parametrize("batching", BATCHINGS)
 def test_first_order(batching, algorithm, rule, backbone):
     algo, meta, episodes, want = problem(algorithm, rule, backbone, second_order=False)
-    got, _ = FirstOrder(batching=batching)(algo, meta, episodes)
+    got, _ = on(FirstOrder(), batching)(algo, meta, episodes)
     assert apart(got, want) < 1e-10
-    none, _ = Truncated(0, batching)(algo, meta, episodes)
+    none, _ = on(Truncated(0), batching)(algo, meta, episodes)
     assert apart(none, got) == 0
     exact = problem(algorithm, rule, backbone)[3]
     assert apart(got, exact) > 1e-4
@@ -108,8 +111,8 @@ def test_first_order(batching, algorithm, rule, backbone):
 @pytest.mark.parametrize("last", [1, 2])
 def test_truncated(last, algorithm, backbone):
     algo, meta, episodes, want = problem(algorithm, "lslr", backbone, 4, last=last)
-    for batching in (*BATCHINGS, "vmap+unfold"):
-        got, _ = Truncated(last, batching)(algo, meta, episodes)
+    for batching in (*BATCHINGS, "vmap+im2col"):
+        got, _ = on(Truncated(last), batching)(algo, meta, episodes)
         assert apart(got, want) < 1e-10
     for other in ({}, {"second_order": False}, {"last": 3 - last}):
         assert apart(got, problem(algorithm, "lslr", backbone, 4, **other)[3]) > 1e-4
@@ -133,7 +136,7 @@ def test_inner_minibatches(strategy, batch_size):
         batch_size=batch_size,
     )
     for batching in BATCHINGS:
-        got, _ = strategy(batching=batching)(algo, meta, episodes)
+        got, _ = on(strategy(), batching)(algo, meta, episodes)
         assert apart(got, want) < 1e-10
 
 
@@ -160,6 +163,6 @@ def test_metrics_are_those_of_each_task():
         losses.append(F.cross_entropy(outputs, episodes.query.y[t]))
         accuracies.append((outputs.argmax(1) == episodes.query.y[t]).double().mean())
     for batching in BATCHINGS:
-        _, metrics = Unroll(batching=batching)(algo, meta, episodes)
+        _, metrics = on(Unroll(), batching)(algo, meta, episodes)
         torch.testing.assert_close(metrics["loss"], torch.stack(losses), rtol=1e-12, atol=0)
         torch.testing.assert_close(metrics["accuracy"], torch.stack(accuracies), rtol=0, atol=0)

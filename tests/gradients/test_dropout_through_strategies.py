@@ -8,9 +8,10 @@ from torch import nn
 
 from metalearn import evaluate
 from metalearn.algorithms import ANIL, MAML
+from metalearn.engine import Engine
 from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Truncated, Unroll
 from metalearn.inner import lslr, sgd
-from tests.tasks import apart, classification, network, randomised
+from tests.tasks import apart, classification, network, on, randomised
 
 EXACT = {
     "unroll": Unroll,
@@ -45,13 +46,20 @@ def test_exact_strategies_and_batchings_agree(steps, algorithm, build, shape):
     algo, episodes = algorithm(network(build), steps, lslr(0.1)), classification(shape=shape)
     meta = algo.init()
     meta["hyper"] = randomised(meta["hyper"])
-    want, measured = drawn(Unroll("loop"), algo, meta, episodes)
+    want, measured = drawn(on(Unroll(), "loop"), algo, meta, episodes)
     for strategy in EXACT.values():
-        for batching in ("loop", "vmap", 2, "vmap+unfold", "2+forward", "loop+forward"):
-            got, metrics = drawn(strategy(batching=batching), algo, meta, episodes)
+        for batching in (
+            "loop",
+            "vmap",
+            2,
+            "vmap+im2col",
+            "2+forward_over_reverse",
+            "loop+forward_over_reverse",
+        ):
+            got, metrics = drawn(on(strategy(), batching), algo, meta, episodes)
             assert apart(got, want) < 1e-10
             torch.testing.assert_close(metrics, measured, rtol=1e-10, atol=0)
-    other, _ = drawn(Unroll("loop"), algo, meta, episodes, seed=6)
+    other, _ = drawn(on(Unroll(), "loop"), algo, meta, episodes, seed=6)
     assert apart(other, want) > 1e-3
 
 
@@ -59,7 +67,7 @@ def test_the_approximations_drop_as_the_exact_ones_do():
     algo, episodes = MAML(network(dropping), 3, sgd(0.1)), classification(shape=(4,))
     _, measured = drawn(Unroll(), algo, algo.init(), episodes)
     for batching in ("loop", "vmap"):
-        for strategy in (FirstOrder(batching), Truncated(1, batching)):
+        for strategy in (on(FirstOrder(), batching), on(Truncated(1), batching)):
             _, metrics = drawn(strategy, algo, algo.init(), episodes)
             torch.testing.assert_close(metrics, measured, rtol=1e-10, atol=0)
 
@@ -91,7 +99,7 @@ def test_masks_differ_between_tasks_and_steps_and_repeat_with_the_seed():
 
     def masks(seed: int) -> list[torch.Tensor]:
         watched.seen.clear()
-        drawn(FirstOrder("loop"), algo, algo.init(), episodes, seed)
+        drawn(on(FirstOrder(), "loop"), algo, algo.init(), episodes, seed)
         return [mask.clone() for mask in watched.seen]
 
     first, again, other = masks(1), masks(1), masks(2)
@@ -110,7 +118,7 @@ def test_evaluation_drops_nothing():
     bare[2], bare[4] = nn.Identity(), nn.Identity()
     for batching in ("loop", "vmap"):
         reports = [
-            evaluate(algo, algo.init(), episodes, batching=batching)
+            evaluate(algo, algo.init(), episodes, engine=Engine(batching))
             for algo in (MAML(net, 3, sgd(0.1)), MAML(bare, 3, sgd(0.1)))
         ]
         assert abs(reports[0].by_step["loss"] - reports[1].by_step["loss"]).max() < 1e-12

@@ -11,7 +11,7 @@ from metalearn.algorithms import MAML
 from metalearn.algorithms.losses import present_cross_entropy
 from metalearn.gradients import Adjoint, Unroll
 from metalearn.inner import sgd
-from tests.tasks import apart, generator
+from tests.tasks import apart, generator, on
 
 WAYS, SHOTS, RATE, STEPS = (4, 2, 3), 2, 0.3, 2
 
@@ -64,7 +64,7 @@ def test_absent_classes_have_no_part(strategy, batching) -> None:
     algo = MAML(net, STEPS, sgd(RATE), loss=present_cross_entropy)
     support, query = zip(*tasks(), strict=True)
     episodes = Episodes(padded(list(support)), padded(list(query)))
-    got, metrics = strategy(batching=batching)(algo, algo.init(), episodes)
+    got, metrics = on(strategy(), batching)(algo, algo.init(), episodes)
     assert apart(got, {"init": want, "hyper": {}}) < 1e-12
     torch.testing.assert_close(metrics["loss"], torch.stack(losses).detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(metrics["accuracy"], torch.stack(right), rtol=1e-12, atol=0)

@@ -8,7 +8,7 @@ from metalearn.algorithms import ANIL, MAML, ProtoNet
 from metalearn.gradients import Adjoint, Checkpointed, Unroll
 from metalearn.inner import lslr, meta_sgd, sgd
 from tests.gradients import reference
-from tests.tasks import classification, generator, network, randomised
+from tests.tasks import classification, generator, network, on, randomised
 
 RULES = {
     "sgd": (sgd(reference.RATE), reference.fixed),
@@ -63,7 +63,7 @@ def test_gradient_steps(strategy, rule, algorithm, steps):
         adapts = (lambda n: n.startswith(last)) if algorithm is ANIL else lambda n: True
         return reference.outer_loss(net, init, hyper, episodes, steps, rates=rates, adapts=adapts)
 
-    gradient, _ = strategy(batching="vmap")(algo, meta, episodes)
+    gradient, _ = on(strategy(), "vmap")(algo, meta, episodes)
     inner_product, quotient = directional(loss, meta, gradient)
     assert abs(quotient) > 1e-3
     assert inner_product == pytest.approx(quotient, rel=1e-5)
@@ -78,9 +78,9 @@ def test_prototypes(strategy, metric):
 
     def loss(init, hyper):
         meta_there = {**meta, "init": init, "hyper": hyper}
-        return strategy(batching="loop")(algo, meta_there, episodes)[1]["loss"].mean()
+        return on(strategy(), "loop")(algo, meta_there, episodes)[1]["loss"].mean()
 
-    gradient, _ = strategy(batching="vmap")(algo, meta, episodes)
+    gradient, _ = on(strategy(), "vmap")(algo, meta, episodes)
     inner_product, quotient = directional(loss, meta, gradient)
     assert abs(quotient) > 1e-3
     assert inner_product == pytest.approx(quotient, rel=1e-5)

@@ -13,12 +13,19 @@ from metalearn.backbones import MLP, Conv4
 from metalearn.errors import UsageError
 from metalearn.gradients import Adjoint, Implicit, Unroll
 from metalearn.inner import adam, lslr, meta_sgd, momentum, sgd
-from metalearn.types import Episodes, Meta
+from metalearn.types import Episodes, Given, Meta
 from tests.gradients.reference import call
-from tests.tasks import apart, classification, network, randomised
+from tests.tasks import apart, classification, network, on, randomised
 
 PROXIMAL = 1.5
-BATCHINGS = ["loop", "vmap", 2, "vmap+unfold", "2+forward", "loop+forward"]
+BATCHINGS = [
+    "loop",
+    "vmap",
+    2,
+    "vmap+im2col",
+    "2+forward_over_reverse",
+    "loop+forward_over_reverse",
+]
 
 
 def net() -> nn.Module:
@@ -75,7 +82,7 @@ def _split(tensors, count: int):
 
 def ends(algo, meta: Meta, tasks: Episodes) -> list[dict]:
     supports = [tasks.support.map(lambda x, t=t: x[t]) for t in range(len(tasks.support.x))]
-    names = algo.begin(meta, supports[0])
+    names = algo.begin(meta, Given(supports[0]))
     found = [adapt(algo, meta, support) for support in supports]
     return [{n: fast[n] for n in names} for fast in found]
 
@@ -91,7 +98,7 @@ def test_a_dense_solve(steps, build, algorithm, batching):
     meta = algo.init()
     meta["hyper"] = randomised(meta["hyper"])
     want = dense(module, meta["init"], ends(algo, meta, tasks), tasks)
-    strategy = Implicit(iterations=100, tolerance=1e-10, batching=batching)
+    strategy = on(Implicit(iterations=100, tolerance=1e-10), batching)
     got, metrics = strategy(algo, meta, tasks)
     zeros = {n: torch.zeros_like(t) for n, t in meta["hyper"].items()}
     assert apart({"init": got["init"], "hyper": {}}, {"init": want, "hyper": {}}) < 1e-8
@@ -108,9 +115,9 @@ def test_unroll_of_a_loop_that_has_arrived(algorithm):
     meta = algo.init()
     want, _ = Unroll()(algo, meta, tasks)
     for batching in BATCHINGS:
-        got, _ = Implicit(iterations=50, tolerance=1e-9, batching=batching)(algo, meta, tasks)
+        got, _ = on(Implicit(iterations=50, tolerance=1e-9), batching)(algo, meta, tasks)
         assert apart(got, want) < 1e-6
-    assert apart(Adjoint("vmap")(algo, meta, tasks)[0], got) < 1e-6
+    assert apart(on(Adjoint(), "vmap")(algo, meta, tasks)[0], got) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -125,7 +132,7 @@ def test_unroll_of_a_loop_that_has_arrived(algorithm):
 )
 def test_the_way_to_the_minimum_does_not_matter(rule):
     module, tasks = network(net), episodes()
-    strategy = Implicit(iterations=100, tolerance=1e-12, batching="vmap")
+    strategy = on(Implicit(iterations=100, tolerance=1e-12), "vmap")
     plain = MAML(module, 400, sgd(0.25), proximal=PROXIMAL)
     want, _ = strategy(plain, plain.init(), tasks)
     algo = MAML(module, 400, rule, proximal=PROXIMAL)
@@ -140,18 +147,18 @@ def test_minibatches_are_the_rules_and_the_curvature_is_of_all_examples():
     meta = algo.init()
     want = dense(module, meta["init"], ends(algo, meta, tasks), tasks)
     for batching in ("loop", "vmap"):
-        got, _ = Implicit(iterations=100, tolerance=1e-11, batching=batching)(algo, meta, tasks)
+        got, _ = on(Implicit(iterations=100, tolerance=1e-11), batching)(algo, meta, tasks)
         assert apart(got, {"init": want, "hyper": {}}) < 1e-8
 
 
-@pytest.mark.parametrize("batching", ["loop", "vmap", "loop+forward"])
+@pytest.mark.parametrize("batching", ["loop", "vmap", "loop+forward_over_reverse"])
 def test_both_solvers_find_the_same(batching):
     algo = MAML(network(net), 20, sgd(0.2), proximal=PROXIMAL)
     meta, tasks = algo.init(), episodes()
-    one, _ = Implicit("cg", 60, 1e-10, batching=batching)(algo, meta, tasks)
-    other, _ = Implicit("neumann", 600, 1e-10, 0.2, batching)(algo, meta, tasks)
+    one, _ = on(Implicit("cg", 60, 1e-10), batching)(algo, meta, tasks)
+    other, _ = on(Implicit("neumann", 600, 1e-10, 0.2), batching)(algo, meta, tasks)
     assert apart(one, other) < 1e-8
-    few, _ = Implicit("neumann", 3, 1e-10, 0.2, batching)(algo, meta, tasks)
+    few, _ = on(Implicit("neumann", 3, 1e-10, 0.2), batching)(algo, meta, tasks)
     assert apart(one, few) > 1e-3
 
 
@@ -173,9 +180,9 @@ def test_a_neumann_step_by_hand():
 class Counting(MAML):
     """MAML that counts its inner losses: K steps, a product each iteration, one at the end."""
 
-    def inner_loss(self, meta, fast, support):
+    def inner_loss(self, meta, fast, given, step):
         object.__setattr__(self, "calls", getattr(self, "calls", 0) + 1)
-        return super().inner_loss(meta, fast, support)
+        return super().inner_loss(meta, fast, given, step)
 
 
 def products(strategy, proximal=PROXIMAL, tasks=1) -> int:
@@ -186,24 +193,24 @@ def products(strategy, proximal=PROXIMAL, tasks=1) -> int:
 
 @pytest.mark.parametrize("batching", ["loop", "vmap"])
 def test_the_residual_stops_the_search(batching):
-    assert products(Implicit("cg", 7, 0.0, batching=batching)) == 7
+    assert products(on(Implicit("cg", 7, 0.0), batching)) == 7
     by_tolerance = [
-        products(Implicit("cg", 500, tolerance, batching=batching))
+        products(on(Implicit("cg", 500, tolerance), batching))
         for tolerance in (1.0, 1e-1, 1e-3, 1e-6)
     ]
     assert by_tolerance == sorted(set(by_tolerance))
     assert by_tolerance[0] == 0 and by_tolerance[-1] < 40
     # A strong proximal term makes H a multiple of one: a step is enough.
-    assert products(Implicit("cg", 500, 1e-3, batching=batching), proximal=1e5) == 1
-    assert products(Implicit("neumann", 500, 1e-3, 1e-5, batching), proximal=1e5) == 1
+    assert products(on(Implicit("cg", 500, 1e-3), batching), proximal=1e5) == 1
+    assert products(on(Implicit("neumann", 500, 1e-3, 1e-5), batching), proximal=1e5) == 1
 
 
 def test_a_task_that_is_done_waits_for_the_others():
     algo = MAML(network(net), 3, sgd(0.1), proximal=PROXIMAL)
     meta, tasks = algo.init(), classification(tasks=4, shape=(4,))
     for tolerance in (0.5, 1e-2, 1e-4):
-        alone, _ = Implicit("cg", 50, tolerance, batching="loop")(algo, meta, tasks)
-        together, _ = Implicit("cg", 50, tolerance, batching="vmap")(algo, meta, tasks)
+        alone, _ = on(Implicit("cg", 50, tolerance), "loop")(algo, meta, tasks)
+        together, _ = on(Implicit("cg", 50, tolerance), "vmap")(algo, meta, tasks)
         assert apart(together, alone) < 1e-10
     tight, _ = Implicit("cg", 50, 1e-9)(algo, meta, tasks)
     assert 1e-6 < apart(alone, tight) < 1e-3
@@ -214,7 +221,7 @@ def test_a_gradient_of_zero_is_solved_already():
     tasks = episodes()
     algo = MAML(module, 2, sgd(0.1), lambda outputs, batch: _flat(outputs), proximal=PROXIMAL)
     for batching in ("loop", "vmap"):
-        got, _ = Implicit("cg", 3, 0.0, batching=batching)(algo, algo.init(), tasks)
+        got, _ = on(Implicit("cg", 3, 0.0), batching)(algo, algo.init(), tasks)
         assert all(not g.any() for g in got["init"].values())
 
 
@@ -229,7 +236,7 @@ def test_what_is_not_finite_is_seen(batching, factor):
     tasks = episodes()
     tasks = tasks._replace(query=tasks.query._replace(x=tasks.query.x * factor))
     algo = MAML(network(lambda: nn.Linear(4, 3)), 1, sgd(0.1), proximal=PROXIMAL)
-    got, _ = Implicit(batching=batching)(algo, algo.init(), tasks)
+    got, _ = on(Implicit(), batching)(algo, algo.init(), tasks)
     assert not all(g.isfinite().all() for g in got["init"].values())
 
 
@@ -241,7 +248,7 @@ def test_convolutions_and_dropout():
     found = []
     for batching in BATCHINGS:
         torch.manual_seed(3)
-        found.append(Implicit(iterations=30, tolerance=1e-9, batching=batching)(algo, meta, tasks))
+        found.append(on(Implicit(iterations=30, tolerance=1e-9), batching)(algo, meta, tasks))
     for got, metrics in found[1:]:
         assert apart(got, found[0][0]) < 1e-7
         torch.testing.assert_close(metrics, found[0][1], rtol=1e-10, atol=1e-12)

@@ -25,7 +25,7 @@ from metalearn.functional.norms import BatchNorm
 from metalearn.gradients import Adjoint, Unroll
 from metalearn.inner import sgd
 from tests.gradients import reference
-from tests.tasks import apart, classification, network
+from tests.tasks import apart, classification, network, on
 
 
 class Sequences(nn.Module):
@@ -172,7 +172,7 @@ def compare(build) -> None:
     recurrent = any(isinstance(part, nn.RNNBase) for part in net.modules())
     for strategy in (Unroll, Adjoint):
         for batching in ("loop",) if recurrent else ("loop", "vmap"):
-            got, _ = strategy(batching=batching)(algo, meta, episodes)
+            got, _ = on(strategy(), batching)(algo, meta, episodes)
             assert apart(got, want) < 1e-8, (strategy, batching)
     for name, buffer in algo.net.buffers.items():
         torch.testing.assert_close(meta["buffers"][name], buffer, rtol=0, atol=0)

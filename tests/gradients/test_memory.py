@@ -13,8 +13,8 @@ from metalearn.backbones import Conv4
 from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Implicit, Truncated, Unroll
 from metalearn.gradients.peers import Learn2learn
 from metalearn.inner import adapt, sgd
-from metalearn.inner.loop import inner_gradient, without_history
-from tests.tasks import classification, network
+from metalearn.inner.loop import detached_gradient, inner_gradient
+from tests.tasks import classification, network, on
 
 
 class PeakBytes(TorchDispatchMode):
@@ -80,7 +80,7 @@ FEW, MANY = 3, 12
 
 @functools.cache
 def unrolled(batching: str) -> tuple[int, int]:
-    return peak(Unroll(batching), FEW), peak(Unroll(batching), MANY)
+    return peak(on(Unroll(), batching), FEW), peak(on(Unroll(), batching), MANY)
 
 
 @pytest.mark.parametrize("batching", ["loop", "vmap"])
@@ -97,7 +97,7 @@ def test_unroll_keeps_every_step(batching):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_peak_by_inner_steps(strategy, copies, batching):
-    few, many = (peak(strategy(batching=batching), steps) for steps in (FEW, MANY))
+    few, many = (peak(on(strategy(), batching), steps) for steps in (FEW, MANY))
     # What is left is at most a few copies of the weights a step.
     assert many - few <= (copies + 0.1) * (MANY - FEW) * weights()
     assert many < unrolled(batching)[1] / 2
@@ -107,7 +107,7 @@ def test_peak_by_inner_steps(strategy, copies, batching):
 def test_nothing_is_kept_beyond_what_backpropagation_needs(strategy, factor):
     """learn2learn calls `backward()`, which frees the graph as it goes, and records no more."""
     by_peer = peak(Learn2learn(), FEW, proximal=0.0)
-    assert peak(strategy("loop"), FEW, proximal=0.0) < factor * by_peer
+    assert peak(on(strategy(), "loop"), FEW, proximal=0.0) < factor * by_peer
 
 
 def test_inner_steps_that_nobody_differentiates_keep_nothing():
@@ -116,7 +116,7 @@ def test_inner_steps_that_nobody_differentiates_keep_nothing():
     episodes = classification(1, 5, 2, 10, (1, 28, 28), dtype=torch.float32)
     meta, support = algo.init(), episodes.support.map(lambda t: t[0])
     peaks, weights = [], []
-    for gradient in (inner_gradient, without_history):
+    for gradient in (inner_gradient, detached_gradient):
         with PeakBytes(*tree_leaves((meta, support))) as counter, torch.no_grad():
             weights.append(adapt(algo, meta, support, gradient=gradient))
         peaks.append(counter.peak)
@@ -133,6 +133,6 @@ def test_truncated_keeps_its_last_steps():
 
 
 def test_a_loop_over_tasks_holds_one_task():
-    one, four = (peak(Unroll("loop"), 2, tasks) for tasks in (1, 4))
+    one, four = (peak(on(Unroll(), "loop"), 2, tasks) for tasks in (1, 4))
     assert four < one + 4 * weights()
-    assert peak(Unroll("vmap"), 2, 4) > 3 * peak(Unroll("vmap"), 2, 1)
+    assert peak(on(Unroll(), "vmap"), 2, 4) > 3 * peak(on(Unroll(), "vmap"), 2, 1)

@@ -14,7 +14,7 @@ from metalearn.gradients.peers import Higher, Learn2learn
 from metalearn.gradients.peers.base import adapting, fixed_rate, imported
 from metalearn.inner import InnerRule, lslr, meta_sgd, sgd
 from tests.gradients import reference
-from tests.tasks import apart, classification, network
+from tests.tasks import apart, classification, network, on
 
 PEERS = (Learn2learn, Higher)
 STEPS = 3
@@ -49,7 +49,7 @@ def algorithm(kind=MAML, rule=None, build=conv4):
 def test_same_gradient_and_metrics(peer, strategy, kind) -> None:
     algo = algorithm(kind)
     meta = algo.init()
-    want, told = strategy(batching="loop")(algo, meta, episodes())
+    want, told = on(strategy(), "loop")(algo, meta, episodes())
     got, said = peer(first_order=strategy is FirstOrder)(algo, meta, episodes())
     assert apart({**got, "hyper": {}}, want) < 1e-10
     assert {n: t.shape for n, t in said.items()} == {n: t.shape for n, t in told.items()}
@@ -66,7 +66,7 @@ def test_weights_and_buffers_come_from_meta(peer, norm) -> None:
     for held in (meta["init"], meta["buffers"]):
         held.update({n: t * 1.3 for n, t in held.items()})
     asked = {part: dict(meta[part]) for part in ("init", "hyper", "buffers")}
-    want, _ = Unroll(batching="loop")(algo, meta, episodes())
+    want, _ = on(Unroll(), "loop")(algo, meta, episodes())
     got, _ = peer()(algo, meta, episodes())
     assert apart(got, want) < 1e-10
     assert all(asked[part][n] is t for part in asked for n, t in meta[part].items())
@@ -82,7 +82,7 @@ def test_frozen_and_unused_weights(peer) -> None:
             self.unused = torch.nn.Parameter(torch.ones(2))
 
     algo = algorithm(build=Net)
-    want, _ = Unroll(batching="loop")(algo, algo.init(), episodes())
+    want, _ = on(Unroll(), "loop")(algo, algo.init(), episodes())
     got, _ = peer()(algo, algo.init(), episodes())
     assert apart(got, want) < 1e-10
     assert got["init"]["unused"].tolist() == [0, 0]
@@ -93,7 +93,7 @@ def test_no_grad_outside_does_not_matter(peer) -> None:
     algo = algorithm()
     with torch.no_grad():
         got, said = peer()(algo, algo.init(), episodes())
-    assert apart(got, Unroll(batching="loop")(algo, algo.init(), episodes())[0]) < 1e-10
+    assert apart(got, on(Unroll(), "loop")(algo, algo.init(), episodes())[0]) < 1e-10
     assert not said["loss"].requires_grad and not any(g.requires_grad for g in got["init"].values())
 
 
@@ -155,8 +155,8 @@ def test_what_a_peer_cannot_do_is_one_line(peer) -> None:
     none = tasks.map(lambda t: t[:0])
     for strategy, asked, given, line in (
         (peer(), algo, padded, f"gradient={name} knows no padding"),
-        (peer(precision="bf16"), algo, tasks, f"gradient={name} has no precision=bf16"),
-        (peer(batching="vmap"), algo, tasks, f"gradient={name} loops over tasks"),
+        (on(peer(), precision="bf16"), algo, tasks, f"gradient={name} has no precision=bf16"),
+        (on(peer(), "vmap"), algo, tasks, f"gradient={name} loops over tasks"),
         (peer(), support, tasks, f"gradient={name} has no norm=support"),
         (peer(), proto, tasks, "runs MAML and ANIL, not ProtoNet"),
         (peer(), algo, none, "no episodes in the meta-batch"),

@@ -13,10 +13,10 @@ from metalearn.backbones import Conv4
 from metalearn.errors import UsageError
 from metalearn.inner import lslr, sgd
 from tests.gradients import reference
-from tests.tasks import classification, distance, network
+from tests.tasks import classification, distance, network, on
 
 
-@pytest.mark.parametrize("batching", ["loop", "vmap", 2, "vmap+unfold"])
+@pytest.mark.parametrize("batching", ["loop", "vmap", 2, "vmap+im2col"])
 @pytest.mark.parametrize("batch_size", [None, 4, 5])
 def test_direction(batching, batch_size):
     net = network(lambda: Conv4(3, filters=4, size=16))
@@ -41,8 +41,8 @@ def test_direction(batching, batch_size):
         for n, p in plain.named_parameters()
     }
 
-    algo = Reptile(net, steps=steps, rule=sgd(0.1, batch_size=batch_size))
-    got, metrics = gradients.Reptile(batching=batching)(algo, algo.init(), episodes)
+    algo = on(Reptile(steps=steps, rule=sgd(0.1, batch_size=batch_size)), net)
+    got, metrics = on(gradients.Displacement(), batching)(algo, algo.init(), episodes)
     assert distance(got["init"], want) < 1e-10
     assert got["hyper"] == {}
     torch.testing.assert_close(metrics["loss"], torch.stack(losses), rtol=1e-10, atol=0)
@@ -51,10 +51,10 @@ def test_direction(batching, batch_size):
 def test_learned_rates_are_refused():
     algo = MAML(nn.Linear(4, 3), rule=lslr(0.1), kinds=("displacement",))
     with pytest.raises(UsageError, match="use inner=sgd"):
-        gradients.Reptile()(algo, algo.init(), classification(shape=(4,)))
+        gradients.Displacement()(algo, algo.init(), classification(shape=(4,)))
 
 
 def test_no_steps_are_refused():
-    algo = Reptile(nn.Linear(4, 3), steps=0)
+    algo = on(Reptile(steps=0), nn.Linear(4, 3))
     with pytest.raises(UsageError, match="needs algorithm.steps of 1 or more"):
-        gradients.Reptile()(algo, algo.init(), classification(shape=(4,)))
+        gradients.Displacement()(algo, algo.init(), classification(shape=(4,)))

@@ -15,7 +15,7 @@ from metalearn.algorithms import MAML
 from metalearn.gradients import Adjoint, Unroll
 from tests.gradients.reference import call
 from tests.inner.cases import EPSILON, OPTIONS, RULES, built, moved
-from tests.tasks import apart, classification, network
+from tests.tasks import apart, classification, network, on
 
 TASKS, STEPS = 2, 3
 NETS = {
@@ -181,7 +181,7 @@ def problem(rule: str, options: str, net: str):
 @pytest.mark.parametrize("strategy", [Unroll, Adjoint])
 def test_exact(strategy, batching, rule, options, net):
     algo, meta, episodes, want, _ = problem(rule, options, net)
-    got, _ = strategy(batching=batching)(algo, meta, episodes)
+    got, _ = on(strategy(), batching)(algo, meta, episodes)
     assert apart(got, want) < 1e-10
 
 

@@ -15,7 +15,8 @@ from metalearn.algorithms import MAML
 from metalearn.algorithms.losses import mean_squared
 from metalearn.gradients import Adjoint, FirstOrder, Unroll
 from metalearn.inner import lslr, meta_sgd, sgd, trajectory
-from tests.tasks import task
+from metalearn.types import Given
+from tests.tasks import on, task
 
 SIZE, TASKS, STEPS, RATE = 4, 3, 5, 0.07
 
@@ -87,7 +88,7 @@ def test_adapt_is_a_power_of_the_step(steps):
 def test_trajectory_visits_every_power():
     start, [(A, c, _), *_], episodes = quadratic()
     algo = MAML(Point(start), rule=sgd(RATE), loss=half_square)
-    path = list(trajectory(algo, algo.init(), task(episodes, 0).support, 4))
+    path = list(trajectory(algo, algo.init(), Given(task(episodes, 0).support), 4))
     assert len(path) == 5
     for k, (fast, _) in enumerate(path):
         power = np.linalg.matrix_power(np.eye(SIZE) - RATE * A, k)
@@ -104,7 +105,7 @@ def test_meta_gradient_of_the_start(strategy, batching):
         power = np.linalg.matrix_power(np.eye(SIZE) - RATE * A, STEPS)
         end = c + power @ (start - c)
         want += (end - d if strategy is FirstOrder else power @ (end - d)) / TASKS
-    got, metrics = strategy(batching=batching)(algo, algo.init(), episodes)
+    got, metrics = on(strategy(), batching)(algo, algo.init(), episodes)
     close(got["init"]["theta"], want)
     assert metrics["loss"].shape == (TASKS,)
 

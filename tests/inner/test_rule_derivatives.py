@@ -10,7 +10,7 @@ from metalearn.algorithms import MAML
 from metalearn.gradients import Adjoint, Unroll
 from metalearn.inner import adam, adamw, momentum, rmsprop, sgd
 from tests.inner.cases import OPTIONS, RULES, built, moved
-from tests.tasks import classification, distance, generator, network, task
+from tests.tasks import classification, distance, generator, network, on, task
 
 STEPS = 3
 
@@ -39,7 +39,7 @@ def random_like(tensors, seed: int):
 @pytest.mark.parametrize("rule", RULES)
 def test_finite_differences(rule, options, strategy):
     algo, meta, episodes = started(built(rule, options))
-    gradient, _ = strategy(batching="vmap")(algo, meta, episodes)
+    gradient, _ = on(strategy(), "vmap")(algo, meta, episodes)
     parts = ("init", "hyper")
     along = {part: random_like(meta[part], 7) for part in parts}
 
@@ -47,7 +47,7 @@ def test_finite_differences(rule, options, strategy):
         there = {p: tree.add(meta[p], tree.scale(along[p], width)) for p in parts}
         losses = []
         for t in range(len(episodes.support.x)):
-            support, query = task(episodes, t)
+            support, query, _ = task(episodes, t)
             fast = adapt(algo, {**meta, **there}, support)
             losses.append(algo.outer_loss({**meta, **there}, fast, query)[0])
         return float(torch.stack(losses).mean())

@@ -19,6 +19,7 @@ from metalearn.inner import (
     sgd,
 )
 from metalearn.inner.loop import minibatch
+from metalearn.types import Given
 from tests.inner.cases import RULES, built
 from tests.tasks import generator, network, randomised, regression, task
 
@@ -102,7 +103,7 @@ def test_more_steps_than_learned_use_the_last_rate():
 def test_minibatches_go_in_order_and_start_over(size, rows):
     support = Batch(torch.arange(5.0), torch.arange(5), torch.arange(1.0, 6.0) / 10)
     for step, want in enumerate(rows):
-        part = minibatch(support, size, step)
+        part = minibatch(Given(support), size, step).support
         assert part.y.tolist() == want
         assert part.x.tolist() == [float(i) for i in want]
         same(part.weight, (torch.tensor(want) + 1) / 10)
@@ -115,13 +116,14 @@ def test_padding_has_no_turn(real, size):
     padded = Batch(torch.arange(5.0), torch.arange(5), weight)
     alone = Batch(padded.x[real], padded.y[real])
     for step in range(4):
-        part, want = minibatch(padded, size, step), minibatch(alone, size, step)
+        part = minibatch(Given(padded), size, step).support
+        want = minibatch(Given(alone), size, step).support
         assert part.weight is not None
         assert sorted(part.y[part.weight > 0].tolist()) == sorted(want.y.tolist())
 
 
 def test_a_batch_without_weights_stays_without():
-    assert minibatch(Batch(torch.arange(5.0), torch.arange(5)), 2, 1).weight is None
+    assert minibatch(Given(Batch(torch.arange(5.0), torch.arange(5))), 2, 1).support.weight is None
 
 
 SHAPES = {

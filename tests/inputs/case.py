@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-import metalearn.commands.jobs  # noqa: F401  matplotlib keeps fonts at home: before there is another
+import metalearn.commands.train  # noqa: F401  matplotlib keeps fonts at home: before there is another
 from tests.command import Outcome
 
 

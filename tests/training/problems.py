@@ -15,7 +15,7 @@ from metalearn.episodes import CurveEpisodes, EpisodeSource, Manifest
 from metalearn.gradients import Unroll
 from metalearn.inner import lslr
 from metalearn.tracking import Tracker
-from metalearn.training.loop import Problem, TrainState, fit, resume
+from metalearn.training.episodic import Problem, TrainState, fit, resume
 from metalearn.training.outer import Outer
 from metalearn.training.settings import TrainingSettings
 from tests.tasks import network

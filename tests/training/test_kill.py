@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from metalearn.commands import jobs, result
+from metalearn.commands import train as jobs
 from metalearn.commands.config import compose
 from metalearn.tracking import read_records
+from metalearn.training import result
 
 LIMIT = 900  # seconds; a machine that is busy with other runs is slow, not broken
 

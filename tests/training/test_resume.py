@@ -12,7 +12,7 @@ from torch import nn
 from metalearn.functional.norms import BatchNorm
 from metalearn.tracking import JsonLines, RunInfo, Tracker, read_records
 from metalearn.training import checkpoint
-from metalearn.training.loop import fit, resume
+from metalearn.training.episodic import fit, resume
 from metalearn.training.settings import TrainingSettings
 from tests.training.problems import Recorder, flat, problem, same, started, trained
 

@@ -8,18 +8,16 @@ import sys
 import warnings
 from collections.abc import Callable
 from types import ModuleType
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from metalearn import tree
-from metalearn.algorithms.maml import MAML
-from metalearn.engine.plan import Batching
 from metalearn.errors import UsageError
+from metalearn.functional import PureModule
 from metalearn.functional.norms import BatchNorm, fused_norms
-from metalearn.functional.precision import Precision, computing_in
-from metalearn.inner.protocol import MetaAlgorithm
+from metalearn.functional.precision import computing_in
+from metalearn.inner.protocol import HasPlain, MetaAlgorithm, Plain
 from metalearn.inner.rules import InnerRule
 from metalearn.types import Batch, Episodes, Meta, MetaGradients, Metrics, Params
 
@@ -28,15 +26,6 @@ Loss = Callable[[nn.Module, Batch], tuple[Tensor, Metrics]]
 
 OneTask = Callable[[Loss, Episodes], tuple[Tensor, Metrics]]
 """(loss, one task) -> (the query loss after adaptation, with history; metrics)."""
-
-
-class Peer(Protocol):
-    """What a peer's strategy says of how it runs."""
-
-    @property
-    def batching(self) -> Batching: ...
-    @property
-    def precision(self) -> Precision: ...
 
 
 def imported(package: str) -> ModuleType:
@@ -91,7 +80,7 @@ def fixed_rate(rule: InnerRule, fast: Params) -> float:
     return rate
 
 
-def plain_module(algo: MAML, meta: Meta) -> nn.Module:
+def plain_module(algo: Plain, meta: Meta) -> nn.Module:
     """A copy of the module that the algorithm was given, with the values in `meta`.
 
     Not `algo.net.module`, whose norm layers are ours: the peer runs what its users would run.
@@ -110,44 +99,39 @@ def plain_module(algo: MAML, meta: Meta) -> nn.Module:
     return module
 
 
-def check(strategy: Peer, algo: MetaAlgorithm, episodes: Episodes) -> MAML:
-    """`algo`, where a peer can run it as it stands; raises UsageError where not."""
+def check(strategy: object, algo: MetaAlgorithm, episodes: Episodes) -> Plain:
+    """`algo` as a peer runs it; raises UsageError where it cannot."""
     name = type(strategy).__name__.lower()
-    if not isinstance(algo, MAML):
+    plain = algo.plain() if isinstance(algo, HasPlain) else None
+    if plain is None or algo.transductive:
         raise UsageError(f"gradient={name} runs MAML and ANIL, not {type(algo).__name__}")
-    if strategy.precision != "fp32":
-        raise UsageError(f"gradient={name} has no precision={strategy.precision}; use fp32")
-    if strategy.batching not in ("auto", "loop"):
-        raise UsageError(f"gradient={name} loops over tasks; use batching=auto or batching=loop")
-    if any(batch.weight is not None for batch in episodes):
+    if any(batch.weight is not None for batch in (episodes.support, episodes.query)):
         raise UsageError(f"gradient={name} knows no padding; use episodes of equal size")
     norms = [part for part in algo.net.module.modules() if isinstance(part, BatchNorm)]
     if any(norm.statistics == "support" for norm in norms):
         raise UsageError(f"gradient={name} has no norm=support; use norm=transductive")
-    if not len(episodes.support.x):
-        raise UsageError("no episodes in the meta-batch; use training.meta_batch of 1 or more")
-    return algo
+    return plain
 
 
-def adapting(algo: MAML) -> str:
+def adapting(algo: Plain, net: PureModule) -> str:
     """The name of the submodule that adapts; "" for the whole network.
 
     Raises UsageError where what adapts is no submodule.
     """
     if algo.adapting is None:
         return ""
-    names, wanted = set(algo.net.params), set(algo.adapting)
-    for path, _ in algo.net.module.named_modules():
+    names, wanted = set(net.params), set(algo.adapting)
+    for path, _ in net.module.named_modules():
         if {n for n in names if not path or n.startswith(f"{path}.")} == wanted:
             return path
     raise UsageError("learn2learn and higher adapt one submodule; use adaptation=all or head")
 
 
 def over_tasks(
-    algo: MAML, module: nn.Module, meta: Meta, episodes: Episodes, one_task: OneTask
+    algo: Plain, module: nn.Module, meta: Meta, episodes: Episodes, one_task: OneTask
 ) -> tuple[MetaGradients, Metrics]:
     """The mean gradient at the parameters of `module`, one backward pass a task."""
-    device, tasks = episodes.support.x.device, len(episodes.support.x)
+    device, tasks = episodes.support.device, episodes.tasks
     parameters = dict(module.named_parameters())
     metrics: list[Metrics] = []
 

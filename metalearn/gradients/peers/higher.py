@@ -6,8 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from metalearn.engine.plan import Batching
-from metalearn.functional.precision import Precision
+from metalearn.engine import plain_loop
 from metalearn.gradients.peers.base import (
     Loss,
     adapting,
@@ -44,17 +43,16 @@ class Higher:
     kind: ClassVar[Kind] = "exact"
 
     first_order: bool = False
-    batching: Batching = "auto"
-    precision: Precision = "fp32"
+    __call__ = plain_loop
 
-    def __call__(
+    def all_tasks(
         self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
-        algo = check(self, algo, episodes)
+        net, algo = algo.net, check(self, algo, episodes)
         rate = fixed_rate(algo.rule, meta["init"])
         package = imported("higher")
-        module, head = plain_module(algo, meta), adapting(algo)
+        module, head = plain_module(algo, meta), adapting(algo, net)
         optimizer = torch.optim.SGD(module.get_submodule(head).parameters(), lr=rate)
         callback = constant if self.first_order else None
 

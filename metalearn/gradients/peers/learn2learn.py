@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from metalearn.engine.plan import Batching
-from metalearn.functional.precision import Precision
+from metalearn.engine import plain_loop
 from metalearn.gradients.peers.base import (
     Loss,
     adapting,
@@ -35,17 +34,16 @@ class Learn2learn:
     kind: ClassVar[Kind] = "exact"
 
     first_order: bool = False
-    batching: Batching = "auto"
-    precision: Precision = "fp32"
+    __call__ = plain_loop
 
-    def __call__(
+    def all_tasks(
         self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
     ) -> tuple[MetaGradients, Metrics]:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
-        algo = check(self, algo, episodes)
+        net, algo = algo.net, check(self, algo, episodes)
         rate = fixed_rate(algo.rule, meta["init"])
         package = imported("learn2learn")
-        module, head = plain_module(algo, meta), adapting(algo)
+        module, head = plain_module(algo, meta), adapting(algo, net)
         maml = package.algorithms.MAML(
             module.get_submodule(head), rate, self.first_order, allow_unused=True, allow_nograd=True
         )

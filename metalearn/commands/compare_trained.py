@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from metalearn import tree
 from metalearn.algorithms import MAML, MetaAlgorithm, ProtoNet
 from metalearn.backbones.heads import head_name
-from metalearn.commands import jobs
+from metalearn.commands import train as jobs
 from metalearn.commands.build import build
-from metalearn.commands.comparison.methods import Fitted, Measured, on_features, on_images
-from metalearn.commands.comparison.setting import Network, Setting
+from metalearn.evaluation.comparison.methods import Fitted, Measured, on_features, on_images
+from metalearn.evaluation.comparison.setting import Network, Setting
 from metalearn.evaluation.heads import Head
 from metalearn.training.folder import load_weights
 from metalearn.types import Meta

@@ -17,7 +17,7 @@ from torch import Tensor
 from metalearn.backbones.norms import describe
 from metalearn.backbones.weights import Report
 from metalearn.commands.backbone import build_module
-from metalearn.commands.comparison.plan import Plan
+from metalearn.commands.compare_plan import Plan
 from metalearn.commands.episodes import build_dataset, preparation
 from metalearn.data import ImageDataset
 from metalearn.episodes import FewShotEpisodes, Manifest, PreparedEpisodes

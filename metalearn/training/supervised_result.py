@@ -21,11 +21,11 @@ from metalearn.evaluation.statistics import mean_interval
 from metalearn.runtime.files import write_atomic
 from metalearn.runtime.memory import peak_memory_bytes
 from metalearn.tracking import Tracker, read_records
+from metalearn.training.classification import restore
 from metalearn.training.folder import config_hash
-from metalearn.training.held_out import classified, few_shot
 from metalearn.training.held_out_split import SPLIT, Part
-from metalearn.training.pretraining import PretrainState, Supervision
-from metalearn.training.supervised import restore
+from metalearn.training.supervised import PretrainState, Supervision
+from metalearn.training.validation import classified, few_shot
 
 WEIGHTS = "backbone.safetensors"
 BATCH_NORMS = ("transductive", "support", "running", "frozen")

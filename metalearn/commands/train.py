@@ -14,7 +14,6 @@ from rich.table import Table
 
 from metalearn import tree
 from metalearn.commands.build import Built, build
-from metalearn.commands.result import write_result
 from metalearn.engine.autotune import Choice, settle
 from metalearn.evaluation.plots import plot_learning_curve
 from metalearn.evaluation.protocol import EvalReport, evaluate
@@ -23,6 +22,7 @@ from metalearn.functional.precision import slowdown
 from metalearn.runtime.files import decode_floats, write_atomic
 from metalearn.runtime.memory import keep_freed_memory, reset_peak_memory
 from metalearn.tracking import JsonLines, Progress, RunInfo, Tracker, WandB, read_records
+from metalearn.training.episodic import Problem, TrainState, at_sigterm, fit, resume
 from metalearn.training.folder import (
     check_writable,
     claim,
@@ -33,7 +33,7 @@ from metalearn.training.folder import (
     save_weights,
     weights_sha256,
 )
-from metalearn.training.loop import Problem, TrainState, at_sigterm, fit, resume
+from metalearn.training.result import write_result
 from metalearn.training.settings import TrainingSettings
 from metalearn.types import Meta
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from metalearn.commands.comparison.plan import TUNED, Plan, family, plan
-from metalearn.commands.comparison.setting import Setting
-from metalearn.commands.comparison.worker import Failed, Stopped, perform, result_file
-from metalearn.evaluation import comparison as report
-from metalearn.evaluation.comparison_page import page
-from metalearn.evaluation.comparison_plot import plot_comparison
+from metalearn.commands.compare_plan import TUNED, Plan, family, plan
+from metalearn.commands.compare_worker import Failed, Stopped, perform, result_file
+from metalearn.evaluation.comparison import report
+from metalearn.evaluation.comparison.page import page
+from metalearn.evaluation.comparison.plot import plot_comparison
+from metalearn.evaluation.comparison.setting import Setting
 from metalearn.evaluation.report import write_episode_file, write_json
 from metalearn.runtime.files import decode_floats, write_atomic
 from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB

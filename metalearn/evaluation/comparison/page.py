@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from metalearn.evaluation.comparison import LEGEND, Titled, facts, notes, tables, title
+from metalearn.evaluation.comparison.report import LEGEND, Titled, facts, notes, tables, title
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 62rem;

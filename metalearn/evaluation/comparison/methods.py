@@ -10,8 +10,8 @@ import torch
 from metalearn import tree
 from metalearn.algorithms import MAML, MetaAlgorithm
 from metalearn.backbones.norms import describe
-from metalearn.commands.comparison.setting import Cost, Network, Setting
 from metalearn.evaluation import heads
+from metalearn.evaluation.comparison.setting import Cost, Network, Setting
 from metalearn.evaluation.features import Change, standardised, unit_length
 from metalearn.evaluation.heads import Choice, Head
 from metalearn.evaluation.protocol import EvalReport, evaluate

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from metalearn.episodes import FewShotEpisodes
 from metalearn.evaluation.centroids import centroid_accuracies
 from metalearn.training.base_images import Pictures
+from metalearn.training.classification import with_features
 from metalearn.training.held_out_split import SPLIT, Part
-from metalearn.training.supervised import with_features
 
 _TOGETHER = 256  # images
 

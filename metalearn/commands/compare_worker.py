@@ -13,15 +13,15 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from metalearn.commands.comparison import trained
-from metalearn.commands.comparison.methods import METHODS
-from metalearn.commands.comparison.plan import Plan, family
-from metalearn.commands.comparison.setting import Setting
+from metalearn.commands import compare_trained as trained
+from metalearn.commands.compare_plan import Plan, family
 from metalearn.errors import DataError, UsageError
+from metalearn.evaluation.comparison.methods import METHODS
+from metalearn.evaluation.comparison.setting import Setting
 from metalearn.evaluation.report import write_json
 from metalearn.runtime.files import write_atomic
+from metalearn.training.episodic import at_sigterm
 from metalearn.training.folder import commit
-from metalearn.training.loop import at_sigterm
 
 Stage = Literal["train", "measure"]
 _STOPPED = 3

@@ -1,0 +1,89 @@
+"""A meta-step as one compiled function, found again in less time than a small network takes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalearn.functional.precision import Precision, computing_in
+from metalearn.types import Batch, Episodes, Meta, MetaGradients, Metrics
+
+
+class CompiledStep(NamedTuple):
+    """A meta-step of all tasks as one compiled function, of `tensors_of(meta, episodes)`. serves:
+    whether it was made for tensors like these."""
+
+    serves: Callable[..., bool]
+    code: Callable[[Sequence[Tensor]], tuple[MetaGradients, Metrics]]
+    serial: bool
+    precision: Precision
+    device: torch.device
+
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[MetaGradients, Metrics]:
+        with Apart(self.serial), computing_in(self.precision, self.device):
+            return self.code(tensors)
+
+
+def guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """Whether others have the types, shapes and strides of `tensors`, in less than a microsecond:
+    what torch's own compiler asks by. None where this version of torch has it no more."""
+    try:
+        from torch._C._dynamo.guards import TensorGuards
+
+        # It crashes where these are left out.
+        return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+    except (ImportError, TypeError):
+        return None
+
+
+def _parts(batch: Batch | None) -> Sequence[Any]:
+    """x, y and weight; of dicts their values."""
+    if batch is None:
+        return ()
+    x, y, weight = batch
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return batch
+    both = (part.values() if isinstance(part, dict) else (part,) for part in (x, y))
+    return [*next(both), *next(both), weight]
+
+
+def tensors_of(meta: Meta, episodes: Episodes) -> list[Tensor]:
+    """In the order of `tree.leaves` of what is compiled, which would take longer."""
+    given = *meta["init"].values(), *meta["hyper"].values(), *meta["buffers"].values()
+    support, query, unlabelled = episodes
+    parts = *_parts(support), *_parts(unlabelled), *_parts(query)
+    return [t for t in (*given, *parts) if t is not None]
+
+
+def structure_of(episodes: Episodes) -> tuple:
+    """What of `episodes` shows in no tensor: names, and which weights there are."""
+    support, query, unlabelled = episodes
+    simple = isinstance(support.x, Tensor) and isinstance(support.y, Tensor)
+    names = () if simple else tuple(map(tuple, (p for p in support[:2] if isinstance(p, dict))))
+    padded = support.weight is not None, query.weight is not None
+    rest = None if unlabelled is None else unlabelled.weight is not None
+    return *padded, rest, names
+
+
+class Apart:
+    """Inside, no gradient is recorded, or a caller's own graph would keep every inner step alive;
+    and torch uses one core, where that is asked for.
+
+    Neither a generator nor `torch.no_grad`, which a small network's step would notice.
+    """
+
+    def __init__(self, serial: bool):
+        self.serial = serial
+
+    def __enter__(self) -> None:
+        self.before = torch.is_grad_enabled(), torch.get_num_threads()
+        torch.set_grad_enabled(False)
+        if self.serial:
+            torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        recorded, threads = self.before
+        torch.set_grad_enabled(recorded)
+        if self.serial:
+            torch.set_num_threads(threads)

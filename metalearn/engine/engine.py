@@ -1,0 +1,248 @@
+"""The engine: how T tasks run, as a value that owns what it measured, compiled and recorded."""
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from metalearn.engine.autotune import Autotuned, autotune
+from metalearn.engine.batching import at_once, default_plan, mean_gradient
+from metalearn.engine.compiled_step import (
+    Apart,
+    CompiledStep,
+    guard,
+    structure_of,
+    tensors_of,
+)
+from metalearn.engine.compiler import Cache
+from metalearn.engine.cuda_graph import Graphs, captured, check_capture, forgetting
+from metalearn.engine.execution import Execution, kinds, setting
+from metalearn.engine.frozen_body import Body, ThroughFeatures, frozen_body
+from metalearn.engine.plan import Batching, Plan, parse
+from metalearn.engine.strategy import (
+    ForeignStrategy,
+    Strategy,
+    check_algorithm,
+    check_protocol,
+)
+from metalearn.engine.task import Task, TaskGradient, tasks_of
+from metalearn.errors import UsageError
+from metalearn.functional.precision import Precision, check_precision, computing_in
+from metalearn.inner.protocol import MetaAlgorithm
+from metalearn.types import Episodes, Meta, MetaGradients, Metrics
+
+Capture = Literal["none", "graph", "compile"]
+"""On a CUDA device: nothing, the meta-gradient as one graph, or its compiled pieces in one."""
+
+_MOST_ALGORITHMS = 16  # of which an engine keeps what it made, the last ones
+_MOST_STEPS = 8  # compiled steps that are kept for one setting, the last ones first
+
+
+@dataclass
+class Made:
+    """What an engine made for one algorithm, which it holds so that its id stays its own."""
+
+    algo: MetaAlgorithm
+    compiled: Cache = field(default_factory=dict)
+    graphs: Graphs = field(default_factory=dict)
+    steps: dict[Any, list[CompiledStep]] = field(default_factory=dict)
+    tuned: dict[Any, Autotuned] = field(default_factory=dict)
+    bodies: dict[Any, Body | None] = field(default_factory=dict)
+    through_features: dict[Any, ThroughFeatures] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Engine:
+    """How T tasks run: batching, precision, capture. Called with a strategy and an algorithm.
+
+    batching: `auto` measures at the first call, once for each setting; or see `Batching`.
+    precision: see `functional.precision`. capture: of CUDA graphs, see `Capture`.
+
+    Raises UsageError for a value that is not known.
+    """
+
+    batching: Batching | Plan = "auto"
+    precision: Precision = "fp32"
+    capture: Capture = "none"
+    _made: dict[int, Made] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.batching, Plan):
+            parse(self.batching)
+        check_precision(self.precision)
+
+    def __call__(
+        self,
+        strategy: Strategy | ForeignStrategy,
+        algo: MetaAlgorithm,
+        meta: Meta,
+        episodes: Episodes,
+    ) -> tuple[MetaGradients, Metrics]:
+        """The mean over T tasks of the meta-gradient, shaped like `meta`, and metrics `[T]`.
+
+        episodes: support `[T, S, *X]`, query `[T, Q, *X]`. Raises UsageError where the algorithm
+        is not defined for the strategy, or cannot run so.
+        """
+        made = self._of(algo)
+        tensors = tensors_of(meta, episodes)
+        asked = strategy, *structure_of(episodes), *setting(algo, meta)
+        for step in made.steps.get(asked, ()):
+            if step.serves(*tensors):
+                return step(tensors)
+        if not episodes.tasks:
+            raise UsageError("no episodes in the meta-batch; use training.meta_batch of 1 or more")
+        check_capture(self.capture, episodes.support.device)
+        check_algorithm(strategy, algo)
+        if hasattr(strategy, "all_tasks"):
+            return self._foreign(cast(ForeignStrategy, strategy), algo, meta, episodes)
+        strategy = cast(Strategy, strategy)
+        plan = self.plan(strategy, algo, meta, episodes)
+        tasks = tasks_of(algo, episodes, seeds(algo, episodes.tasks, episodes.support.device))
+        gradient = self._gradient(strategy, algo, meta, tasks)
+
+        def mean(meta: Meta, tasks: Task) -> tuple[MetaGradients, Metrics]:
+            if plan.whole and plan.tasks == 0:
+                return self._at_once(asked, gradient, algo, meta, tasks, plan, tensors)
+            return mean_gradient(gradient, algo, meta, tasks, plan, made.compiled)
+
+        with Apart(plan.serial), computing_in(self.precision, episodes.support.device):
+            if self.capture == "none":
+                return mean(meta, tasks)
+            return captured(made.graphs, (asked, kinds(tensors)), mean, (meta, tasks))
+
+    def plan(self, strategy: Strategy, algo: MetaAlgorithm, meta: Meta, episodes: Episodes) -> Plan:
+        """How it would run them: as `batching` says, or as was measured, now at the latest."""
+        plan = self.batching if isinstance(self.batching, Plan) else parse(self.batching)
+        if plan is None:
+            plan = self.autotune(strategy, algo, meta, episodes).plan
+        return plan._replace(compile=True) if self.capture == "compile" else plan
+
+    def autotune(
+        self,
+        strategy: Strategy,
+        algo: MetaAlgorithm,
+        meta: Meta,
+        episodes: Episodes,
+        coming: int | None = None,
+    ) -> Autotuned:
+        """The fastest plan for tasks like `episodes`, known or measured now.
+
+        coming: tasks that are still to be run, None for many; a few are not worth compiling for.
+        """
+        made, device = self._of(algo), episodes.support.device
+        if any(batch.weight is not None for batch in episodes if batch is not None):
+            # Tasks of unequal size: every batch has other shapes, and what is measured or
+            # compiled for these may never be used again.
+            return Autotuned(default_plan(device), {}, {"": "tasks of unequal size: not measured"})
+        shapes = tuple(t.shape for t in tensors_of(Meta(init={}, hyper={}, buffers={}), episodes))
+        many = coming is None or coming > 1000
+        threads = torch.get_num_threads()
+        asked = strategy, algo.steps, shapes, episodes.support.device, threads, many
+        if asked not in made.tuned:
+
+            def trial(plan: Plan, tasks: int) -> Callable[[], object]:
+                engine = Engine(plan, self.precision, self.capture)
+                engine._made = self._made
+                few = episodes.map(lambda t: t[:tasks])
+                return functools.partial(engine, strategy, algo, meta, few)
+
+            alone = functools.partial(forgetting, made.graphs)
+            made.tuned[asked] = autotune(
+                strategy, algo, meta, episodes, (self.precision, self.capture), coming, trial, alone
+            )
+        return made.tuned[asked]
+
+    def explain(self) -> str:
+        """What was tried, in milliseconds a task, what was not, and why: a line each."""
+        tuned = [
+            (type(made.algo).__name__, type(asked[0]).__name__, answer)
+            for made in self._made.values()
+            for asked, answer in made.tuned.items()
+        ]
+        if not tuned:
+            return f"batching={self.batching}: nothing was measured"
+        return "\n".join(
+            line
+            for algo, strategy, answer in tuned
+            for line in (f"{strategy} of {algo}: {answer.plan}", *answer.lines())
+        )
+
+    def _of(self, algo: MetaAlgorithm) -> Made:
+        if (made := self._made.get(id(algo))) is None:
+            check_protocol(algo)
+            while len(self._made) >= _MOST_ALGORITHMS:
+                del self._made[next(iter(self._made))]
+            made = self._made[id(algo)] = Made(algo)
+        return made
+
+    def body(self, algo: MetaAlgorithm, meta: Meta, tasks: Task) -> Body | None:
+        """The part of `algo` that runs on features which no inner step changes; None without."""
+        bodies, modes = self._of(algo).bodies, algo.net.modes()
+        if modes not in bodies:
+            bodies[modes] = frozen_body(algo, meta, tasks)
+        return bodies[modes]
+
+    def _gradient(
+        self, strategy: Strategy, algo: MetaAlgorithm, meta: Meta, tasks: Task
+    ) -> TaskGradient:
+        if strategy.kind not in ("exact", "truncated"):
+            return strategy.task
+        if (body := self.body(algo, meta, tasks)) is None:
+            return strategy.task
+        known = self._of(algo).through_features
+        return known.setdefault((strategy, algo.net.modes()), ThroughFeatures(body, strategy.task))
+
+    def _at_once(
+        self,
+        asked: Any,
+        gradient: TaskGradient,
+        algo: MetaAlgorithm,
+        meta: Meta,
+        tasks: Task,
+        plan: Plan,
+        given: Sequence[Tensor],
+    ) -> tuple[MetaGradients, Metrics]:
+        """All tasks as one piece; where that is compiled, later calls find it by `asked`."""
+        made = self._of(algo)
+        run = Execution(compile=plan.compile, cache=made.compiled)
+        options = {"gradient": gradient, "plan": plan}
+        if not (plan.compile and self.capture == "none" and tasks.seed is None):
+            return run(at_once, algo, meta, tasks, **options)
+        code, tensors = run.compiled(at_once, algo, meta, tasks, **options)
+        if len(tensors) == len(given) and (serves := guard(tensors)):
+            ready = all(map(operator.is_, tensors, code.laid_out(tensors)))
+            called = code.ready if ready else code
+            step = CompiledStep(serves, called, plan.serial, self.precision, tensors[0].device)
+            steps = made.steps.setdefault(asked, [])
+            steps[:] = [step, *steps[: _MOST_STEPS - 1]]
+        return code(tensors)
+
+    def _foreign(
+        self, strategy: ForeignStrategy, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
+    ) -> tuple[MetaGradients, Metrics]:
+        name = type(strategy).__name__.lower()
+        if self.precision != "fp32":
+            raise UsageError(f"gradient={name} has no precision={self.precision}; use fp32")
+        if self.batching not in ("auto", "loop", Plan()):
+            raise UsageError(
+                f"gradient={name} loops over tasks; use batching=auto or batching=loop"
+            )
+        return strategy.all_tasks(algo, meta, episodes)
+
+
+def plain_loop(
+    strategy: Strategy | ForeignStrategy, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
+) -> tuple[MetaGradients, Metrics]:
+    """`Engine(batching="loop")(strategy, algo, meta, episodes)`: what a strategy does if called."""
+    return Engine("loop")(strategy, algo, meta, episodes)
+
+
+def seeds(algo: MetaAlgorithm, count: int, device: torch.device) -> Tensor | None:
+    """A seed for the dropout masks of each task, from torch's generator; None without dropout."""
+    if not algo.net.exact:
+        return None
+    return torch.randint(2**62, (count,)).to(device)

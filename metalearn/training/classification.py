@@ -1,0 +1,133 @@
+"""A network trained as a classifier: torch's own norms, its features, its loss."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from metalearn.errors import UsageError
+from metalearn.functional.norms import BatchNorm
+from metalearn.training.mixing import Labelled
+from metalearn.types import Params
+
+_MOMENTUM = 0.1  # torch's own
+
+
+def torch_norms(module: nn.Module) -> nn.Module:
+    """`module`, changed in place, with each `BatchNorm` of ours replaced by torch's, whose running
+    averages move in train mode.
+
+    The tensors are the same, so the state dict keeps its names; running averages that were not
+    there start at 0 and 1. No layer counts its batches.
+    """
+    done: dict[nn.Module, nn.Module] = {}
+
+    def replaced(part: nn.Module) -> nn.Module:
+        if part not in done:
+            done[part] = _torch_norm(part) if isinstance(part, BatchNorm) else part
+            if done[part] is part:
+                # Not named_children(), which leaves out a layer's second place.
+                for name, child in part._modules.items():
+                    if child is not None:
+                        part.add_module(name, replaced(child))
+        if isinstance(part := done[part], _NormBase) and part.momentum is not None:
+            part.num_batches_tracked = None
+        return part
+
+    return replaced(module)
+
+
+def _torch_norm(norm: BatchNorm) -> nn.Module:
+    features = next(t for t in (norm.weight, norm._buffers.get("running_mean")) if t is not None)
+    new = nn.BatchNorm2d(len(features), norm.eps, _MOMENTUM, affine=norm.weight is not None)
+    new.register_parameter("weight", norm.weight)
+    new.register_parameter("bias", norm.bias)
+    if norm.statistics == "running":
+        new.running_mean, new.running_var = norm.running_mean, norm.running_var
+    return new.to(features.device)
+
+
+def head_of(module: nn.Module) -> nn.Linear:
+    """The last linear layer, which gives the logits. Raises UsageError where there is none."""
+    linear = [part for part in module.modules() if isinstance(part, nn.Linear)]
+    if not linear:
+        raise UsageError("the backbone has no linear layer, and so no head; give it outputs")
+    return linear[-1]
+
+
+def with_features(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits `[B, N]` of `x`, and what the head makes them from: the features `[B, D]`."""
+    seen: list[Tensor] = []
+    handle = head_of(module).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        logits = module(x)
+    finally:
+        handle.remove()
+    return logits, seen[-1].flatten(1)
+
+
+def groups(module: nn.Module, decay_norms: bool) -> list[dict[str, Any]]:
+    """The trainable parameters as an optimizer takes them. Without `decay_norms` the weight decay
+    spares what is not a matrix or a kernel: norms and biases."""
+    learned = [p for p in module.parameters() if p.requires_grad]
+    if not learned:
+        raise UsageError("the backbone has no weights that are trained")
+    if decay_norms:
+        return [{"params": learned}]
+    parts = {True: [p for p in learned if p.ndim > 1], False: [p for p in learned if p.ndim < 2]}
+    plain = {"params": parts[False], "weight_decay": 0.0}
+    return [group for group in ({"params": parts[True]}, plain) if group["params"]]
+
+
+def turned_four_ways(x: Tensor) -> Tensor:
+    """`[B, C, H, H]` to `[4B, C, H, H]`: as they are, then by one, two and three quarters."""
+    return torch.cat([torch.rot90(x, turn, (2, 3)) for turn in range(4)])
+
+
+def loss_and_accuracy(
+    module: nn.Module,
+    batch: Labelled,
+    smoothing: float = 0.0,
+    turns: nn.Module | None = None,
+    rotation: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """The loss of one batch, and the share of it that is classified right.
+
+        share * CE(y) + (1 - share) * CE(other) + rotation * CE(turn)
+
+    CE(y): label-smoothed cross-entropy of the images as they are. CE(turn): of which of four
+    quarter turns an image has had, told by the head `turns` `[D] -> [4]` from the features of all
+    of them (Gidaris et al. 2018, section 3.1; beside a classifier Mangla et al. 2020).
+    """
+    x, y, other, share = batch
+    extra = x.new_zeros(())
+    if turns is None:
+        logits = module(x)
+    else:
+        logits, features = with_features(module, turned_four_ways(x))
+        turn = torch.arange(4, device=x.device).repeat_interleave(len(x))
+        extra = rotation * F.cross_entropy(turns(features), turn)
+        logits = logits[: len(x)]
+    loss = share * F.cross_entropy(logits, y, label_smoothing=smoothing)
+    if share < 1:
+        loss = loss + (1 - share) * F.cross_entropy(logits, other, label_smoothing=smoothing)
+    with torch.no_grad():
+        told = logits.argmax(1)
+        right = share * (told == y).float() + (1 - share) * (told == other).float()
+    return loss + extra, right.mean()
+
+
+def state(module: nn.Module) -> Params:
+    """A copy of every tensor of `module`, by name."""
+    return {name: t.detach().clone() for name, t in module.state_dict().items()}
+
+
+@torch.no_grad()
+def restore(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Give `module` the tensors that `state` returned, in place."""
+    # Not load_state_dict, which adds a counter of batches to norm layers that have none.
+    for name, tensor in module.state_dict().items():
+        tensor.copy_(saved[name])
