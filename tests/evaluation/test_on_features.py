@@ -1,17 +1,19 @@
-"""Heads on features against plain loops: numpy, torch.optim, scikit-learn."""
+"""Classifiers on features, over whole episodes, against plain loops: numpy, torch.optim,
+scikit-learn."""
 
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression as Theirs
 from torch import Tensor
 
+from metalearn.algorithms import ANIL
+from metalearn.classifiers import Cosine, LinearProbe, LogisticRegression, SoftKMeans
 from metalearn.episodes import FewShotEpisodes, Manifest
-from metalearn.evaluation import heads
 from metalearn.evaluation.features import FeatureEpisodes, standardised, unit_length, used
+from metalearn.evaluation.on_features import Head, choose, classifying, head_on_host, measure
 from metalearn.inner.adaptive import adamw
 from metalearn.inner.rules import sgd
-from metalearn.types import Batch
 from tests.images import tiny_dataset
 
 EPISODES, WAYS, SIZE = 6, 3, 7
@@ -47,7 +49,7 @@ def test_nearest_centroid_is_the_cosine_with_means_of_unit_vectors(made) -> None
         means = np.stack([x[y.numpy() == c].mean(0) for c in range(WAYS)])
         means /= np.linalg.norm(means, axis=1, keepdims=True)
         wanted.append(((q @ means.T).argmax(1) == truth.numpy()).mean())
-    report = heads.measure(heads.nearest_centroid(), manifest(made))
+    report = measure(classifying(Cosine()), manifest(made))
     np.testing.assert_allclose(report.accuracies, wanted, atol=1e-12)
     assert report.manifest_hash == manifest(made).hash
     assert 0.4 < np.mean(wanted) < 0.95  # a case that could go wrong
@@ -57,9 +59,9 @@ def test_logistic_regression_is_scikit_learns_on_unit_features(made) -> None:
     wanted = []
     for x, y, q, truth in tasks(made):
         x, q = (t.numpy() / np.linalg.norm(t.numpy(), axis=1, keepdims=True) for t in (x, q))
-        wanted.append(LogisticRegression(C=1.0, max_iter=1000).fit(x, y).score(q, truth))
-    found = heads.logistic_regression_accuracies(manifest(made, unit_length))
-    np.testing.assert_allclose(found, wanted, atol=1e-12)
+        wanted.append(Theirs(C=1.0, max_iter=1000).fit(x, y).score(q, truth))
+    report = measure(classifying(LogisticRegression()), manifest(made, unit_length))
+    np.testing.assert_allclose(report.accuracies, wanted, atol=1e-12)
 
 
 def optimised(x: Tensor, y: Tensor, steps: int, optimizer, **options) -> torch.nn.Linear:
@@ -91,12 +93,9 @@ def optimised(x: Tensor, y: Tensor, steps: int, optimizer, **options) -> torch.n
 def test_a_linear_head_is_a_plain_loop_of_torch_optim(
     made, rule, optimizer, options, change
 ) -> None:
-    head = heads.linear(SIZE, WAYS, rule, 9)
-    head = head._replace(
-        meta={**head.meta, "init": {n: t.double() for n, t in head.meta["init"].items()}}
-    )
-    report = heads.measure(head, manifest(made, change), at=(0, 4, 9))
-    for column, steps in enumerate((0, 4, 9)):
+    for steps in (0, 4, 9):
+        head = classifying(LinearProbe(rule, steps, WAYS))
+        report = measure(head, manifest(made, change))
         for row, (x, y, q, truth) in enumerate(tasks(made, change)):
             layer = optimised(x, y, steps, optimizer, **options)
             with torch.no_grad():
@@ -104,8 +103,40 @@ def test_a_linear_head_is_a_plain_loop_of_torch_optim(
             loss = float(torch.nn.functional.cross_entropy(logits, truth))
             right = float((logits.argmax(1) == truth).double().mean())
             # Our AdamW has its epsilon of 1e-8 under the root.
-            assert report.by_step["loss"][row, column] == pytest.approx(loss, abs=1e-6)
-            assert report.by_step["accuracy"][row, column] == pytest.approx(right, abs=1e-12)
+            assert report.losses[row] == pytest.approx(loss, abs=1e-6)
+            assert report.accuracies[row] == pytest.approx(right, abs=1e-12)
+
+
+def test_a_transductive_classifier_sees_the_queries_of_its_own_task(made) -> None:
+    wanted = []
+    for x, y, q, truth in tasks(made):
+        means = torch.stack([x[y == c].mean(0) for c in range(WAYS)])
+        share = (-(torch.cdist(q, means) ** 2)).softmax(1)
+        counts = torch.bincount(y)[:, None] + share.sum(0)[:, None]
+        refined = (means * torch.bincount(y)[:, None] + share.T @ q) / counts
+        logits = -(torch.cdist(q, refined) ** 2)
+        wanted.append(float(torch.nn.functional.cross_entropy(logits, truth)))
+    report = measure(classifying(SoftKMeans()), manifest(made))
+    np.testing.assert_allclose(report.losses, wanted, rtol=1e-9)
+
+
+def test_the_head_of_a_network_is_measured_as_the_network_is(made) -> None:
+    """Features of a body that stays as it is, and the head from where it was learned."""
+    source, features, row = made
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(torch.nn.Linear(SIZE, 6), torch.nn.Tanh()).double()
+    layer = torch.nn.Linear(6, WAYS).double()
+    algo = ANIL(torch.nn.Sequential(*body, layer), 3, sgd(0.3))
+    found, whole = algo.on_features(), algo.init()
+    assert found is not None and found.path == "2"
+    with torch.no_grad():
+        deeper = FeatureEpisodes(source, body(features), row)
+    head = head_on_host(found.algo, whole)
+    assert set(head.meta["init"]) == {"2.weight", "2.bias"}
+    got = measure(head, Manifest(deeper, "test", EPISODES), at=(0, 3))
+    want = measure(Head(algo, whole), manifest(made), at=(0, 3))
+    np.testing.assert_allclose(got.by_step["loss"], want.by_step["loss"], rtol=1e-10)
+    assert (want.by_step["loss"][:, 1] < want.by_step["loss"][:, 0]).any()
 
 
 def test_the_best_on_validation_is_chosen_and_an_edge_of_the_grid_is_told() -> None:
@@ -114,18 +145,12 @@ def test_the_best_on_validation_is_chosen_and_an_edge_of_the_grid_is_told() -> N
         1.0: {1: 0.5, 5: 0.6, 9: 0.5},
         3.0: {1: 0.2, 5: 0.6, 9: 0.1},
     }
-    assert heads.choose(inside) == (1.0, 5, 0.6, "")
-    assert heads.choose({0.1: {1: 0.3, 5: 0.5}, 1.0: {1: 0.5, 5: 0.2}}) == (
+    assert choose(inside) == (1.0, 5, 0.6, "")
+    assert choose({0.1: {1: 0.3, 5: 0.5}, 1.0: {1: 0.5, 5: 0.2}}) == (
         1.0,
         1,
         0.5,
         "rate=1 and steps=1",
     )
-    assert heads.choose({0.1: {1: 0.3, 5: 0.3}}) == (0.1, 1, 0.3, "steps=1")
-    assert heads.choose({0.5: {3: 0.9}}) == (0.5, 3, 0.9, "")
-
-
-def test_logistic_regression_of_one_task_predicts_classes(made) -> None:
-    x, y, q, _ = tasks(made)[0]
-    found = heads.logistic_regression(Batch(x, y), q)
-    assert found.shape == (len(q),) and set(found.tolist()) <= {0, 1, 2}
+    assert choose({0.1: {1: 0.3, 5: 0.3}}) == (0.1, 1, 0.3, "steps=1")
+    assert choose({0.5: {3: 0.9}}) == (0.5, 3, 0.9, "")
