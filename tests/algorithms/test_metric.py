@@ -1,5 +1,7 @@
 """A classifier trained end to end, against plain float64 loops; what a transductive one sees."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,9 +74,8 @@ def test_logistic_regression_is_differentiated_as_its_own_minimum(batching: str)
         best = theta.detach().requires_grad_()
         loss = F.cross_entropy(queries @ best[:, :-1].T + best[:, -1], truth)
         (v,) = torch.autograd.grad(loss, best, retain_graph=True)
-        hessian = torch.autograd.functional.hessian(
-            lambda t, x=features.detach(), inner=inner: inner(t, x), best.detach()
-        )
+        of_theta = functools.partial(inner, features=features.detach())
+        hessian = torch.autograd.functional.hessian(of_theta, best.detach())
         hessian = hessian.reshape(best.numel(), best.numel())
         solved = (torch.linalg.pinv(hessian) @ v.flatten()).view_as(best)
         (gradient,) = torch.autograd.grad(inner(best, features), best, create_graph=True)
