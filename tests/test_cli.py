@@ -29,7 +29,7 @@ MISTAKES = {
     "algorithm=": f"algorithm= needs a choice; choose from {ALGORITHMS}",
     "experiment=omniglot_mam_5w1s": "did you mean omniglot_maml_5w1s?",
     "algorithm=metric algorithm.classifier.strength=-1": "strength=-1 must be above 0",
-    "algorithm=metric algorithm.classifier.strength=a": "classifier.strength=a must be a finite number",
+    "algorithm=metric algorithm.classifier.strength=a": "strength=a must be a finite number",
     "algorithm=metric +algorithm.classifier.slope=1": "algorithm.classifier.slope",
     "algorithm=soft_kmeans algorithm.refinements=0": "refinements=0 must be 1 or more",
     "debug=slow": "debug=slow is not known; choose from fast",
