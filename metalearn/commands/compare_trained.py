@@ -7,13 +7,10 @@ from rich.console import Console
 
 from metalearn.commands import train as jobs
 from metalearn.commands.build import build
-from metalearn.engine.frozen_body import frozen_body
-from metalearn.engine.task import tasks_of
 from metalearn.evaluation.comparison.methods import Fitted, Measured, on_features, on_images
 from metalearn.evaluation.comparison.setting import Network, Setting
-from metalearn.evaluation.on_features import head_on_host
-from metalearn.inner import protocol
-from metalearn.inner.protocol import MetaAlgorithm, OnFeatures
+from metalearn.evaluation.on_features import head_on_host, makes_the_whole
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.training.folder import load_weights
 from metalearn.types import Meta
 
@@ -54,21 +51,13 @@ def measure(setting: Setting, name: str) -> Measured:
 
 
 def _measure(setting: Setting, algo: MetaAlgorithm, meta: Meta, steps: int | None) -> Measured:
-    """On features where no inner step changes them, nor an image that of another."""
+    """On features where no inner step changes them, nor an image those of another."""
     steps = algo.steps if steps is None else steps
-    weights = setting.placed({**meta["buffers"], **meta["init"]})
-    network, found = Network(algo.net, weights), protocol.on_features(algo)
-    if found is None or not network.inductive or not _makes_the_whole(setting, found, algo, meta):
+    first = setting.images(setting.shots[0], setting.split, 1).source.batch(setting.split, [0])
+    found = makes_the_whole(algo, meta, first.map(lambda t: t.to(setting.device)))
+    if found is None:
         return on_images(setting, algo, meta, lambda _: (algo, steps, None))
+    weights = setting.placed({**meta["buffers"], **meta["init"]})
     head = head_on_host(found.algo, meta)
-    return on_features(setting, network._replace(path=found.path), lambda *_: Fitted(head, steps))
-
-
-def _makes_the_whole(setting: Setting, found: OnFeatures, algo: MetaAlgorithm, meta: Meta) -> bool:
-    """Whether nothing but the head stands between the features and the outputs."""
-    if found.path is None:
-        return True
-    episode = setting.images(setting.shots[0], setting.split, 1).source.batch(setting.split, [0])
-    tasks = tasks_of(algo, episode.map(lambda t: t.to(setting.device)))
-    with algo.net.evaluating():
-        return frozen_body(algo, meta, tasks) is not None
+    network = Network(algo.net, weights, path=found.path)
+    return on_features(setting, network, lambda *_: Fitted(head, steps))

@@ -7,14 +7,25 @@ import torch
 from sklearn.linear_model import LogisticRegression as Theirs
 from torch import Tensor
 
-from metalearn.algorithms import ANIL
-from metalearn.classifiers import Cosine, LinearProbe, LogisticRegression, SoftKMeans
-from metalearn.episodes import FewShotEpisodes, Manifest
+from metalearn.algorithms import ANIL, MAML, R2D2, ProtoNet, SoftKMeans
+from metalearn.backbones import Conv4
+from metalearn.classifiers import Cosine, LinearProbe, LogisticRegression
+from metalearn.classifiers import SoftKMeans as Refined
+from metalearn.episodes import FewShotEpisodes, Manifest, Preparation, PreparedEpisodes
+from metalearn.evaluation import evaluate
 from metalearn.evaluation.features import FeatureEpisodes, standardised, unit_length, used
-from metalearn.evaluation.on_features import Head, choose, classifying, head_on_host, measure
+from metalearn.evaluation.on_features import (
+    Head,
+    choose,
+    classifying,
+    evaluate_once,
+    head_on_host,
+    measure,
+)  # fmt: skip
 from metalearn.inner.adaptive import adamw
 from metalearn.inner.rules import sgd
 from tests.images import tiny_dataset
+from tests.tasks import network
 
 EPISODES, WAYS, SIZE = 6, 3, 7
 
@@ -116,7 +127,7 @@ def test_a_transductive_classifier_sees_the_queries_of_its_own_task(made) -> Non
         refined = (means * torch.bincount(y)[:, None] + share.T @ q) / counts
         logits = -(torch.cdist(q, refined) ** 2)
         wanted.append(float(torch.nn.functional.cross_entropy(logits, truth)))
-    report = measure(classifying(SoftKMeans()), manifest(made))
+    report = measure(classifying(Refined()), manifest(made))
     np.testing.assert_allclose(report.losses, wanted, rtol=1e-9)
 
 
@@ -137,6 +148,47 @@ def test_the_head_of_a_network_is_measured_as_the_network_is(made) -> None:
     want = measure(Head(algo, whole), manifest(made), at=(0, 3))
     np.testing.assert_allclose(got.by_step["loss"], want.by_step["loss"], rtol=1e-10)
     assert (want.by_step["loss"][:, 1] < want.by_step["loss"][:, 0]).any()
+
+
+def conv4(norm: str, outputs: int | None) -> torch.nn.Module:
+    return network(lambda: Conv4(outputs, channels=1, filters=4, size=16, norm=norm))
+
+
+@pytest.mark.parametrize(
+    ("make", "once"),
+    [
+        (lambda: ProtoNet(conv4("frozen", None), "cosine", 0.1, True), True),
+        (lambda: R2D2(conv4("group", None)), True),
+        (lambda: SoftKMeans(conv4("frozen", None)), True),
+        (lambda: ANIL(conv4("frozen", WAYS), 2, sgd(0.3)), True),
+        (lambda: ANIL(conv4("transductive", WAYS), 2, sgd(0.3)), False),
+        (lambda: ProtoNet(conv4("support", None)), False),
+        (lambda: MAML(conv4("frozen", WAYS), 2, sgd(0.3)), False),
+    ],
+    ids=["protonet", "r2d2", "soft_kmeans", "anil", "transductive", "support", "maml"],
+)
+def test_an_image_passes_through_the_network_once_where_that_changes_nothing(
+    make, once: bool, tmp_path, monkeypatch
+) -> None:
+    dataset = tiny_dataset(tmp_path, side=20)
+    source = FewShotEpisodes(dataset, WAYS, 2, 3, seed=2)
+    prepared = PreparedEpisodes(source, Preparation(size=16))
+    algo, seen = make(), []
+    algo.net.module.register_forward_hook(lambda module, given, _: seen.append(given[0].shape[0]))
+    meta = algo.init()
+    want = evaluate(algo, meta, Manifest(prepared, "test", 12))
+    seen.clear()
+    found = evaluate_once(algo, meta, Manifest(prepared, "test", 12))
+    images = len(used([source], "test", 12).classes)
+    assert (sum(seen) <= 2 * images) is once
+    for name, values in want.by_step.items():
+        np.testing.assert_allclose(found.by_step[name], values, rtol=1e-4, atol=1e-6)
+    assert found.manifest_hash == want.manifest_hash
+    assert want.loss.mean > 0.01 and np.std(want.losses) > 1e-3
+    # Where an image is seen but once or twice, nothing would be gained.
+    seen.clear()
+    evaluate_once(algo, meta, Manifest(prepared, "test", 1))
+    assert len(seen) > 1 or not once
 
 
 def test_the_best_on_validation_is_chosen_and_an_edge_of_the_grid_is_told() -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from metalearn.backbones.norms import describe
+from metalearn.backbones.norms import describe, inductive
 from metalearn.backbones.weights import Report
 from metalearn.commands.backbone import build_module
 from metalearn.commands.compare_plan import Plan
@@ -47,8 +47,8 @@ class Network(NamedTuple):
 
     @property
     def inductive(self) -> bool:
-        """Whether an image's feature does not depend on the images beside it."""
-        return {"transductive", "support"}.isdisjoint(describe(self.net.module).split("+"))
+        """Whether an image's features do not depend on the images beside it."""
+        return inductive(self.net.module)
 
 
 class Cost(NamedTuple):
