@@ -151,7 +151,8 @@ def test_the_head_of_a_network_is_measured_as_the_network_is(made) -> None:
 
 
 def conv4(norm: str, outputs: int | None) -> torch.nn.Module:
-    return network(lambda: Conv4(outputs, channels=1, filters=4, size=16, norm=norm))
+    options = {"channels": 1, "filters": 4, "size": 16, "norm": norm}
+    return network(lambda: Conv4(outputs, **options), dtype=torch.float32)
 
 
 @pytest.mark.parametrize(
