@@ -1,6 +1,6 @@
 """Meta-learning in PyTorch with exact second-order gradients."""
 
-from metalearn import algorithms, backbones, gradients, inner
+from metalearn import algorithms, backbones, classifiers, gradients, inner
 from metalearn.evaluation.protocol import evaluate
 from metalearn.inner.loop import adapt
 from metalearn.types import Batch, Episodes, Meta
@@ -14,6 +14,7 @@ __all__ = [
     "adapt",
     "algorithms",
     "backbones",
+    "classifiers",
     "evaluate",
     "gradients",
     "inner",

@@ -1,6 +1,6 @@
 """The size of the rooms: files and lines of each package, the longest file, the median.
 
-    python -m scripts.tour [folder]
+python -m scripts.tour [folder]
 """
 
 import statistics

@@ -15,7 +15,9 @@ from metalearn.training.result import _dataset
 from tests.command import FAST, metalearn
 from tests.data.idx import write
 
-ALGORITHMS = "anil, imaml, maml, meta_baseline, proto_maml, protonet, r2d2, reptile"
+ALGORITHMS = (
+    "anil, imaml, maml, meta_baseline, metric, proto_maml, protonet, r2d2, reptile, soft_kmeans"
+)
 
 MISTAKES = {
     "episodes.wyas=5": "no key episodes.wyas (did you mean episodes.ways?)",
@@ -26,6 +28,10 @@ MISTAKES = {
     "algorithm=mamll": f"is not known (did you mean maml?); choose from {ALGORITHMS}",
     "algorithm=": f"algorithm= needs a choice; choose from {ALGORITHMS}",
     "experiment=omniglot_mam_5w1s": "did you mean omniglot_maml_5w1s?",
+    "algorithm=metric algorithm.classifier.strength=-1": "strength=-1 must be above 0",
+    "algorithm=metric algorithm.classifier.strength=a": "strength=a must be a finite number",
+    "algorithm=metric +algorithm.classifier.slope=1": "algorithm.classifier.slope",
+    "algorithm=soft_kmeans algorithm.refinements=0": "refinements=0 must be 1 or more",
     "debug=slow": "debug=slow is not known; choose from fast",
     "inner=null": "a config group cannot be null; name a choice",
     "~inner": "inner is missing; choose one",

@@ -176,8 +176,12 @@ def test_the_head_is_tuned_on_validation_alone(
 
 def test_what_was_meta_learned_is_measured_on_features_as_on_images(workplace: Path) -> None:
     """With inductive norms a feature does not depend on the images beside it."""
-    names = ["protonet", "anil", "meta_baseline", "maml", "protonet_scratch"]
-    asked = ("norm=frozen", "episodes.shots=[1]", "evaluation.network_episodes=12")
+    names = ["protonet", "anil", "meta_baseline", "maml", "protonet_scratch", "r2d2", "soft"]
+    asked = (
+        "norm=frozen", "episodes.shots=[1]", "evaluation.network_episodes=6",
+        '+meta.overrides.r2d2=["algorithm=r2d2"]',
+        '+meta.overrides.soft=["algorithm=soft_kmeans"]',
+    )  # fmt: skip
     outcome = compare(f"methods=[{','.join(names)}]", *asked)
     assert outcome.code == 0, outcome.err
     here = setting(*asked)
@@ -185,9 +189,13 @@ def test_what_was_meta_learned_is_measured_on_features_as_on_images(workplace: P
         config = yaml.safe_load(Path("run", name, "config.yaml").read_text())
         built = build(config)
         meta = load_weights(Path("run", name, "weights.safetensors"), built.meta)
-        report = evaluate(built.problem.algo, meta, here.images(1, "test", 12))
+        count = 6 if name == "maml" else 12  # it alone adapts what the features come from
+        report = evaluate(built.problem.algo, meta, here.images(1, "test", count))
         np.testing.assert_allclose(accuracies(name, 1), report.accuracies, atol=1e-6)
     found = made()
+    assert [row["method"] for row in found["rows"] if row["transductive"]] == ["soft"]
+    text = Path("run/comparison.md").read_text()
+    assert "| soft † |" in text and "† soft: transductive" in text
     costs = {cost["method"]: cost for cost in found["costs"]}
     head = 4 * 1 * 3 + 3
     assert costs["anil"]["adapted"] == head and costs["protonet"]["adapted"] == 0

@@ -5,8 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import yaml
 
+from metalearn.commands.build import build
+from metalearn.training.folder import load_weights
 from tests.command import FAST, metalearn
 
 
@@ -53,6 +58,33 @@ def test_overrides_of_the_evaluation(run: Path) -> None:
     assert len((folder / "episodes.csv").read_text().splitlines()) == 1 + 6
     other, _ = evaluated(run, "episodes.queries=5", "batching=vmap")
     assert (other["queries"], other["episodes"]) == (5, 4)
+
+
+def test_a_transductive_method_sees_the_queries_and_says_so(workplace: Path) -> None:
+    asked = [o for o in FAST if not o.startswith("algorithm")]
+    assert metalearn("train", *asked, "algorithm=soft_kmeans", "run_dir=run").code == 0
+    trained = json.loads(Path("run/result.json").read_text())
+    again, _ = evaluated(Path("run"))
+    assert trained["transductive"] is again["transductive"] is True
+    assert again["accuracy"] == trained["accuracy"]
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    built = build(config, trained=True)
+    meta = load_weights(Path("run/weights.safetensors"), built.meta)
+    algo = built.problem.algo
+    right, alone = [], []
+    for episode in built.test.batches(1):
+        (x, y, _), (q, truth, _), _ = episode.map(lambda t: t[0])
+        with torch.no_grad():
+            x, q = (algo.net.apply({**meta["buffers"], **meta["init"]}, t) for t in (x, q))
+        hot = torch.nn.functional.one_hot(y).to(x.dtype)
+        means = (hot.T @ x) / hot.sum(0)[:, None]
+        share = (-((q[:, None] - means) ** 2).sum(2)).softmax(1)
+        refined = (hot.T @ x + share.T @ q) / (hot.sum(0) + share.sum(0))[:, None]
+        for found, centres in ((right, refined), (alone, means)):
+            nearest = ((q[:, None] - centres) ** 2).sum(2).argmin(1)
+            found.append((nearest == truth).double().mean().item())
+    assert np.mean(right) == pytest.approx(trained["accuracy"], abs=1e-6)
+    assert right != alone
 
 
 MISTAKES = {

@@ -35,6 +35,11 @@ def norm2d(policy: NormPolicy, features: int) -> nn.Module:
     raise UsageError(f"norm={policy!r} is not known; use {', '.join(get_args(NormPolicy))}")
 
 
+def inductive(module: nn.Module) -> bool:
+    """Whether an image's features do not depend on the images beside it."""
+    return {"transductive", "support"}.isdisjoint(describe(module).split("+"))
+
+
 def describe(module: nn.Module) -> str:
     """The norm policies of any network made pure, such as "transductive" or "group+layer"."""
     found = set()

@@ -32,3 +32,15 @@ def class_means(features: Tensor, support: Batch) -> tuple[Tensor, Tensor]:
 def masked(logits: Tensor, counts: Tensor) -> Tensor:
     """`logits` `[..., S]`, lowest for a class without examples."""
     return torch.where(counts > 0, logits, absent(logits))
+
+
+def cross_entropies(logits: Tensor, hot: Tensor) -> Tensor:
+    """-log p_y of each row of logits `[..., B, N]` and one-hot classes `[B, N]`: `[..., B]`; 0 for
+    a class that has no column."""
+    return -(logits.log_softmax(-1) * hot).sum(-1)
+
+
+def widened(columns: Tensor, size: int) -> Tensor:
+    """`[..., n]` to `[..., size]`, with zeros on the right."""
+    missing = size - columns.shape[-1]
+    return torch.nn.functional.pad(columns, (0, missing)) if missing else columns

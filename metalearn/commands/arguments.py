@@ -126,6 +126,8 @@ def check_node(node: Any, name: str) -> None:
         if key in hints and not _fits(value, hints[key]):
             told = "null" if value is None else value
             raise UsageError(f"{name}.{key}={told} must be {_told(hints[key])}")
+        if isinstance(value, Mapping) and "_target_" in value:
+            check_node(value, f"{name}.{key}")
 
 
 def target(path: str, name: str = "_target_") -> Any:

@@ -1,21 +1,16 @@
 """The methods of a comparison that a `metalearn train` has meta-learned."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor, nn
 
-from metalearn import tree
-from metalearn.algorithms import MAML, MetaAlgorithm, ProtoNet
-from metalearn.backbones.heads import head_name
 from metalearn.commands import train as jobs
 from metalearn.commands.build import build
 from metalearn.evaluation.comparison.methods import Fitted, Measured, on_features, on_images
 from metalearn.evaluation.comparison.setting import Network, Setting
-from metalearn.evaluation.heads import Head
+from metalearn.evaluation.on_features import head_on_host, makes_the_whole
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.training.folder import load_weights
 from metalearn.types import Meta
 
@@ -56,54 +51,13 @@ def measure(setting: Setting, name: str) -> Measured:
 
 
 def _measure(setting: Setting, algo: MetaAlgorithm, meta: Meta, steps: int | None) -> Measured:
+    """On features where no inner step changes them, nor an image those of another."""
     steps = algo.steps if steps is None else steps
-    network = Network(algo.net, setting.placed({**meta["buffers"], **meta["init"]}))
-    head = None
-    if network.inductive and type(algo) is ProtoNet:
-        hyper = tree.map(torch.Tensor.cpu, meta["hyper"])
-        head = Head(replace(algo, module=nn.Flatten()), Meta(init={}, hyper=hyper, buffers={}))
-    elif network.inductive and isinstance(algo, MAML) and algo.adapting is not None:
-        network, head = _of_head(setting, algo, meta)
-    if head is not None:
-        return on_features(setting, network, lambda *_: Fitted(head, steps))
-    return on_images(setting, algo, meta, lambda _: (algo, steps, None))
-
-
-def _of_head(setting: Setting, algo: MAML, meta: Meta) -> tuple[Network, Head | None]:
-    """The body as a network and the head as an algorithm on its features, which do not change
-    while the head adapts; no head where more adapts than a linear layer on top of the backbone."""
-    everything = {**meta["buffers"], **meta["init"]}
-    body = setting.network(setting.plan.bare).net
-    path = head_name(algo.net.module)
-    top = {name: t for name, t in meta["init"].items() if name.startswith(f"{path}.")}
-    names = {**body.params, **body.buffers}
-    linear = isinstance(algo.net.module.get_submodule(path), nn.Linear)
-    alone = set(algo.adapting or ()) == set(top)
-    if not path or not linear or not alone or set(names) | set(top) != set(everything):
-        return Network(algo.net, everything), None
-    network = Network(body, setting.placed({name: everything[name] for name in names}))
-    layer = algo.net.module.get_submodule(path)
-    on_host = Meta(
-        init=tree.map(torch.Tensor.cpu, top),
-        hyper=tree.map(torch.Tensor.cpu, meta["hyper"]),
-        buffers={},
-    )
-    return network, Head(replace(algo, module=Under(path, layer)), on_host)
-
-
-class Under(nn.Module):
-    """A layer alone, at the place that it has in a larger network: its weights keep their names."""
-
-    def __init__(self, path: str, layer: nn.Module):
-        super().__init__()
-        self.path = path
-        *folders, last = path.split(".")
-        inner: nn.Module = self
-        for name in folders:
-            inner.add_module(name, nn.Module())
-            inner = inner.get_submodule(name)
-        inner.add_module(last, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, D]` to what the layer makes of it."""
-        return self.get_submodule(self.path)(x)
+    first = setting.images(setting.shots[0], setting.split, 1).source.batch(setting.split, [0])
+    found = makes_the_whole(algo, meta, first.map(lambda t: t.to(setting.device)))
+    if found is None:
+        return on_images(setting, algo, meta, lambda _: (algo, steps, None))
+    weights = setting.placed({**meta["buffers"], **meta["init"]})
+    head = head_on_host(found.algo, meta)
+    network = Network(algo.net, weights, path=found.path)
+    return on_features(setting, network, lambda *_: Fitted(head, steps))

@@ -15,8 +15,9 @@ from rich.table import Table
 from metalearn import tree
 from metalearn.commands.build import Built, build
 from metalearn.engine.autotune import Autotuned
+from metalearn.evaluation.on_features import evaluate_once
 from metalearn.evaluation.plots import plot_learning_curve
-from metalearn.evaluation.protocol import EvalReport, evaluate
+from metalearn.evaluation.protocol import EvalReport
 from metalearn.evaluation.report import result_table
 from metalearn.functional.precision import slowdown
 from metalearn.runtime.files import decode_floats, write_atomic
@@ -262,6 +263,6 @@ def _last_step(report: EvalReport) -> dict[str, list[float]]:
 
 def _evaluate(built: Built, meta: Meta) -> EvalReport:
     problem = built.problem
-    return evaluate(
+    return evaluate_once(
         problem.algo, meta, built.test, problem.evaluation_steps, problem.engine, problem.device
     )

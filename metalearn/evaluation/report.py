@@ -60,6 +60,8 @@ def result_table(result: Mapping[str, Any]) -> Table:
     _row(table, "episodes", _episodes(result))
     for key, name in _SETTINGS:
         _row(table, name, result.get(key))
+    if result.get("transductive"):
+        _row(table, "transductive", "yes: a task's queries are seen together, without labels")
     _row(table, "time", _time(result))
     if result.get("peak_memory_bytes") is not None:
         _row(table, "peak memory", f"{result['peak_memory_bytes'] / 2**20:.0f} MiB")

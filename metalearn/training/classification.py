@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from metalearn.backbones.heads import head_name
 from metalearn.errors import UsageError
 from metalearn.functional.norms import BatchNorm
 from metalearn.training.mixing import Labelled
@@ -51,11 +52,11 @@ def _torch_norm(norm: BatchNorm) -> nn.Module:
 
 
 def head_of(module: nn.Module) -> nn.Linear:
-    """The last linear layer, which gives the logits. Raises UsageError where there is none."""
-    linear = [part for part in module.modules() if isinstance(part, nn.Linear)]
-    if not linear:
-        raise UsageError("the backbone has no linear layer, and so no head; give it outputs")
-    return linear[-1]
+    """The layer that gives the logits. Raises UsageError where it is not linear."""
+    layer = module.get_submodule(head_name(module))
+    if not isinstance(layer, nn.Linear):
+        raise UsageError("the backbone ends in no linear layer, and so no head; give it outputs")
+    return layer
 
 
 def with_features(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

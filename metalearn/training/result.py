@@ -45,6 +45,7 @@ def write_result(
         "shots": shots,
         "queries": queries,
         "norm_policy": describe(built.problem.algo.net.module),
+        "transductive": built.problem.algo.transductive,
         "manifest_hash": report.manifest_hash,
         "split": built.test.split,
         "sampling": _sampling(config),

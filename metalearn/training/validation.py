@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.episodes import FewShotEpisodes
-from metalearn.evaluation.centroids import centroid_accuracies
+from metalearn.classifiers import Cosine
+from metalearn.episodes import FewShotEpisodes, Manifest
+from metalearn.evaluation.features import FeatureEpisodes, used
+from metalearn.evaluation.on_features import classifying, measure
 from metalearn.training.base_images import Pictures
 from metalearn.training.classification import with_features
 from metalearn.training.held_out_split import SPLIT, Part
@@ -63,9 +65,15 @@ def few_shot(
     split: str,
     episodes: int,
 ) -> list[np.ndarray]:
-    """Accuracies `[episodes]` by nearest centroid, for each of `sources`."""
-
-    def embed(classes: np.ndarray, examples: np.ndarray) -> Tensor:
-        return forward(network, split, Part(classes, examples))[1]
-
-    return centroid_accuracies(embed, sources, split, episodes)
+    """Accuracies `[episodes]` for each of `sources`, which are of one data set, by the cosine with
+    class means (Chen et al. 2021, eqs. 1 and 2). An image passes through the network once."""
+    if not sources:
+        return []
+    classes, examples, row = used(sources, split, episodes)
+    # In double precision, so that a share of the queries is one.
+    features = forward(network, split, Part(classes, examples))[1].double().cpu()
+    head = classifying(Cosine(of_unit_length=False))
+    manifests = (
+        Manifest(FeatureEpisodes(source, features, row), split, episodes) for source in sources
+    )
+    return [measure(head, manifest).accuracies for manifest in manifests]

@@ -10,10 +10,11 @@ from torch.utils._pytree import tree_leaves
 
 from metalearn import adapt, algorithms, gradients
 from metalearn.algorithms.losses import mean_squared
+from metalearn.classifiers import LinearProbe, LogisticRegression
 from metalearn.engine.strategy import STRATEGIES
 from metalearn.errors import UsageError
 from metalearn.functional.norms import BatchNorm
-from metalearn.inner import lslr, sgd
+from metalearn.inner import lslr, meta_sgd, sgd
 from metalearn.types import Given
 from tests.tasks import apart, classification, network, on, regression, task
 
@@ -27,11 +28,16 @@ ALGORITHMS = {
     "ProtoNet": lambda net: algorithms.ProtoNet(net, learn_temperature=True),
     "ProtoMAML": lambda net: algorithms.ProtoMAML(net, steps=2, rule=lslr(0.1)),
     "R2D2": lambda net: algorithms.R2D2(net, regularisation=0.7),
+    "SoftKMeans": lambda net: algorithms.SoftKMeans(net, 2, learn_temperature=True),
+    "Metric": lambda net: algorithms.Metric(net, LogisticRegression(2.0, learn_strength=True)),
+    "Metric-probe": lambda net: algorithms.Metric(net, LinearProbe(meta_sgd(0.1), 3)),
     "MAML-part": lambda net: algorithms.MAML(
         net, steps=2, rule=lslr(0.1), adapting=["3.weight", "3.bias", "4.weight", "4.bias"]
     ),
 }
-COLUMNS = dict.fromkeys(("ProtoNet", "ProtoMAML", "R2D2"), WAYS * SHOTS)
+COLUMNS = dict.fromkeys(
+    ("ProtoNet", "ProtoMAML", "R2D2", "SoftKMeans", "Metric", "Metric-probe"), WAYS * SHOTS
+)
 """Width of the predictions where it is not the number of ways."""
 
 

@@ -205,7 +205,5 @@ def test_a_part_that_is_missing_is_named():
     class Half:
         steps, kinds = 1, ("exact",)
 
-    with pytest.raises(
-        UsageError, match=r"Half lacks rule, net, transductive, init, .*predict"
-    ):
+    with pytest.raises(UsageError, match=r"Half lacks rule, net, transductive, init, .*predict"):
         Adjoint()(Half(), {}, episodes())

@@ -94,6 +94,17 @@ def test_the_tables_fit_a_terminal_of_80_columns() -> None:
     assert lines[0].split()[1:4] == ["50.90", "±", "21.71"] and "best" in lines[0]
 
 
+def test_a_transductive_method_is_marked_in_its_tables_and_told_of() -> None:
+    results = three()
+    results[1]["transductive"] = True
+    marked = {**made(), "rows": report.compared(results, [1, 5])}
+    for table in report.tables(marked)[:2]:
+        assert [line[0] for line in table.rows] == ["<b>|[red]", "second †", "third"]
+    assert report.notes(marked)[0] == "† second: transductive, a task's queries are seen together"
+    assert "| second † |" in report.markdown(marked)
+    assert not any("†" in line for line in report.notes(made()))
+
+
 def test_markdown_has_a_line_for_every_method_and_breaks_no_table() -> None:
     text = report.markdown(made())
     bars = [

@@ -50,6 +50,12 @@ def test_the_table_of_a_classification():
     }  # fmt: skip
 
 
+def test_a_transductive_result_says_so():
+    told = rows({**RESULT, "transductive": True})
+    assert told.pop("transductive") == "yes: a task's queries are seen together, without labels"
+    assert told == rows({**RESULT, "transductive": False}) == rows(RESULT)
+
+
 def test_the_table_of_a_regression():
     result = {
         "loss": 0.31415, "loss_half_width": 0.0271, "episodes": 600, "shots": 10,

@@ -5,16 +5,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from metalearn import tree
 from metalearn.algorithms import MAML, MetaAlgorithm
+from metalearn.backbones import heads
 from metalearn.backbones.norms import describe
-from metalearn.evaluation import heads
+from metalearn.classifiers import Cosine, LinearProbe, LogisticRegression
+from metalearn.engine.task import tasks_of
 from metalearn.evaluation.comparison.setting import Cost, Network, Setting
 from metalearn.evaluation.features import Change, standardised, unit_length
-from metalearn.evaluation.heads import Choice, Head
-from metalearn.evaluation.protocol import EvalReport, evaluate
+from metalearn.evaluation.on_features import Choice, Head, choose, classifying, measure
+from metalearn.evaluation.protocol import evaluate
 from metalearn.inner.adaptive import adamw
 from metalearn.inner.loop import adapt, detached_gradient
 from metalearn.inner.rules import sgd
@@ -31,10 +35,12 @@ class Shot(NamedTuple):
 
 @dataclass
 class Measured:
-    """What is kept of a method. adapted: numbers that descend in each task. learned: that the
-    outer loop learns. training: seconds and memory of it, and the run's hashes."""
+    """What is kept of a method. transductive: whether it sees the queries of a task before it
+    answers. adapted: numbers that descend in each task. learned: that the outer loop learns.
+    training: seconds and memory of it, and the run's hashes."""
 
     norm_policy: str
+    transductive: bool = False
     adapted: int = 0
     learned: int = 0
     shots: dict[int, Shot] = field(default_factory=dict)
@@ -55,11 +61,15 @@ class Measured:
 
 
 class Fitted(NamedTuple):
-    """A head for one number of shots, the inner steps that it takes, and how they were chosen."""
+    """A head for one number of shots, the inner steps that it takes, and how they were chosen.
+
+    adapted: numbers that descend in a task; None for those that the inner loop moves.
+    """
 
     head: Head
-    steps: int
+    steps: int = 0
     choice: Choice | None = None
+    adapted: int | None = None
 
 
 def on_features(
@@ -70,18 +80,21 @@ def on_features(
 ) -> Measured:
     """Measure a head on the features of `network`. make: from shots and the number of features."""
     measured = Measured(describe(network.net.module))
+    episodes = setting.plan.config["evaluation"]["episodes"]
     for shots in setting.shots:
-        manifest = _test_features(setting, network, shots, change)
-        support = manifest.source.batch(setting.split, [0]).support.map(lambda t: t[0])
-        head, steps, choice = make(shots, support.x.shape[-1])
-        report = heads.measure(head, manifest, at=(steps,))
+        manifest = setting.features(network, shots, setting.split, episodes, change)
+        first = manifest.source.batch(setting.split, [0])
+        head, steps, choice, adapted = make(shots, first.support.shape[-1])
+        report = measure(head, manifest, at=(steps,))
 
-        def fit(images: Batch, head: Head = head, steps: int = steps) -> object:
+        def fit(images: Given, head: Head = head, steps: int = steps) -> object:
             features = features_of(setting, network, images, change)
             return adapt(*head, features, steps, gradient=detached_gradient)
 
-        measured.adapted = adapting(*head, support)
-        measured.shots[shots] = Shot(report.accuracies.tolist(), setting.cost(shots, fit), choice)
+        measured.transductive = head.algo.transductive
+        measured.adapted = adapting(*head, first) if adapted is None else adapted
+        cost = setting.cost(shots, head.algo, fit)
+        measured.shots[shots] = Shot(report.accuracies.tolist(), cost, choice)
     return measured
 
 
@@ -101,52 +114,59 @@ def on_images(
         manifest = setting.images(shots, setting.split, setting.plan.network_episodes(shots))
         report = evaluate(algo, meta, manifest.batches(4), device=setting.device, at=(steps,))
 
-        def fit(images: Batch, algo: MetaAlgorithm = algo, steps: int = steps) -> object:
+        def fit(images: Given, algo: MetaAlgorithm = algo, steps: int = steps) -> object:
             with torch.no_grad(), algo.net.evaluating():
-                fast = adapt(algo, meta, images, steps, gradient=detached_gradient)
-                return algo.finish(meta, fast, Given(images), steps)
+                return adapt(algo, meta, images, steps, gradient=detached_gradient)
 
-        support = manifest.source.batch(setting.split, [0]).support.map(lambda t: t[0])
-        measured.adapted = adapting(algo, meta, support)
-        measured.shots[shots] = Shot(report.accuracies.tolist(), setting.cost(shots, fit), choice)
+        measured.transductive = algo.transductive
+        first = manifest.source.batch(setting.split, [0]).map(lambda t: t.to(setting.device))
+        measured.adapted = adapting(algo, meta, first)
+        cost = setting.cost(shots, algo, fit)
+        measured.shots[shots] = Shot(report.accuracies.tolist(), cost, choice)
     return measured
 
 
-def adapting(algo: MetaAlgorithm, meta: Meta, support: Batch) -> int:
+def adapting(algo: MetaAlgorithm, meta: Meta, episodes: Episodes) -> int:
     """How many numbers the inner loop moves."""
-    return sum(t.numel() for t in algo.begin(meta, Given(support)).values()) if algo.steps else 0
+    if not algo.steps:
+        return 0
+    given = tasks_of(algo, episodes).at(0).given
+    return sum(t.numel() for t in algo.begin(meta, given).values())
 
 
 def features_of(
-    setting: Setting, network: Network, images: Batch, change: Change | None = None
-) -> Batch:
-    """The support set of one task, from images `[S, C, H, W]` to features `[S, D]`."""
-    support = Batch(setting.extracted(network, iter([images.x])), images.y.cpu())
-    return change(Episodes(support, support)).support if change else support
+    setting: Setting, network: Network, images: Given, change: Change | None = None
+) -> Given:
+    """What is given of one task, from images `[B, C, H, W]` to features `[B, D]`."""
 
+    def taken(batch: Batch) -> Batch:
+        return Batch(setting.extracted(network, iter([batch.x])), batch.y.cpu())
 
-def _test_features(setting: Setting, network: Network, shots: int, change: Change | None) -> Any:
-    episodes = setting.plan.config["evaluation"]["episodes"]
-    return setting.features(network, shots, setting.split, episodes, change)
+    support = taken(images.support)
+    rest = None if images.unlabelled is None else taken(images.unlabelled)
+    if change is None:
+        return Given(support, rest)
+    changed = change(Episodes(support, rest or support))
+    return Given(changed.support, changed.query if rest else None)
 
 
 def untrained(setting: Setting) -> Measured:
     """Nearest centroid on the features of random weights."""
     node = {**setting.plan.bare, "weights": None, "sha256": None}
-    measured = on_features(setting, setting.network(node), lambda *_: Fitted(_centroid(), 0))
+    measured = on_features(setting, setting.network(node), lambda *_: _centroid())
     measured.notes.append("nearest centroid by cosine on the features of random weights")
     return measured
 
 
 def nearest_centroid(setting: Setting) -> Measured:
     """The nearest class mean, by cosine, on the features of the given weights."""
-    measured = on_features(setting, setting.bare(), lambda *_: Fitted(_centroid(), 0))
+    measured = on_features(setting, setting.bare(), lambda *_: _centroid())
     measured.notes.append("cosine of features of unit length and their class means")
     return measured
 
 
-def _centroid() -> Head:
-    return heads.nearest_centroid()
+def _centroid() -> Fitted:
+    return Fitted(classifying(Cosine()))
 
 
 def linear_probe(setting: Setting) -> Measured:
@@ -155,7 +175,8 @@ def linear_probe(setting: Setting) -> Measured:
     rule = adamw(how["rate"], weight_decay=how["weight_decay"])
 
     def make(shots: int, size: int) -> Fitted:
-        return Fitted(heads.linear(size, ways, rule, how["steps"]), how["steps"])
+        probe = LinearProbe(rule, how["steps"], ways)
+        return Fitted(classifying(probe), adapted=(size + 1) * ways)
 
     measured = on_features(setting, setting.bare(), make, standardised)
     measured.notes.append(
@@ -166,23 +187,26 @@ def linear_probe(setting: Setting) -> Measured:
 
 
 def logistic_regression(setting: Setting) -> Measured:
-    """scikit-learn's on features of unit length, as RFS."""
+    """The multinomial one on features of unit length, as RFS."""
     strength = setting.plan.config["logistic_regression"]["strength"]
-    network = setting.bare()
-    measured = Measured(describe(network.net.module))
-    for shots in setting.shots:
-        manifest = _test_features(setting, network, shots, unit_length)
+    ways = setting.plan.config["episodes"]["ways"]
+    # Of two classes scikit-learn, whose C this is, learns one vector, their difference: its
+    # |w|^2 / 2 is twice what the two weigh here.
+    fitted = classifying(LogisticRegression(strength / 2 if ways == 2 else strength, ways=ways))
 
-        def fit(images: Batch) -> object:
-            support = features_of(setting, network, images, unit_length)
-            return heads.logistic_regression(support, support.x[:1], strength)
+    def make(shots: int, size: int) -> Fitted:
+        return Fitted(fitted, adapted=(size + 1) * ways)
 
-        found = heads.logistic_regression_accuracies(manifest, strength)
-        measured.shots[shots] = Shot(found.tolist(), setting.cost(shots, fit))
-        size = manifest.source.batch(setting.split, [0]).support.x.shape[-1]
-        measured.adapted = (size + 1) * setting.plan.config["episodes"]["ways"]
+    measured = on_features(setting, setting.bare(), make, _unit_length_in_double)
     measured.notes.append(f"features of unit length, C = {strength:g} (RFS, Tian et al. 2020)")
     return measured
+
+
+def _unit_length_in_double(episodes: Episodes) -> Episodes:
+    def double(t: Tensor) -> Tensor:
+        return t.double() if t.is_floating_point() else t
+
+    return unit_length(episodes).map(double)
 
 
 def fine_tune_head(setting: Setting) -> Measured:
@@ -194,16 +218,16 @@ def fine_tune_head(setting: Setting) -> Measured:
         nonlocal spent
         started = time.monotonic()
         manifest = setting.features(network, shots, "val", grid["episodes"])
-        most = max(grid["head_steps"])
+        at = sorted(grid["head_steps"])
 
-        def tried(rate: float) -> EvalReport:
-            head = heads.linear(size, ways, sgd(rate), most)
-            return heads.measure(head, manifest, at=sorted(grid["head_steps"]))
+        def tried(rate: float) -> np.ndarray:
+            probes = [classifying(LinearProbe(sgd(rate), steps, ways)) for steps in at]
+            return np.array([measure(probe, manifest).accuracies.mean() for probe in probes])
 
-        choice = _tuned(tried, grid["head_rates"], grid["head_steps"])
+        choice = _tuned(tried, grid["head_rates"], at)
         spent += time.monotonic() - started
-        head = heads.linear(size, ways, sgd(choice.rate), max(choice.steps, 1))
-        return Fitted(head, choice.steps, choice)
+        probe = classifying(LinearProbe(sgd(choice.rate), choice.steps, ways))
+        return Fitted(probe, choice=choice, adapted=(size + 1) * ways)
 
     measured = on_features(setting, network, make)
     measured.training["tuning_seconds"] = spent
@@ -216,14 +240,10 @@ def fine_tune_head(setting: Setting) -> Measured:
 def fine_tune_all(setting: Setting) -> Measured:
     """SGD of all weights with a head from zero: MAML without meta-training, tuned on val."""
     grid, plan = setting.plan.config["tuning"], setting.plan
-    net = setting.network(plan.headed).net
-    first = MAML(net.module)
+    module = setting.network(plan.headed).net.module
+    module = heads.zero(module, heads.head_name(module))
+    first, spent = MAML(module), 0.0
     meta = tree.map_meta(lambda t: t.to(setting.device), first.init())
-    head = list(meta["init"])[-1].rpartition(".")[0]
-    for name in meta["init"]:
-        if name.rpartition(".")[0] == head:
-            meta["init"][name] = torch.zeros_like(meta["init"][name])
-    spent = 0.0
 
     def steps_of(shots: int) -> tuple[MetaAlgorithm, int, Choice]:
         nonlocal spent
@@ -231,13 +251,14 @@ def fine_tune_all(setting: Setting) -> Measured:
         manifest = setting.images(shots, "val", grid["network_episodes"])
         at = sorted(grid["steps"])
 
-        def tried(rate: float) -> EvalReport:
-            algo = MAML(net.module, max(at), sgd(rate))
-            return evaluate(algo, meta, manifest.batches(4), device=setting.device, at=at)
+        def tried(rate: float) -> np.ndarray:
+            algo = MAML(module, max(at), sgd(rate))
+            report = evaluate(algo, meta, manifest.batches(4), device=setting.device, at=at)
+            return report.by_step["accuracy"].mean(0)
 
         choice = _tuned(tried, grid["rates"], at)
         spent += time.monotonic() - started
-        return MAML(net.module, max(choice.steps, 1), sgd(choice.rate)), choice.steps, choice
+        return MAML(module, max(choice.steps, 1), sgd(choice.rate)), choice.steps, choice
 
     measured = on_images(setting, first, meta, steps_of)
     measured.training["tuning_seconds"] = spent
@@ -246,14 +267,11 @@ def fine_tune_all(setting: Setting) -> Measured:
 
 
 def _tuned(
-    tried: Callable[[float], EvalReport], rates: Sequence[float], steps: Sequence[int]
+    tried: Callable[[float], np.ndarray], rates: Sequence[float], steps: Sequence[int]
 ) -> Choice:
-    """The best on validation, of every rate and of `steps` on the way of each."""
-    found = {}
-    for rate in rates:
-        means = tried(rate).by_step["accuracy"].mean(0)
-        found[rate] = dict(zip(sorted(steps), map(float, means), strict=True))
-    return heads.choose(found)
+    """The best on validation, of every rate and of each of `steps`, ascending. tried: from a rate
+    to the accuracy after each."""
+    return choose({rate: dict(zip(steps, map(float, tried(rate)), strict=True)) for rate in rates})
 
 
 METHODS: Mapping[str, Callable[[Setting], Measured]] = {

@@ -13,8 +13,8 @@ from metalearn.evaluation.statistics import mean_interval, paired_interval
 def compared(results: Sequence[Mapping[str, Any]], shots: Sequence[int]) -> list[dict[str, Any]]:
     """A row for each of `shots` and each method, accuracies as fractions.
 
-    results: of each method `method`, `family` and `shots`: by the number as text, `accuracies`
-        of the first episodes of one manifest, and `milliseconds`.
+    results: of each method `method`, `family`, `transductive` and `shots`: by the number as text,
+        `accuracies` of the first episodes of one manifest, and `milliseconds`.
 
     best: the method with the highest mean. difference: the mean of (its accuracy - the best's) over
     the episodes that both were measured on, and its interval. differs: that leaves out 0.
@@ -34,6 +34,7 @@ def compared(results: Sequence[Mapping[str, Any]], shots: Sequence[int]) -> list
                     "shots": number,
                     "method": result["method"],
                     "family": result["family"],
+                    "transductive": result.get("transductive", False),
                     "accuracy": mean,
                     "half_width": half,
                     "episodes": count,
@@ -72,6 +73,9 @@ class Titled(NamedTuple):
     best: list[bool]
 
 
+MARK = " †"
+"""Behind the name of a transductive method."""
+
 ACCURACY = ("method", "accuracy %", "episodes", "to the best", "ms a task")
 COSTS = ("method", "adapted", "learned", "training s", "MiB", "training MiB")
 
@@ -97,7 +101,7 @@ def tables(comparison: Mapping[str, Any]) -> list[Titled]:
         title = f"{comparison['ways']}-way {number}-shot, manifest {digest}"
         lines = [
             (
-                row["method"],
+                row["method"] + (MARK if row.get("transductive") else ""),
                 interval(row["accuracy"], row["half_width"]),
                 str(row["episodes"]),
                 _to_the_best(row),
@@ -225,6 +229,10 @@ def facts(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
 def notes(comparison: Mapping[str, Any]) -> list[str]:
     """What each method is, what was chosen for it on validation, and what failed."""
     lines = []
+    marked = {row["method"] for row in comparison["rows"] if row.get("transductive")}
+    if marked:
+        names = ", ".join(sorted(marked))
+        lines.append(f"{MARK.strip()} {names}: transductive, a task's queries are seen together")
     for method, told in comparison["notes"].items():
         lines.append(f"{method}: {'; '.join(told)}")
         for shots, choice in comparison["chosen"].get(method, {}).items():

@@ -14,35 +14,41 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from metalearn.backbones.norms import describe
+from metalearn.backbones.norms import describe, inductive
 from metalearn.backbones.weights import Report
 from metalearn.commands.backbone import build_module
 from metalearn.commands.compare_plan import Plan
 from metalearn.commands.episodes import build_dataset, preparation
 from metalearn.data import ImageDataset
+from metalearn.engine.task import tasks_of
 from metalearn.episodes import FewShotEpisodes, Manifest, PreparedEpisodes
 from metalearn.episodes.gather import scaled
 from metalearn.errors import UsageError
 from metalearn.evaluation.features import Change, FeatureEpisodes, extract, used
 from metalearn.functional import PureModule, pure
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.runtime.device import torch_device
 from metalearn.runtime.memory import peak_memory_bytes, reset_peak_memory
-from metalearn.types import Batch, Params
+from metalearn.types import Given, Params
 
 _BATCH = 128  # images that pass through a network at a time
 
 
 class Network(NamedTuple):
-    """A network from images to features, with the weights and buffers that it uses."""
+    """A network from images to features, with the weights and buffers that it uses.
+
+    path: of the submodule whose input the features are; None where the network returns them.
+    """
 
     net: PureModule
     weights: Params
     report: Report | None = None
+    path: str | None = None
 
     @property
     def inductive(self) -> bool:
-        """Whether an image's feature does not depend on the images beside it."""
-        return {"transductive", "support"}.isdisjoint(describe(self.net.module).split("+"))
+        """Whether an image's features do not depend on the images beside it."""
+        return inductive(self.net.module)
 
 
 class Cost(NamedTuple):
@@ -135,7 +141,7 @@ class Setting:
         """
         found = used((self.source(k) for k in self.shots), split, episodes)
         total = hashlib.sha256(
-            f"{self.dataset.digest} {split} {describe(network.net.module)}".encode()
+            f"{self.dataset.digest} {split} {describe(network.net.module)} {network.path}".encode()
         )
         total.update(json.dumps(self.plan.config["images"]).encode())
         total.update(found.classes.tobytes() + found.examples.tobytes())
@@ -163,10 +169,11 @@ class Setting:
 
     def extracted(self, network: Network, batches: Iterator[Tensor]) -> Tensor:
         """Features `[n, D]` of batches of prepared images, on the host."""
-        return extract(network.net, network.weights, (x.to(self.device) for x in batches))
+        images = (x.to(self.device) for x in batches)
+        return extract(network.net, network.weights, images, network.path)
 
-    def cost(self, shots: int, fit: Callable[[Batch], object]) -> Cost:
-        """Of `fit`, given the support images of one task after another, already on the device.
+    def cost(self, shots: int, algo: MetaAlgorithm, fit: Callable[[Given], object]) -> Cost:
+        """Of `fit`, given what `algo` may see of one task after another, already on the device.
 
         The first task is a rehearsal that does not count, where there is time for another.
         """
@@ -175,9 +182,9 @@ class Setting:
         seconds: list[float] = []
         reset_peak_memory(self.device)
         for episode in manifest.batches(1):
-            support = episode.support.map(lambda t: t[0].to(self.device))
+            task = tasks_of(algo, episode.map(lambda t: t.to(self.device))).at(0)
             started = self._now()
-            fit(support)
+            fit(task.given)
             seconds.append(self._now() - started)
             if sum(seconds) > asked["timed_seconds"]:
                 break

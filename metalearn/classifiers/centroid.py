@@ -1,0 +1,51 @@
+"""The nearest class mean, by squared Euclidean distance.
+
+    c_n = mean of f(x) over the support examples of class n                          (eq. 1)
+    p(y = n | x) = softmax over n of  -|f(x) - c_n|^2 / temperature                  (eq. 2)
+
+Snell, Swersky, Zemel: Prototypical Networks for Few-shot Learning, 2017.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from metalearn.classifiers.classes import class_means, masked
+from metalearn.classifiers.protocol import log_temperature, positive, temperature
+from metalearn.types import Batch, Params
+
+
+def squared_distances(features: Tensor, means: Tensor) -> Tensor:
+    """|f - c|^2 of features `[Q, D]` and means `[S, D]`: `[Q, S]`."""
+    return (features.unsqueeze(1) - means.unsqueeze(0)).square().sum(2)
+
+
+@dataclass(frozen=True)
+class Centroid:
+    """Nothing is fitted but the class means.
+
+    temperature: divides the logits, above 0. learn_temperature: meta-learn it, as
+        `hyper["log_temperature"]`. Raises UsageError.
+    """
+
+    temperature: float = 1.0
+    learn_temperature: bool = False
+    transductive: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        positive("temperature", self.temperature)
+
+    def hyper(self, features: int | None = None) -> Params:
+        """log temperature, where it is learned."""
+        return log_temperature(self.temperature, self.learn_temperature)
+
+    def fit(self, hyper: Params, support: Batch, unlabelled: Batch | None = None) -> Params:
+        """`prototypes` `[S, D]` and `counts` `[S]`, the support examples of each class; those
+        of rows from N on are 0."""
+        prototypes, counts = class_means(support.x, support)
+        return {"prototypes": prototypes, "counts": counts}
+
+    def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
+        """`[Q, S]` of features `[Q, D]`."""
+        distances = squared_distances(features, state["prototypes"])
+        return masked(-distances / temperature(hyper, self.temperature), state["counts"])

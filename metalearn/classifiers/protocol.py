@@ -1,0 +1,61 @@
+"""What a few-shot classifier is: the features of one task's support set in, logits out."""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from metalearn.errors import UsageError
+from metalearn.types import Batch, Params
+
+
+class Classifier(Protocol):
+    """One task, no T. Pure, and differentiable in `hyper` and in the features.
+
+    transductive: whether `fit` looks at the queries' features; marked beside every result.
+    """
+
+    @property
+    def transductive(self) -> bool: ...
+
+    def hyper(self, features: int | None) -> Params:
+        """What is meta-learned (a temperature, lambda) at its start, in float64.
+
+        features: D, None where it is not known.
+        """
+        ...
+
+    def fit(self, hyper: Params, support: Batch, unlabelled: Batch | None = None) -> Params:
+        """What the support set's features `[S, D]` make of the classes.
+
+        unlabelled: features `[U, D]` whose y nobody looks at; for a transductive classifier the
+            queries. In both, examples of weight 0 are padding.
+        """
+        ...
+
+    def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
+        """`[Q, S]` of features `[Q, D]`: one column a class, `absent` from N on."""
+        ...
+
+
+def positive(name: str, value: float) -> None:
+    """Raise UsageError where `value` is not above 0 and finite."""
+    if not 0 < value < math.inf:
+        raise UsageError(f"{name}={value} must be above 0")
+
+
+def log_of(value: float) -> Tensor:
+    """log of a value that is learned on a scale where it stays above 0."""
+    return torch.tensor(math.log(value), dtype=torch.float64)
+
+
+def log_temperature(value: float, learned: bool) -> Params:
+    """`log_temperature` where it is meta-learned, or nothing."""
+    return {"log_temperature": log_of(value)} if learned else {}
+
+
+def temperature(hyper: Params, value: float) -> Tensor | float:
+    """What divides the logits: the learned one where there is one, or `value`."""
+    log = hyper.get("log_temperature")
+    return value if log is None else log.exp()

@@ -1,0 +1,146 @@
+"""Algorithms on features that are computed once: a classifier, or the head of a network."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metalearn.algorithms import Metric
+from metalearn.backbones.norms import inductive
+from metalearn.classifiers import Classifier
+from metalearn.data import ImageDataset
+from metalearn.engine import Engine
+from metalearn.engine.frozen_body import frozen_body
+from metalearn.engine.task import tasks_of
+from metalearn.episodes import FewShotEpisodes, Manifest, PreparedEpisodes
+from metalearn.episodes.gather import scaled
+from metalearn.evaluation.features import FeatureEpisodes, extract, used
+from metalearn.evaluation.protocol import EvalReport, evaluate
+from metalearn.inner import protocol
+from metalearn.inner.protocol import MetaAlgorithm, OnFeatures
+from metalearn.types import Episodes, Meta
+
+_AT_ONCE = 2**25  # numbers of one operation over the tasks that are adapted at a time
+_TOGETHER = 128  # images that pass through a network at a time
+_WORTH = 2  # times that an image is used, from which on its features are computed apart
+
+
+class Head(NamedTuple):
+    """An algorithm whose inputs are features, and what it starts from."""
+
+    algo: MetaAlgorithm
+    meta: Meta
+
+
+def classifying(classifier: Classifier) -> Head:
+    """`classifier` as it starts, with nothing meta-learned."""
+    algo = Metric(nn.Flatten(), classifier)
+    return Head(algo, algo.init())
+
+
+def head_on_host(algo: MetaAlgorithm, whole: Meta) -> Head:
+    """`algo`, which is on features, with its own of what was meta-learned with a network, on the
+    host."""
+    own = algo.net.places
+    init, buffers = (
+        {name: t.cpu() for name, t in part.items() if own.get(name)}
+        for part in (whole["init"], whole["buffers"])
+    )
+    hyper = {name: t.cpu() for name, t in whole["hyper"].items()}
+    return Head(algo, Meta(init=init, hyper=hyper, buffers=buffers))
+
+
+def measure(head: Head, manifest: Manifest, at: Sequence[int] | None = None) -> EvalReport:
+    """`evaluate` with as many tasks at a time as there is room for: features are small."""
+    support, query, _ = manifest.source.batch(manifest.split, [0])
+    each = support.shape[1] * query.shape[1:].numel()
+    tasks = max(1, min(256, _AT_ONCE // each))
+    report = evaluate(*head, manifest.batches(tasks), engine=Engine("vmap"), at=at)
+    return replace(report, manifest_hash=manifest.hash)
+
+
+def makes_the_whole(algo: MetaAlgorithm, meta: Meta, episodes: Episodes) -> OnFeatures | None:
+    """What `algo` is on features of single images that no inner step changes; None where there are
+    no such features, or more stands between them and the outputs than it knows of.
+
+    episodes: any, where the weights are; tried on the first.
+    """
+    found = protocol.on_features(algo)
+    if found is None or not inductive(algo.net.module):
+        return None
+    if found.path is None:
+        return found
+    with algo.net.evaluating():
+        return found if frozen_body(algo, meta, tasks_of(algo, episodes)) else None
+
+
+def evaluate_once(
+    algo: MetaAlgorithm,
+    meta: Meta,
+    manifest: Manifest,
+    steps: int | None = None,
+    engine: Engine | None = None,
+    device: torch.device | str | None = None,
+) -> EvalReport:
+    """`evaluate`, with each image through the network once where no inner step changes its features
+    and the episodes use it more than once."""
+    source, prepare = manifest.source, scaled
+    if isinstance(source, PreparedEpisodes):
+        preparation, source = source.preparation, source.source
+
+        def prepare(pixels: Tensor) -> Tensor:
+            return preparation(scaled(pixels))
+
+    images_alone = isinstance(source, FewShotEpisodes) and isinstance(source.dataset, ImageDataset)
+    if not images_alone or source.sizes is not None:
+        return evaluate(algo, meta, manifest, steps, engine, device)
+    ways, shots, queries = source.shape
+    split, many = manifest.split, manifest.episodes * ways * ((shots or 0) + queries)
+    if many < _WORTH * int(np.sum(source.dataset.sizes[split])):
+        return evaluate(algo, meta, manifest, steps, engine, device)
+    where = torch.device("cpu" if device is None else device)
+    first = manifest.source.batch(split, [0]).map(lambda t: t.to(where))
+    found = makes_the_whole(algo, meta, first)
+    if found is None:
+        return evaluate(algo, meta, manifest, steps, engine, device)
+    classes, examples, row = used([source], split, manifest.episodes)
+
+    def images() -> Iterator[Tensor]:
+        for start in range(0, len(classes), _TOGETHER):
+            rows = slice(start, start + _TOGETHER)
+            pixels = source.dataset.images(split, classes[rows], examples[rows])
+            yield prepare(torch.from_numpy(pixels)).to(where)
+
+    features = extract(algo.net, {**meta["buffers"], **meta["init"]}, images(), found.path)
+    taken = replace(manifest, source=FeatureEpisodes(source, features, row))
+    most = algo.steps if steps is None else steps
+    return measure(head_on_host(found.algo, meta), taken, at=range(most + 1))
+
+
+class Choice(NamedTuple):
+    """What was chosen on validation. accuracy: there. edge: of a grid that might have been wider,
+    in words; "" where the choice lies inside."""
+
+    rate: float
+    steps: int
+    accuracy: float
+    edge: str
+
+
+def choose(accuracies: Mapping[float, Mapping[int, float]]) -> Choice:
+    """The rate and number of steps of the highest accuracy, given by rate and then by steps; of
+    equals the fewest steps, then the lowest rate."""
+    every = [(-a, k, rate) for rate, by in accuracies.items() for k, a in by.items()]
+    accuracy, steps, rate = min(every)
+    edges = [
+        f"{name}={value:g}"
+        for name, value, grid in (
+            ("rate", rate, {r for _, _, r in every}),
+            ("steps", steps, {k for _, k, _ in every}),
+        )
+        if len(grid) > 1 and value in (min(grid), max(grid))
+    ]
+    return Choice(rate, steps, -accuracy, " and ".join(edges))

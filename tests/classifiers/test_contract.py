@@ -1,0 +1,206 @@
+"""What every classifier keeps to; a new one is one line in CLASSIFIERS."""
+
+import inspect
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from metalearn import classifiers
+from metalearn.classifiers import Classifier
+from metalearn.errors import UsageError
+from metalearn.inner import adamw, meta_curvature, meta_sgd, sgd
+from metalearn.types import Batch, Params
+from tests.tasks import generator
+
+SIZE, QUERIES = 4, 5
+
+CLASSIFIERS = {
+    "Centroid": classifiers.Centroid(temperature=2.0, learn_temperature=True),
+    "Cosine": classifiers.Cosine(temperature=0.4, learn_temperature=True),
+    "Cosine-plain": classifiers.Cosine(temperature=0.4, of_unit_length=False),
+    "LinearProbe": classifiers.LinearProbe(meta_sgd(0.3), steps=4, ways=3),
+    "LinearProbe-adamw": classifiers.LinearProbe(adamw(0.1, weight_decay=0.1), steps=3),
+    "LinearProbe-batches": classifiers.LinearProbe(sgd(0.2, batch_size=2), steps=5),
+    "LogisticRegression": classifiers.LogisticRegression(1.5, learn_strength=True),
+    "LogisticRegression-ways": classifiers.LogisticRegression(4.0, ways=3),
+    "Ridge": classifiers.Ridge(regularisation=0.7, scale=3.0, bias=0.2),
+    "SoftKMeans": classifiers.SoftKMeans(2, temperature=3.0, learn_temperature=True),
+}
+"""All see 3 ways at most."""
+
+
+@pytest.fixture(params=CLASSIFIERS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def classifier(name: str) -> Classifier:
+    return CLASSIFIERS[name]
+
+
+def features(count: int, seed: int) -> Tensor:
+    return torch.randn(count, SIZE, generator=generator(seed), dtype=torch.float64)
+
+
+def support(y: list[int], seed: int = 1, weight: Tensor | None = None) -> Batch:
+    return Batch(features(len(y), seed) + torch.tensor(y).unsqueeze(1), torch.tensor(y), weight)
+
+
+Y = [0, 2, 1, 0, 2, 0]
+QUERY = features(QUERIES, 2)
+UNLABELLED = Batch(features(7, 3), torch.zeros(7, dtype=torch.int64))
+
+
+def answers(
+    classifier: Classifier,
+    given: Batch,
+    query: Tensor = QUERY,
+    unlabelled: Batch | None = UNLABELLED,
+    hyper: Params | None = None,
+) -> Tensor:
+    hyper = classifier.hyper(SIZE) if hyper is None else hyper
+    return classifier.logits(hyper, classifier.fit(hyper, given, unlabelled), query)
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def padded(batch: Batch, label: int) -> Batch:
+    """The batch with two examples of weight 0, one in front and one at the end."""
+    far = torch.full((1, SIZE), 7.0, dtype=torch.float64)
+    x = torch.cat([far, batch.x, -far])
+    more = torch.tensor([label])
+    weight = torch.cat([torch.zeros(1), torch.ones(len(batch.y)), torch.zeros(1)]).double()
+    return Batch(x, torch.cat([more, batch.y, more]), weight)
+
+
+def test_every_classifier_is_listed() -> None:
+    public = set(classifiers.__all__) - {"Classifier"}
+    assert public == {name.partition("-")[0] for name in CLASSIFIERS}
+
+
+def test_the_protocol_is_whole(classifier: Classifier) -> None:
+    for method in ("hyper", "fit", "logits"):
+        theirs = inspect.signature(getattr(Classifier, method))
+        assert [*inspect.signature(getattr(classifier, method)).parameters] == [*theirs.parameters][
+            1:
+        ]
+    assert classifier.transductive is isinstance(classifier, classifiers.SoftKMeans)
+    hyper = classifier.hyper(SIZE)
+    assert all(t.dtype == torch.float64 and not t.requires_grad for t in hyper.values())
+
+
+def test_a_class_without_examples_has_the_lowest_logit(classifier: Classifier) -> None:
+    logits = answers(classifier, support([2, 0, 0, 2]))
+    assert logits.shape == (QUERIES, 4)
+    lowest = torch.finfo(torch.float64).min
+    assert (logits == lowest).any(0).tolist() == [False, True, False, True]
+    assert torch.isfinite(logits).all() and (logits[:, 1] == lowest).all()
+
+
+@pytest.mark.parametrize("label", [0, 5])
+def test_padding_counts_for_nothing(classifier: Classifier, label: int) -> None:
+    want = answers(classifier, support(Y))
+    found = answers(classifier, padded(support(Y), label), unlabelled=padded(UNLABELLED, 0))
+    close(found[:, : len(Y)], want)
+    assert (found[:, len(Y) :] == torch.finfo(torch.float64).min).all()
+
+
+@pytest.mark.parametrize("name", sorted(set(CLASSIFIERS) - {"LinearProbe-batches"}))
+def test_the_order_of_the_support_set_does_not_matter(name: str) -> None:
+    """But for minibatches, which go by it."""
+    order = torch.tensor([4, 0, 5, 3, 1, 2])
+    shuffled = Batch(*(t[order] for t in support(Y)[:2]))
+    close(answers(CLASSIFIERS[name], shuffled), answers(CLASSIFIERS[name], support(Y)))
+
+
+def test_classes_that_change_names_change_columns(classifier: Classifier) -> None:
+    renamed = torch.tensor([2, 0, 1])
+    given = support(Y)
+    found = answers(classifier, given._replace(y=renamed[given.y]))
+    close(found[:, renamed], answers(classifier, given)[:, :3])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_vmap_equals_the_loop(classifier: Classifier, weighted: bool) -> None:
+    tasks = [
+        support(y, seed, torch.tensor(w).double() if weighted else None)
+        for seed, (y, w) in enumerate(
+            [(Y, [1, 1, 1, 0, 1, 1]), ([1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]), ([1] * 6, [1] * 6)]
+        )
+    ]
+    parts = [torch.stack(t) for t in zip(*tasks, strict=True) if t[0] is not None]
+    queries = torch.stack([features(QUERIES, 10 + n) for n in range(3)])
+    found = vmap(lambda query, *given: answers(classifier, Batch(*given), query))(queries, *parts)
+    for task, query, logits in zip(tasks, queries, found, strict=True):
+        close(logits, answers(classifier, task, query))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_derivatives_are_those_of_finite_differences(
+    classifier: Classifier, weighted: bool
+) -> None:
+    given = support(Y)
+    if weighted:
+        given = given._replace(weight=torch.tensor([1, 1, 1, 0, 2, 1]).double())
+    hyper = classifier.hyper(SIZE)
+
+    def probabilities(x: Tensor, unlabelled: Tensor, query: Tensor, *values: Tensor) -> Tensor:
+        named = dict(zip(hyper, values, strict=True))
+        there = UNLABELLED._replace(x=unlabelled)
+        return answers(classifier, given._replace(x=x), query, there, named)[:, :3].tanh()
+
+    inputs = (given.x, UNLABELLED.x, QUERY, *hyper.values())
+    inputs = [t.clone().requires_grad_() for t in inputs]
+    torch.autograd.gradcheck(probabilities, inputs, atol=1e-7, rtol=1e-5)
+
+
+def test_it_can_be_traced_and_changes_nothing(classifier: Classifier) -> None:
+    given, hyper = support(Y), classifier.hyper(SIZE)
+    tensors = [*given[:2], *hyper.values(), QUERY, UNLABELLED.x]
+    versions = [t._version for t in tensors]
+    want = answers(classifier, given)
+
+    def traced(x: Tensor, y: Tensor, query: Tensor) -> Tensor:
+        return answers(classifier, Batch(x, y), query, hyper=hyper)
+
+    graph = make_fx(traced)(*given[:2], QUERY)
+    close(graph(*given[:2], QUERY), want)
+    # It is a function of the labels, not of those that it was traced with.
+    other = support([1, 1, 2, 0, 0, 2], seed=8)
+    close(graph(*other[:2], QUERY), answers(classifier, other))
+    assert [t._version for t in tensors] == versions
+
+
+def test_single_precision_stays_single(classifier: Classifier) -> None:
+    hyper = {n: t.float() for n, t in classifier.hyper(SIZE).items()}
+    # Adam takes the sign of a gradient that is 0 but for rounding, as a class of a third has.
+    whole = support([0, 2, 0, 0, 1, 0])
+    given, more = (b._replace(x=b.x.float()) for b in (whole, UNLABELLED))
+    found = answers(classifier, given, QUERY.float(), more, hyper)
+    assert found.dtype == torch.float32
+    want = answers(classifier, whole)
+    torch.testing.assert_close(found[:, :3].double(), want[:, :3], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: classifiers.Centroid(0.0), "temperature=0.0 must be above 0"),
+        (lambda: classifiers.Cosine(-1.0), "temperature=-1.0 must be above 0"),
+        (lambda: classifiers.SoftKMeans(temperature=0.0), "temperature=0.0 must be above 0"),
+        (lambda: classifiers.SoftKMeans(0), "refinements=0 must be 1 or more"),
+        (lambda: classifiers.Ridge(0.0), "regularisation=0.0 must be above 0"),
+        (lambda: classifiers.LogisticRegression(0.0), "strength=0.0 must be above 0"),
+        (lambda: classifiers.LinearProbe(meta_curvature(0.1)), "the inner rule learns matrices"),
+        (lambda: classifiers.LinearProbe(steps=-1), "steps=-1 must be 0 or more"),
+    ],
+)
+def test_mistakes(make, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        make()
