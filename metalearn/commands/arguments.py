@@ -73,8 +73,10 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise UsageError(f"{name}={value} is not known{near}; use {_either(choices)}")
 
 
-def arguments(path: str) -> list[str]:
+def arguments(path: str | None) -> list[str]:
     """What the target at `path` takes by keyword, beside what the framework passes."""
+    if path is None:
+        return []
     parameters = inspect.signature(target(path)).parameters.values()
     by_name = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return [name for name in by_name if name not in _INJECTED]

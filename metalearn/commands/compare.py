@@ -21,7 +21,7 @@ from metalearn.commands.sweep import split_options
 from metalearn.data import ImageDataset
 from metalearn.errors import UsageError
 from metalearn.evaluation.comparison.methods import METHODS
-from metalearn.evaluation.comparison.plan import Plan, family
+from metalearn.evaluation.comparison.plan import ComparisonPlan, family
 from metalearn.evaluation.comparison.setting import Setting
 from metalearn.evaluation.comparison.summary import conditions, show, summarised, write
 from metalearn.evaluation.report import write_json
@@ -89,7 +89,7 @@ def run(overrides: Sequence[str], console: Console) -> int:
     return 1 if failed else 0
 
 
-def setting_of(asked: Plan) -> Setting:
+def setting_of(asked: ComparisonPlan) -> Setting:
     """What the methods are measured on. Raises UsageError for what is not one set of images."""
     data = read_data({**asked.config, "sampling": None, "augmentation": None})
     if not isinstance(data.dataset, ImageDataset):
@@ -112,7 +112,7 @@ def result_file(folder: Path, method: str) -> Path:
     return folder / "methods" / f"{method}.json"
 
 
-def perform(asked: Plan, method: str, console: Console) -> None:
+def perform(asked: ComparisonPlan, method: str, console: Console) -> None:
     """Measure a method, and keep its result. Raises Failed or Stopped.
 
     Training is a process apart: what it used does not count when adapting is measured.
@@ -125,12 +125,12 @@ def perform(asked: Plan, method: str, console: Console) -> None:
             guarded(functools.partial(act, asked, method, console))
 
 
-def _train(asked: Plan, method: str, console: Console | None) -> None:
+def _train(asked: ComparisonPlan, method: str, console: Console | None) -> None:
     if not compare_trained.train(asked.runs[method], console or Console(emoji=False)):
         raise Stopped
 
 
-def _measure(asked: Plan, method: str, console: Console | None) -> None:
+def _measure(asked: ComparisonPlan, method: str, console: Console | None) -> None:
     started = time.monotonic()
     here = setting_of(asked)
     own = METHODS.get(method)

@@ -8,7 +8,7 @@ from metalearn.commands.arguments import check_choice, check_values
 from metalearn.commands.config import compose
 from metalearn.commands.network import check_backbone, with_weights
 from metalearn.errors import UsageError, nearest
-from metalearn.evaluation.comparison.plan import FEATURES, SCRATCH, TUNED, Plan, family
+from metalearn.evaluation.comparison.plan import FEATURES, SCRATCH, TUNED, ComparisonPlan, family
 from metalearn.runtime.device import torch_device
 
 _ONE_FOR_ALL = ("backbone", "dataset", "images", "device", "seed", "run_dir", "tracker", "outputs")
@@ -25,7 +25,7 @@ _POSITIVE = (
 )
 
 
-def plan(overrides: Sequence[str]) -> Plan:
+def plan(overrides: Sequence[str]) -> ComparisonPlan:
     """What `metalearn compare <overrides>` is to do. Raises UsageError."""
     _check_overrides(overrides, "", ("backbone.norm", "backbone.ways", "outputs"))
     config = _composed(overrides)
@@ -45,7 +45,7 @@ def plan(overrides: Sequence[str]) -> Plan:
         for name in methods
         if family(name) in ("meta-learning", "from scratch")
     }
-    return Plan(config, headed, bare, methods, runs)
+    return ComparisonPlan(config, headed, bare, methods, runs)
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def build(config: Mapping[str, Any]) -> tuple[dict[str, Any], Supervised]:
     say of themselves. Raises UsageError, or DataError where a data set is missing or damaged."""
     device = torch_device(config["device"])
     data = _checked(config)
-    make_optimizer = factory({**config["optimizer"], "_partial_": True}, "optimizer")
+    make_optimizer = factory(config["optimizer"], "optimizer")
     schedule = make(config["schedule"], "schedule")
     settings = PretrainingSettings(**config["training"])
     config, weights = with_weights(config)
@@ -174,7 +174,7 @@ def _rotation_head(
 
 def _optimizer(make_optimizer: Any, learned: list[dict[str, Any]]) -> Optimizer:
     try:
-        optimizer = make_optimizer()(learned)
+        optimizer = make_optimizer(params=learned)
     except ValueError as error:  # torch's optimizers check their numbers
         raise UsageError(f"optimizer: {error}; correct optimizer") from None
     for group in optimizer.param_groups:

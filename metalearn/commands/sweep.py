@@ -80,7 +80,7 @@ def start(
         # Optuna has no best trial to write where every trial failed; each has had its line.
         if not all("error" in record for record in records() or [{}]):
             raise
-    if code := report(console):
+    if code := print_members(console):
         sys.exit(code)
 
 
@@ -148,7 +148,7 @@ def records() -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["job"])
 
 
-def report(console: Console) -> int:
+def print_members(console: Console) -> int:
     """Print one row a member; the exit code: 1 where any failed."""
     rows = records()
     if not rows:

@@ -97,7 +97,7 @@ class BaseImages:
 
 def _changed(how: Augmentation, x: Tensor, rng: np.random.Generator) -> Tensor:
     """`x` `[B, C, H, W]` augmented, every image by random numbers of its own."""
-    turns = (rng.random(len(x)) * 4).astype(np.int64)
+    quarters = (rng.random(len(x)) * 4).astype(np.int64)
     numbers = rng.random((len(x), NUMBERS), np.float32)
     draws = rng.random((how.randaugment, len(x), 2), np.float32)
-    return how(x, sent(turns, x.device), sent(numbers, x.device), draws)
+    return how(x, sent(quarters, x.device), sent(numbers, x.device), draws)

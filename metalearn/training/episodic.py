@@ -167,7 +167,7 @@ class Episodic:
     def finish(
         self, config: Mapping[str, Any], position: Position, folder: Path, tracker: Tracker
     ) -> dict[str, Any]:
-        """Test the selected weights; write them, the result, every episode and the pictures."""
+        """Test the selected weights; write them, the result, every episode and the plots."""
         digest = save_weights(folder / "weights.safetensors", self.best)
         test = self.evaluate(self.best, self.test)
         tracker.episodes(position.step, "test", last_step(test))

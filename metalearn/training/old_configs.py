@@ -11,12 +11,18 @@ KEYS: dict[str, str | None] = {"division": "held_out", "schedule.least": "schedu
 """Keys that have another name, by their dotted path; None for one that is gone."""
 
 
+ADDED: dict[str, Any] = {}
+"""What newer configurations hold, by its dotted path, with the value that does as before."""
+
+
 def renewed(
     config: Mapping[str, Any],
     keys: Mapping[str, str | None] = KEYS,
+    added: Mapping[str, Any] = ADDED,
     targets: Mapping[str, str] = TARGETS,
 ) -> dict[str, Any]:
-    """A copy of `config` in which `keys` are renamed or dropped, and `targets` are found."""
+    """A copy of `config` in which `keys` are renamed or dropped, where they are found; then what
+    is `added` and not there is filled in. What there is under a new name stays."""
     new = deepcopy(dict(config))
     for old, now in keys.items():
         section, key = _section(new, old)
@@ -24,10 +30,16 @@ def renewed(
             continue
         value = section.pop(key)
         if now is not None:
-            section, key = _section(new, now, make=True)
-            assert section is not None
-            section.setdefault(key, value)
+            _fill_in(new, now, value)
+    for path, value in added.items():
+        _fill_in(new, path, value)
     return _found(new, targets)
+
+
+def _fill_in(config: dict[str, Any], path: str, value: Any) -> None:
+    section, key = _section(config, path, make=True)
+    if section is not None:
+        section.setdefault(key, deepcopy(value))
 
 
 def _section(config: dict[str, Any], path: str, make: bool = False) -> tuple[dict | None, str]:

@@ -39,7 +39,7 @@ def write_result(
     folder: Path,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write `result.json`, `episodes.csv` and the picture by inner step; returns the result.
+    """Write `result.json`, `episodes.csv` and the plot by inner step; returns the result.
 
     report: of `algo` on the episodes `test`. extra: more of the result.
     """

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,8 +27,6 @@ from metalearn.training.checkpoint import (
 )
 from metalearn.training.folder import check_writable, claim, commit, locked
 from metalearn.training.stage import Pace, Position, Stage
-
-S = TypeVar("S", bound=Stage)
 
 
 @contextmanager

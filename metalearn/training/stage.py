@@ -74,15 +74,17 @@ class Stage(Protocol):
     unit, size: what a step trains on and how many of them, as in 16 "tasks".
     """
 
-    device: torch.device
-    unit: str
-    size: int
-
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def size(self) -> int: ...
     @property
     def pace(self) -> Pace: ...
 
     def begin(self, folder: Path, console: Console) -> None:
-        """What is to be settled or told before the first step of this process."""
+        """What is to be chosen or told before the first step of this process."""
         ...
 
     def batches(self, steps: range, workers: int) -> Generator[Any, None, None]:

@@ -206,7 +206,7 @@ class Supervised:
     def finish(
         self, config: Mapping[str, Any], position: Position, folder: Path, tracker: Tracker
     ) -> dict[str, Any]:
-        """Measure the selected weights; write them, the result, every episode and the picture."""
+        """Measure the selected weights; write them, the result, every episode and the plot."""
         network, asked = self.kept, config["evaluation"]
         restore(network, self.best)
         by_shot = few_shot(self.forward, network, self.few_shot, "test", asked["episodes"])

@@ -96,7 +96,7 @@ def write_pretraining(
     by_shot: Sequence[np.ndarray],
     folder: Path,
 ) -> None:
-    """Write `episodes.csv`, the picture of the training and, last, `result.json`."""
+    """Write `episodes.csv`, the plot of the training and, last, `result.json`."""
     if by_shot:
         names = [f"accuracy_{source.shots}_shot" for source in sources]
         rows = (dict(zip(names, map(float, row), strict=True)) for row in np.stack(by_shot, 1))

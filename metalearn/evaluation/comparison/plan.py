@@ -16,7 +16,7 @@ TUNED = ("fine_tune_head", "fine_tune_all")
 FAMILIES = ("untrained", "pre-training", "transfer", "meta-learning", "from scratch")
 
 
-class Plan(NamedTuple):
+class ComparisonPlan(NamedTuple):
     """A comparison as plain values, so that a process of its own can be told it.
 
     config: `conf/compare.yaml`, composed. headed, bare: the backbone with an output for each way,
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
         """Of the comparison."""
         return Path(self.config["run_dir"])
 
-    def within(self, folder: Path) -> "Plan":
+    def within(self, folder: Path) -> "ComparisonPlan":
         """The same in another folder."""
         runs = {n: {**run, "run_dir": str(folder / n)} for n, run in self.runs.items()}
         return self._replace(config={**self.config, "run_dir": str(folder)}, runs=runs)

@@ -19,7 +19,7 @@ from metalearn.data import ImageDataset
 from metalearn.episodes import FewShotEpisodes, Manifest, Preparation, PreparedEpisodes
 from metalearn.episodes.gather import scaled
 from metalearn.errors import UsageError
-from metalearn.evaluation.comparison.plan import Plan
+from metalearn.evaluation.comparison.plan import ComparisonPlan
 from metalearn.evaluation.features import Change, FeatureEpisodes, extract, used
 from metalearn.functional import PureModule, pure
 from metalearn.runtime.memory import peak_memory_bytes, reset_peak_memory
@@ -58,7 +58,7 @@ class Setting:
     where networks run; heads on features run on the host.
     """
 
-    plan: Plan
+    plan: ComparisonPlan
     dataset: ImageDataset
     preparation: Preparation
     module: Callable[[dict[str, Any], tuple[int, int, int]], tuple[nn.Module, Report | None]]

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from metalearn.evaluation.comparison import report
 from metalearn.evaluation.comparison.page import page
-from metalearn.evaluation.comparison.plan import TUNED, Plan, family
+from metalearn.evaluation.comparison.plan import TUNED, ComparisonPlan, family
 from metalearn.evaluation.comparison.plot import plot_comparison
 from metalearn.evaluation.comparison.setting import Setting
 from metalearn.evaluation.report import write_episode_file
@@ -58,7 +58,7 @@ def _told(node: Mapping[str, Any]) -> str:
 
 
 def summarised(
-    asked: Plan,
+    asked: ComparisonPlan,
     facts: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
     failed: Mapping[str, str],
