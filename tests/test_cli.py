@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from metalearn.commands import train as jobs
 from metalearn.functional.precision import slowdown
+from metalearn.training import run, stage
 from metalearn.training.result import _dataset
 from tests.command import FAST, metalearn
 from tests.data.idx import write
@@ -171,7 +171,7 @@ def test_a_missing_data_set_is_one_line(workplace: Path, monkeypatch: pytest.Mon
 
 def test_a_slow_precision_is_told(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = "this processor takes"
-    monkeypatch.setattr(jobs, "_EMULATED", 0.0)  # whatever the machine
+    monkeypatch.setattr(stage, "_EMULATED", 0.0)  # whatever the machine
     small = (
         "dataset.classes=60",
         "backbone.filters=2",
@@ -188,7 +188,7 @@ def test_a_bug_keeps_its_traceback(workplace: Path, monkeypatch: pytest.MonkeyPa
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(jobs, "train", broken)
+    monkeypatch.setattr(run, "_train", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         metalearn("train", *FAST)
 

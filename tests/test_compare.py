@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from metalearn.commands.build import build
+from metalearn.commands.compare import setting_of
 from metalearn.commands.compare_plan import plan
 from metalearn.data import ImageDataset
 from metalearn.evaluation import evaluate
@@ -72,7 +73,7 @@ def accuracies(method: str, shots: int, folder: str = "run") -> np.ndarray:
 
 
 def setting(*overrides: str) -> Setting:
-    return Setting(plan([*SMALL, *overrides]))
+    return setting_of(plan([*SMALL, *overrides]))
 
 
 def test_what_a_comparison_leaves_behind(workplace: Path) -> None:
@@ -187,10 +188,10 @@ def test_what_was_meta_learned_is_measured_on_features_as_on_images(workplace: P
     here = setting(*asked)
     for name in names:
         config = yaml.safe_load(Path("run", name, "config.yaml").read_text())
-        built = build(config)
+        _, built = build(config)
         meta = load_weights(Path("run", name, "weights.safetensors"), built.meta)
         count = 6 if name == "maml" else 12  # it alone adapts what the features come from
-        report = evaluate(built.problem.algo, meta, here.images(1, "test", count))
+        report = evaluate(built.algo, meta, here.images(1, "test", count))
         np.testing.assert_allclose(accuracies(name, 1), report.accuracies, atol=1e-6)
     found = made()
     assert [row["method"] for row in found["rows"] if row["transductive"]] == ["soft"]

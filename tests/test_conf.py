@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metalearn.cli import GROUPS
 from metalearn.commands.config import compose, conf_folder
+from metalearn.commands.list import GROUPS
 from metalearn.data import data_folder
 from metalearn.data.class_splits import listed
 from metalearn.data.store import build_store

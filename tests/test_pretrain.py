@@ -12,9 +12,9 @@ from safetensors import safe_open
 from metalearn.backbones import Conv4
 from metalearn.backbones.weights import read_weights
 from metalearn.commands.config import compose, conf_folder
+from metalearn.commands.pretrain import command_line
 from metalearn.data import data_folder, glyphs
 from metalearn.evaluation.statistics import mean_interval
-from metalearn.training.supervised_result import command_line
 from tests.command import FAST, metalearn
 
 SMALL = (
@@ -36,9 +36,9 @@ MISTAKES = {
     "optimizer.momentum=-0.5": "optimizer: Invalid momentum value: -0.5; correct optimizer",
     "optimizer.momentum=0": "optimizer: Nesterov momentum requires a momentum",
     "schedule.warmup=-1": "schedule.warmup=-1 must be 0 or more",
-    "division.val=0.6 division.test=0.4": "must be 0 or more, and below 1 together",
-    "division.test=-0.1": "division.test=-0.1 must be 0 or more",
-    "division.val=0.0001": "division.val=0.0001 of 800 images is none; use a larger share, or 0",
+    "held_out.val=0.6 held_out.test=0.4": "must be 0 or more, and below 1 together",
+    "held_out.test=-0.1": "held_out.test=-0.1 must be 0 or more",
+    "held_out.val=0.0001": "held_out.val=0.0001 of 800 images is none; use a larger share, or 0",
     "training.batch_size=800": "training.batch_size=800, but 720 images are there to train on",
     "training.batch_size=0": "training.batch_size=0 must be 1 or more",
     "training.mixup=-1": "training.mixup=-1.0 must be 0 or more",
@@ -47,7 +47,7 @@ MISTAKES = {
     "training.ema=1": "training.ema=1.0 must be 0 or more, and below 1",
     "training.label_smoothing=1": "training.label_smoothing=1.0 must be below 1",
     "training.select=best": "training.select=best is not known; use few_shot, accuracy or last",
-    "training.select=accuracy division.val=0": "select=accuracy needs division.val above 0",
+    "training.select=accuracy held_out.val=0": "select=accuracy needs held_out.val above 0",
     "episodes.shots=[]": "training.select=few_shot needs episodes.shots; use accuracy or last",
     "episodes.shots=[0]": "episodes.shots=[0] must be 1 or more each",
     "episodes.shots=3": "episodes.shots=3 must be a list [...]",
@@ -83,8 +83,8 @@ def test_a_split_without_classes_is_one_line(workplace: Path) -> None:
     from tests.inputs.files import write_pictures
 
     write_pictures(workplace / "pets", *(f"c{c}" for c in range(10)))
-    asked = ["dataset=folder", "dataset.root=pets", "dataset.size=16", "division.val=0"]
-    asked += ["dataset.fractions=[0.5,0,0.5]", "division.test=0", "training.batch_size=4"]
+    asked = ["dataset=folder", "dataset.root=pets", "dataset.size=16", "held_out.val=0"]
+    asked += ["dataset.fractions=[0.5,0,0.5]", "held_out.test=0", "training.batch_size=4"]
     small = [word for word in SMALL if not word.startswith(("dataset.", "training.batch"))]
     line = metalearn("pretrain", *asked, *small).mistake
     assert line.startswith("pets has no classes in its val split; use another split")
@@ -120,15 +120,15 @@ def test_what_a_run_leaves(workplace: Path) -> None:
     assert (result["images"], result["val_images"], result["train_images"]) == (40, 40, 720)
     frozen.load_state_dict(tensors)
     frozen.eval()
-    from metalearn.training.held_out_split import divided
+    from metalearn.training.held_out_split import hold_out
 
-    part = divided(data, 0.05, 0.05).test
-    x = torch.from_numpy(data.images("train", part.classes, part.examples)).float() / 255
+    subset = hold_out(data, 0.05, 0.05).test
+    x = torch.from_numpy(data.images("train", subset.classes, subset.examples)).float() / 255
     from metalearn.functional import pure
 
     net = pure(frozen)
     logits = net.apply({**net.params, **net.buffers}, x.expand(-1, 3, -1, -1))
-    right = (logits.argmax(1) == torch.from_numpy(part.classes)).double()
+    right = (logits.argmax(1) == torch.from_numpy(subset.classes)).double()
     assert mean_interval(right.numpy())[:2] == pytest.approx(
         (result["accuracy"], result["accuracy_half_width"])
     )

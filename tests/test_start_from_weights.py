@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from metalearn.backbones import CifarResNet, Conv4, torchvision_model
 from metalearn.backbones.defaults import CIFAR10, MIRROR
-from metalearn.commands import backbone
-from metalearn.commands.backbone import build_module, find_weights
 from metalearn.commands.config import compose
+from metalearn.commands.network import build_module, find_weights, with_weights
 from metalearn.data.paths import data_folder
 from metalearn.errors import UsageError
 from tests.command import FAST, metalearn
@@ -54,7 +53,7 @@ def test_a_run_starts_from_a_file_and_keeps_what_it_says(workplace: Path) -> Non
 def test_what_is_given_goes_before_what_the_file_says(workplace: Path) -> None:
     path = saved(workplace / "w.safetensors")
     config = compose([*FAST, f"backbone.weights={path}", "images.mean=[0.0]", "images.size=20"])
-    images = backbone.settled(config)["images"]
+    images = with_weights(config)[0]["images"]
     assert images == {"size": 20, "channels": 1, "mean": [0.0], "std": [0.5]}
 
 
@@ -129,7 +128,7 @@ def test_the_default_of_cifars_resnets() -> None:
     weights = find_weights(node["backbone"])
     assert weights is not None and weights.sha256 == CIFAR10[20].sha256
     assert weights.images["size"] == 32 and weights.images["mean"] == [0.485, 0.456, 0.406]
-    module, report = build_module(node["backbone"], (3, 32, 32), seed=0)
+    module, report = build_module(node["backbone"], (3, 32, 32), 0, weights)
     assert isinstance(module, CifarResNet) and report is not None and report.share == 1
 
 
@@ -168,7 +167,7 @@ def test_torchvisions_default_comes_from_its_cache(workplace: Path, monkeypatch)
     weights = find_weights(node)
     assert weights is not None and weights.images["size"] == 224
     assert weights.images["std"] == [0.229, 0.224, 0.225]
-    module, report = build_module(node, (3, 64, 64), seed=1)
+    module, report = build_module(node, (3, 64, 64), 1, weights)
     assert report is not None and report.share == 1
     assert torch.equal(module.get_parameter("conv1.weight"), source.conv1.weight)
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from metalearn.commands import train as jobs
 from metalearn.commands.config import compose, conf_folder
+from metalearn.training import run
 from tests.command import FAST, metalearn
 
 METALEARN = str(Path(sys.executable).with_name("metalearn"))
@@ -68,14 +68,14 @@ def test_a_failing_member_is_named_and_the_others_run(workplace: Path) -> None:
 def test_a_bug_in_a_member_keeps_its_traceback_in_the_records(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = jobs.train
+    real = run._train
 
     def broken(config: Any, *rest: Any) -> float | None:
         if config["seed"] == 0:
             raise RuntimeError("a bug")
         return real(config, *rest)
 
-    monkeypatch.setattr(jobs, "train", broken)
+    monkeypatch.setattr(run, "_train", broken)
     outcome = metalearn("train", "-m", "seed=0,1", *FAST)
     assert (outcome.code, chosen()) == (1, [("MAML", 1)])
     assert "job 0 (seed=0 " in outcome.err and "RuntimeError: a bug" in outcome.err
@@ -84,7 +84,7 @@ def test_a_bug_in_a_member_keeps_its_traceback_in_the_records(
 
 
 def test_sigterm_ends_a_serial_sweep(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "train", lambda *_: None)
+    monkeypatch.setattr(run, "_train", lambda *_: None)
     outcome = metalearn("train", "-m", "seed=0,1,2", *FAST)
     assert outcome.code == 1 and [record["job"] for record in records()] == [0]
 

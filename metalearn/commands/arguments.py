@@ -4,8 +4,9 @@ import dataclasses
 import inspect
 import logging
 import math
+import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -28,58 +29,35 @@ _PLAIN = {
 }
 _SEQUENCES = (list, tuple, Sequence)
 
-LOWEST = {
-    "seed": 0,
-    "dataset.seed": 0,
-    "episodes.ways": 1,
-    "episodes.shots": 1,
-    "episodes.queries": 1,
-    "training.steps": 1,
-    "training.meta_batch": 1,
-    "training.ways": 1,
-    "training.shots": 1,
-    "training.queries": 1,
-    "training.epochs": 1,
-    "training.batch_size": 1,
-    "training.record_every": 1,
-    "training.mixup": 0,
-    "training.cutmix": 0,
-    "training.rotation": 0,
-    "training.ema": 0,
-    "training.label_smoothing": 0,
-    "training.validate_every": 1,
-    "training.patience": 1,
-    "training.checkpoint_every": 1,
-    "training.keep": 1,
-    "training.workers": 0,
-    "evaluation.episodes": 1,
-    "evaluation.validation_episodes": 1,
-    "evaluation.seed": 0,
-    "evaluation.steps": 0,
-    "evaluation.train_images": 1,
-    "division.val": 0,
-    "division.test": 0,
-    "division.seed": 0,
-    "algorithm.steps": 0,
-    "inner.rate": 0,
-    "inner.batch_size": 1,
-    "outer.optimizer.lr": 0,
-    "optimizer.lr": 0,
-    "backbone.filters": 1,
+_LOWEST = {
+    0: "seed dataset.seed training.mixup training.cutmix training.rotation training.ema "
+    "training.label_smoothing training.workers evaluation.seed evaluation.steps held_out.val "
+    "held_out.test held_out.seed algorithm.steps inner.rate outer.optimizer.lr optimizer.lr",
+    1: "episodes.ways episodes.shots episodes.queries training.steps training.meta_batch "
+    "training.ways training.shots training.queries training.epochs training.batch_size "
+    "training.record_every training.validate_every training.patience training.checkpoint_every "
+    "training.keep evaluation.episodes evaluation.validation_episodes evaluation.train_images "
+    "inner.batch_size backbone.filters",
 }
-ABOVE_ZERO = ("training.clip_norm", "training.seconds")
+_ABOVE_ZERO = "training.clip_norm training.seconds"
 
 
-def check_numbers(config: Mapping[str, Any]) -> None:
-    """Raise UsageError for a number that is too low. Numbers that are absent or null pass."""
-    for name, low in LOWEST.items():
-        value = _at(config, name)
-        if isinstance(value, int | float) and not value >= low:
-            raise UsageError(f"{name}={value} must be {low} or more")
-    for name in ABOVE_ZERO:
+def check_values(config: Mapping[str, Any]) -> None:
+    """Raise UsageError for a number that is too low, or a choice that every command knows.
+
+    Numbers that are absent or null pass.
+    """
+    for low, names in _LOWEST.items():
+        for name in names.split():
+            value = _at(config, name)
+            if isinstance(value, int | float) and not value >= low:
+                raise UsageError(f"{name}={value} must be {low} or more")
+    for name in _ABOVE_ZERO.split():
         value = _at(config, name)
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name}={value} must be above 0, or null")
+    check_choice("resume", config["resume"], ("auto", "never"))
+    check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
 
 
 def _at(config: Any, name: str) -> Any:
@@ -95,11 +73,42 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise UsageError(f"{name}={value} is not known{near}; use {_either(choices)}")
 
 
-def arguments(path: str) -> list[str]:
+def arguments(path: str | None) -> list[str]:
     """What the target at `path` takes by keyword, beside what the framework passes."""
+    if path is None:
+        return []
     parameters = inspect.signature(target(path)).parameters.values()
     by_name = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return [name for name in by_name if name not in _INJECTED]
+
+
+def factory(node: Any, name: str) -> Callable[..., Any]:
+    """What calls the target of `node` with its values, and with what comes later by keyword.
+
+    Raises UsageError where the target cannot be called with them.
+    """
+    check_node(node, name)
+    values: dict[str, Any] = dict(node)
+    if values.get("root") is not None:
+        values["root"] = Path(values["root"])
+
+    def made(**late: Any) -> Any:
+        try:
+            if late:
+                # Hydra would copy a module into a config; a partial keeps it out of its hands.
+                return instantiate({**values, "_partial_": True}, _convert_="all")(**late)
+            return instantiate(values, _convert_="all")
+        except InstantiationException as error:
+            if isinstance(error.__cause__, UsageError | DataError):
+                raise error.__cause__ from None
+            raise
+
+    return made
+
+
+def make(node: Any, name: str) -> Any:
+    """Call what `node` names. Raises UsageError where it cannot be called with its values."""
+    return factory(node, name)()
 
 
 def check_node(node: Any, name: str) -> None:
@@ -157,19 +166,14 @@ def _fits(value: Any, hint: Any) -> bool:
         if origin is tuple and Ellipsis not in get_args(hint):
             return len(value) == len(parts) and all(map(_fits, value, parts))
         return not parts or all(_fits(item, parts[0]) for item in value)
-    if hint is float:
-        return _number(value) and math.isfinite(value)
-    if hint is int:
-        return _number(value) and isinstance(value, int)
+    if hint in (int, float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and (isinstance(value, int) if hint is int else math.isfinite(value))
     if hint is Path:
         return isinstance(value, str | Path)
     if hint in (str, bool, type(None)):
         return isinstance(value, hint)
     return hint is not Tensor
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _told(hint: Any) -> str:
@@ -190,6 +194,14 @@ def _told(hint: Any) -> str:
 
 def _either(choices: Sequence[str]) -> str:
     return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+
+
+def option(node: Mapping[str, Any]) -> str:
+    """The name that the target of `node` has on the command line: FirstOrder -> first_order."""
+    name = str(node["_target_"]).rpartition(".")[2]
+    if name.isupper() or name == "ProtoNet":
+        return name.lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def read_options(arguments: Sequence[str], defaults: T) -> T:
@@ -216,20 +228,3 @@ def read_options(arguments: Sequence[str], defaults: T) -> T:
         else:
             given[name] = value
     return dataclasses.replace(cast(Any, defaults), **given)
-
-
-def make(node: Mapping[str, Any], name: str, **made: Any) -> Any:
-    """Call what `node` names, after checking its arguments against the signature."""
-    check_node(node, name)
-    values: dict[str, Any] = dict(node)
-    if values.get("root") is not None:
-        values["root"] = Path(values["root"])
-    try:
-        if made:
-            # Hydra would copy a module into a config; a partial keeps it out of its hands.
-            return instantiate({**values, "_partial_": True}, _convert_="all")(**made)
-        return instantiate(values, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UsageError | DataError):
-            raise error.__cause__ from None
-        raise

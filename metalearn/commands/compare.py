@@ -1,26 +1,48 @@
-"""`metalearn compare`: every method in turn, then the report."""
+"""`metalearn compare`: every method in turn, each in a process of its own, then the report."""
 
+import functools
 import json
 import shlex
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
 from rich.console import Console
 
-from metalearn.commands.compare_plan import TUNED, Plan, family, plan
-from metalearn.commands.compare_worker import Failed, Stopped, perform, result_file
-from metalearn.evaluation.comparison import report
-from metalearn.evaluation.comparison.page import page
-from metalearn.evaluation.comparison.plot import plot_comparison
+from metalearn.commands import compare_trained
+from metalearn.commands.compare_plan import plan
+from metalearn.commands.config import compose
+from metalearn.commands.episodes import read_data
+from metalearn.commands.network import build_module, find_weights
+from metalearn.commands.sweep import split_options
+from metalearn.data import ImageDataset
+from metalearn.errors import UsageError
+from metalearn.evaluation.comparison.methods import METHODS
+from metalearn.evaluation.comparison.plan import ComparisonPlan, family
 from metalearn.evaluation.comparison.setting import Setting
-from metalearn.evaluation.report import write_episode_file, write_json
-from metalearn.runtime.files import decode_floats, write_atomic
+from metalearn.evaluation.comparison.summary import conditions, show, summarised, write
+from metalearn.evaluation.report import write_json
+from metalearn.runtime.device import torch_device
+from metalearn.runtime.files import decode_floats
 from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB
 from metalearn.training.folder import check_writable, claim, commit, locked
+from metalearn.training.process import Failed, Stopped, apart, guarded
 
 FILE = "comparison.json"
+
+
+def main(arguments: list[str], console: Console) -> None:
+    """`metalearn compare [overrides]`; `--cfg job` prints the composed configuration."""
+    overrides, options = split_options(arguments)
+    if options:
+        if " ".join(options).replace("=", " ") not in ("--cfg job", "-c job"):
+            raise UsageError(f"compare takes overrides and --cfg job, not {options[0]}")
+        print(yaml.safe_dump(compose(overrides, "compare"), sort_keys=False), end="")
+    elif code := run(overrides, console):
+        sys.exit(code)
 
 
 def run(overrides: Sequence[str], console: Console) -> int:
@@ -30,9 +52,8 @@ def run(overrides: Sequence[str], console: Console) -> int:
     measured.
     """
     asked = plan(overrides)
-    setting = Setting(asked)
     check_writable(asked.folder)
-    facts = _facts(setting, overrides)
+    facts = conditions(setting_of(asked), shlex.join(["metalearn", "compare", *overrides]))
     folder = asked.folder
     if asked.config["resume"] == "never":
         folder = claim(folder, asked.config, "never")
@@ -56,8 +77,11 @@ def run(overrides: Sequence[str], console: Console) -> int:
                 _say(console, f"stopped in {method}; the same command goes on from there")
                 return 0
         results = [_read(result_file(folder, m)) for m in asked.methods if m not in failed]
-        made = compared(asked, facts, results, failed)
-        write(made, results, folder, asked.config)
+        made = summarised(asked, facts, results, failed, commit())
+        write(made, results, folder)
+        if results:
+            _track(made, folder, asked.config)
+        write_json(folder / FILE, made)
     show(made, console)
     _say(console, f"comparison folder: {folder}")
     if failed:
@@ -65,107 +89,60 @@ def run(overrides: Sequence[str], console: Console) -> int:
     return 1 if failed else 0
 
 
-def _facts(setting: Setting, overrides: Sequence[str]) -> dict[str, Any]:
-    """What the figures hold for. Raises UsageError where data or backbone do not fit."""
-    config, shape = setting.plan.config, setting.plan.config["episodes"]
-    setting.check(setting.split)
-    if set(TUNED) & set(setting.plan.methods):
-        setting.check("val")
-    if setting.plan.runs:
-        for split in ("train", "val"):
-            setting.source(config["meta"]["shots"]).check(split)
-    bare = setting.bare()
-    measured = config["evaluation"]["episodes"]
-    device = setting.device
-    return {
-        "command": shlex.join(["metalearn", "compare", *overrides]),
-        "dataset": setting.dataset.name,
-        "split": setting.split,
-        "ways": shape["ways"],
-        "queries": shape["queries"],
-        "shots": setting.shots,
-        "evaluation_seed": config["evaluation"]["seed"],
-        "manifests": {
-            str(k): setting.images(k, setting.split, measured).hash for k in setting.shots
-        },
-        "backbone": _told(setting.plan.bare),
-        "weights": bare.report.source if bare.report else None,
-        "weights_sha256": bare.report.sha256 if bare.report else None,
-        "seed": config["seed"],
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+def setting_of(asked: ComparisonPlan) -> Setting:
+    """What the methods are measured on. Raises UsageError for what is not one set of images."""
+    data = read_data({**asked.config, "sampling": None, "augmentation": None})
+    if not isinstance(data.dataset, ImageDataset):
+        raise UsageError("compare needs one data set of images; see metalearn list dataset")
+
+    @functools.cache
+    def weights():
+        return find_weights(asked.bare)
+
+    def module(node: dict[str, Any], shape: tuple[int, int, int]):
+        found = weights() if node.get("weights") is not None else None
+        return build_module(node, shape, asked.config["seed"], found)
+
+    device = torch_device(asked.config["device"])
+    return Setting(asked, data.dataset, data.preparation, module, device)
+
+
+def result_file(folder: Path, method: str) -> Path:
+    """Where the result of a method is kept once it is finished."""
+    return folder / "methods" / f"{method}.json"
+
+
+def perform(asked: ComparisonPlan, method: str, console: Console) -> None:
+    """Measure a method, and keep its result. Raises Failed or Stopped.
+
+    Training is a process apart: what it used does not count when adapting is measured.
+    """
+    for act in (_measure,) if method in METHODS else (_train, _measure):
+        if asked.config["isolate"]:
+            why = asked.folder / "methods" / f".{method}.failed"
+            apart(functools.partial(act, asked, method, None), why)
+        else:
+            guarded(functools.partial(act, asked, method, console))
+
+
+def _train(asked: ComparisonPlan, method: str, console: Console | None) -> None:
+    if not compare_trained.train(asked.runs[method], console or Console(emoji=False)):
+        raise Stopped
+
+
+def _measure(asked: ComparisonPlan, method: str, console: Console | None) -> None:
+    started = time.monotonic()
+    here = setting_of(asked)
+    own = METHODS.get(method)
+    measured = own(here) if own else compare_trained.measure(here, method)
+    result = {
+        "method": method,
+        "family": family(method),
+        **measured.plain(),
+        "seconds": time.monotonic() - started,
+        "commit": commit(),
     }
-
-
-def _told(node: Mapping[str, Any]) -> str:
-    """A backbone in words: its class, or its name in a library, and what makes it larger."""
-    name = str(node.get("name") or node["_target_"].rpartition(".")[2])
-    kept = ("depth", "width", "widths", "filters", "downsample", "hidden", "options")
-    sizes = [f"{key} {node[key]}" for key in kept if node.get(key)]
-    return ", ".join([name, *sizes])
-
-
-def compared(
-    asked: Plan,
-    facts: Mapping[str, Any],
-    results: Sequence[Mapping[str, Any]],
-    failed: Mapping[str, str],
-) -> dict[str, Any]:
-    """The content of `comparison.json`."""
-    policies: dict[str, list[str]] = {}
-    for result in results:
-        policies.setdefault(result["norm_policy"], []).append(result["method"])
-    usual = max(policies, key=lambda policy: len(policies[policy]), default="")
-    others = [f"{policy} for {', '.join(m)}" for policy, m in policies.items() if policy != usual]
-    commits = sorted({result["commit"] or "none" for result in results})
-    return {
-        **facts,
-        "norm_policy": "; ".join([usual, *others]),
-        "commit": ", ".join(commits) or commit(),
-        "config": asked.config,
-        "rows": report.compared(results, facts["shots"]),
-        "costs": [_cost(result) for result in results],
-        "chosen": {r["method"]: _chosen(r) for r in results if _chosen(r)},
-        "notes": {r["method"]: r["notes"] for r in results},
-        "training": {r["method"]: r["training"] for r in results if r["training"]},
-        "failed": dict(failed),
-    }
-
-
-def _cost(result: Mapping[str, Any]) -> dict[str, Any]:
-    training = result["training"]
-    return {
-        "method": result["method"],
-        "family": family(result["method"]),
-        "adapted": result["adapted"],
-        "learned": result["learned"],
-        "seconds": training.get("seconds", training.get("tuning_seconds")),
-        "peak_memory_bytes": max(one["peak_memory_bytes"] for one in result["shots"].values()),
-        "training_peak_memory_bytes": training.get("peak_memory_bytes"),
-        "measuring_seconds": result["seconds"],
-    }
-
-
-def _chosen(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: one["choice"] for k, one in result["shots"].items() if one["choice"]}
-
-
-def write(
-    made: Mapping[str, Any],
-    results: Sequence[Mapping[str, Any]],
-    folder: Path,
-    config: Mapping[str, Any],
-) -> None:
-    """Everything that a comparison leaves behind; `comparison.json` comes last."""
-    if results:
-        write_episode_file(folder / "episodes.csv", report.episode_rows(results, made["shots"]))
-        title = f"{report.title(made)}, {made['ways']} ways"
-        plot_comparison(made["rows"], folder / "accuracy.png", title, 1 / made["ways"])
-        write_atomic(folder / "comparison.md", report.markdown(made))
-        write_atomic(folder / "comparison.html", page(made, folder / "accuracy.png"))
-        _track(made, folder, config)
-    write_json(folder / FILE, made)
+    write_json(result_file(asked.folder, method), result)
 
 
 def _track(made: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> None:
@@ -180,20 +157,6 @@ def _track(made: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> 
                 for row in made["rows"]
             }
         )
-
-
-def show(made: Mapping[str, Any], console: Console) -> None:
-    """The tables, and what was chosen on validation, for a terminal of 80 columns."""
-    for table in report.tables(made):
-        console.print()
-        console.print(report.terminal(table))
-    console.print()
-    console.print(
-        "to the best: mean of pairs, in points; * its 95% interval leaves out 0",
-        style="dim", highlight=False,
-    )  # fmt: skip
-    for line in report.notes(made):
-        _say(console, line)
 
 
 def _read(path: Path) -> dict[str, Any]:

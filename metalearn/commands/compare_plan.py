@@ -2,25 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from metalearn.commands.arguments import check_choice, check_numbers
-from metalearn.commands.backbone import check_backbone, settled
+from metalearn.commands.arguments import check_choice, check_values
 from metalearn.commands.config import compose
+from metalearn.commands.network import check_backbone, with_weights
 from metalearn.errors import UsageError, nearest
+from metalearn.evaluation.comparison.plan import FEATURES, SCRATCH, TUNED, ComparisonPlan, family
 from metalearn.runtime.device import torch_device
 
-SCRATCH = "_scratch"
-FEATURES = {
-    "untrained": "untrained",
-    "nearest_centroid": "pre-training",
-    "logistic_regression": "pre-training",
-    "linear_probe": "pre-training",
-    "fine_tune_head": "transfer",
-}
-"""Methods that look at features alone, and their families."""
-TUNED = ("fine_tune_head", "fine_tune_all")
-FAMILIES = ("untrained", "pre-training", "transfer", "meta-learning", "from scratch")
 _ONE_FOR_ALL = ("backbone", "dataset", "images", "device", "seed", "run_dir", "tracker", "outputs")
 _POSITIVE = (
     "evaluation.timed",
@@ -35,55 +25,17 @@ _POSITIVE = (
 )
 
 
-class Plan(NamedTuple):
-    """A comparison as plain values, so that a process of its own can be told it.
-
-    config: `conf/compare.yaml`, composed. headed, bare: the backbone with an output for each way,
-    and without a head. runs: by method, the configuration of its `metalearn train`.
-    """
-
-    config: dict[str, Any]
-    headed: dict[str, Any]
-    bare: dict[str, Any]
-    methods: list[str]
-    runs: dict[str, dict[str, Any]]
-
-    @property
-    def folder(self) -> Path:
-        """Of the comparison."""
-        return Path(self.config["run_dir"])
-
-    def within(self, folder: Path) -> "Plan":
-        """The same in another folder."""
-        runs = {n: {**run, "run_dir": str(folder / n)} for n, run in self.runs.items()}
-        return self._replace(config={**self.config, "run_dir": str(folder)}, runs=runs)
-
-    def network_episodes(self, shots: int) -> int:
-        """How many episodes of `shots` are for methods that adapt the network."""
-        asked, all_shots = self.config["evaluation"], self.config["episodes"]["shots"]
-        given = asked["network_episodes"]
-        count = given if isinstance(given, int) else given[all_shots.index(shots)]
-        return min(count, asked["episodes"])
-
-
-def family(method: str) -> str:
-    """One of `FAMILIES`."""
-    if method == "fine_tune_all":
-        return "transfer"
-    return FEATURES.get(method) or ("from scratch" if method.endswith(SCRATCH) else "meta-learning")
-
-
-def plan(overrides: Sequence[str]) -> Plan:
+def plan(overrides: Sequence[str]) -> ComparisonPlan:
     """What `metalearn compare <overrides>` is to do. Raises UsageError."""
     _check_overrides(overrides, "", ("backbone.norm", "backbone.ways", "outputs"))
     config = _composed(overrides)
-    check_numbers(config)
-    _check_values(config)
+    check_values(config)
+    _check(config)
     headed, bare = (
         {**_composed([*overrides, f"outputs={outputs}"])["backbone"], **_norm(config, "norm")}
         for outputs in (config["episodes"]["ways"], "null")
     )
-    config = settled({**config, "backbone": headed})
+    config, _ = with_weights({**config, "backbone": headed})
     headed, bare = config["backbone"], {**bare, "sha256": config["backbone"]["sha256"]}
     for node in (headed, bare):
         check_backbone(node)
@@ -93,7 +45,7 @@ def plan(overrides: Sequence[str]) -> Plan:
         for name in methods
         if family(name) in ("meta-learning", "from scratch")
     }
-    return Plan(config, headed, bare, methods, runs)
+    return ComparisonPlan(config, headed, bare, methods, runs)
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:
@@ -117,10 +69,8 @@ def _check_overrides(overrides: Sequence[str], where: str, taken: Sequence[str])
                 raise UsageError(f"{name} is set by the comparison; use episodes.ways=...")
 
 
-def _check_values(config: Mapping[str, Any]) -> None:
+def _check(config: Mapping[str, Any]) -> None:
     torch_device(config["device"])
-    check_choice("resume", config["resume"], ("auto", "never"))
-    check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
     for norm in ("norm", "scratch_norm"):
         check_choice(norm, config[norm], ("frozen", "running", "group", "none"))
     for name in _POSITIVE:

@@ -5,32 +5,32 @@ from typing import Any
 
 from rich.console import Console
 
-from metalearn.commands import train as jobs
 from metalearn.commands.build import build
+from metalearn.commands.train import run
 from metalearn.evaluation.comparison.methods import Fitted, Measured, on_features, on_images
 from metalearn.evaluation.comparison.setting import Network, Setting
 from metalearn.evaluation.on_features import head_on_host, makes_the_whole
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.training.folder import load_weights
+from metalearn.training.run import finished
 from metalearn.types import Meta
 
 
 def train(config: dict[str, Any], console: Console) -> bool:
     """Train, or go on; False where SIGTERM stopped it."""
-    jobs.run({**config, "resume": "auto"}, console)
-    return jobs.finished(Path(config["run_dir"])) is not None
+    run({**config, "resume": "auto"}, console)
+    return finished(Path(config["run_dir"])) is not None
 
 
 def measure(setting: Setting, name: str) -> Measured:
     """What the finished run of method `name` reaches on the episodes of the comparison."""
     config = setting.plan.runs[name]
     folder = Path(config["run_dir"])
-    result = jobs.finished(folder)
+    result = finished(folder)
     assert result is not None
-    built = build(config, trained=True)
-    algo = built.problem.algo
-    meta = load_weights(folder / "weights.safetensors", built.meta)
-    measured = _measure(setting, algo, meta, built.problem.evaluation_steps)
+    _, stage = build(config, trained=True)
+    meta = load_weights(folder / "weights.safetensors", stage.meta)
+    measured = _measure(setting, stage.algo, meta, stage.evaluation_steps)
     measured.learned = sum(t.numel() for part in ("init", "hyper") for t in meta[part].values())
     measured.training = {
         "seconds": result["seconds"],

@@ -20,6 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from metalearn.commands.mistakes import explain, unknown_choice
 from metalearn.commands.schemas import SCHEMAS
 from metalearn.errors import UsageError, nearest
+from metalearn.training.folder import config_hash
+from metalearn.training.old_configs import renewed
 
 MISTAKES = (HydraException, OmegaConfBaseException)
 # What Hydra raises, or warns of, where a config group is null or a config folder is missing.
@@ -123,7 +125,6 @@ def plain(config: DictConfig, job: str = "train") -> dict[str, Any]:
 
 def _default_folder(config: Mapping[str, Any], job: str) -> str:
     """`runs/<name>-seed<seed>-<hash>`, so that the same command finds its run again."""
-    from metalearn.training.folder import config_hash
 
     def last(node: str) -> str:
         return str(config[node]["_target_"]).rpartition(".")[2].lower()
@@ -157,6 +158,7 @@ def reopen(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
         )
     try:
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        held = renewed(held) if isinstance(held, dict) else held
         config = OmegaConf.merge(OmegaConf.structured(SCHEMAS["train"]), held)
         OmegaConf.set_struct(config, True)
     except (*MISTAKES, yaml.YAMLError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What `metalearn data` does: prepare, verify and show data sets, list episodes in a file."""
+"""`metalearn data`: prepare, verify and show data sets, list episodes in a file."""
 
 import time
 from collections.abc import Mapping
@@ -9,20 +9,67 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from metalearn.commands.build import option
-from metalearn.commands.episodes import build_dataset, build_source
+from metalearn.commands.arguments import option
+from metalearn.commands.config import compose
+from metalearn.commands.episodes import read_data
+from metalearn.commands.list import choices
 from metalearn.data import ImageDataset, Mixture
+from metalearn.data.sources import state
 from metalearn.data.store import verify as verify_store
-from metalearn.episodes import FewShotEpisodes, Manifest, MixedEpisodes, write_manifest
+from metalearn.episodes import (
+    EpisodeSource,
+    FewShotEpisodes,
+    Manifest,
+    MixedEpisodes,
+    write_manifest,
+)
 from metalearn.episodes.sheet import class_sheet, episode_sheet
 from metalearn.episodes.source import described
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, nearest
+
+STATES = """
+prepared: decoded, in the cache; found: its archive is on this machine
+download: fetched when used; yours: give your own copy; made: computed, or of others"""
+
+OWN = {"show": ("split", "episode", "out"), "manifest": ("out",)}
+"""Arguments of an action that are no overrides."""
+
+
+def main(arguments: list[str], console: Console) -> None:
+    """`metalearn data list|prepare|verify|show|manifest [overrides]`."""
+    action, *overrides = arguments or ["list"]
+    if "=" in action:
+        action, overrides = "prepare", arguments
+    actions = ("list", "prepare", "verify", "show", "manifest")
+    if action not in actions:
+        near = nearest(action, actions)
+        raise UsageError(f"no data command {action}{near}; use {', '.join(actions)}")
+    if action == "list":
+        if overrides:
+            raise UsageError(f"data list takes nothing more, not {overrides[0]}")
+        console.print(choices(["dataset"], state))
+        console.print(STATES, style="dim", highlight=False)
+        return
+    own = OWN.get(action, ())
+    given = {n: v for n, is_, v in (a.partition("=") for a in overrides) if is_ and n in own}
+    config = compose([a for a in overrides if a.partition("=")[0] not in given])
+    if action == "show":
+        show(config, console, **given)
+    elif action == "manifest":
+        manifest(config, console, **given)
+    else:
+        prepare(config, console, verify=action == "verify")
+
+
+def _source(config: Mapping[str, Any], split: str) -> EpisodeSource:
+    """The episodes of `split` that a run with this configuration draws, without its network."""
+    return read_data({**config, "outputs": None}).source(split)
 
 
 def prepare(config: Mapping[str, Any], console: Console, verify: bool = False) -> None:
     """Prepare a data set and print what it holds; `verify` reads every byte of it again."""
     started = time.monotonic()
-    dataset = build_dataset(config)
+    dataset = read_data(config).dataset
     table = Table(title=config["dataset"]["_target_"].rpartition(".")[2], show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -71,7 +118,7 @@ def show(
 ) -> None:
     """Write a PNG of an episode, or of the classes of a split. Raises UsageError."""
     if episode is None:
-        dataset = build_dataset(config)
+        dataset = read_data(config).dataset
         if isinstance(dataset, Mixture):
             raise UsageError("dataset=mixture has no classes of its own; use episode=0")
         if not isinstance(dataset, ImageDataset):
@@ -84,7 +131,7 @@ def show(
     else:
         if not episode.isdecimal():
             raise UsageError(f"episode={episode} must be a whole number, as in episode=0")
-        source = build_source(config, split)
+        source = _source(config, split)
         if not isinstance(source, FewShotEpisodes | MixedEpisodes):
             raise UsageError("regression has no images to show")
         page = episode_sheet(source, split, int(episode))
@@ -103,7 +150,7 @@ def manifest(config: Mapping[str, Any], console: Console, out: str | None = None
     """Write the episodes of an evaluation to a file. Raises UsageError where it has no images."""
     evaluation = config["evaluation"]
     split = evaluation["split"]
-    listed = Manifest(build_source(config, split), split, evaluation["episodes"])
+    listed = Manifest(_source(config, split), split, evaluation["episodes"])
     path = Path(out or f"{option(config['dataset'])}-{split}-{listed.hash[:8]}.json")
     _keep_others(path, b'{\n "format"')
     try:

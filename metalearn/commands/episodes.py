@@ -1,12 +1,14 @@
-"""From a composed configuration to its data set and episodes."""
+"""From a composed configuration to its data set and episodes, each object made once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from metalearn.commands.arguments import check_numbers, make
+from metalearn.commands.arguments import check_values, factory, make
 from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid
 from metalearn.episodes import (
     Augmentation,
@@ -24,110 +26,136 @@ Images = ImageDataset | Mixture
 Curves = Sinusoid | Harmonic
 
 
-def build_dataset(config: Mapping[str, Any]) -> Images | Curves:
-    """The data set alone, prepared if it was not."""
-    check_numbers(config)
-    return make(config["dataset"], "dataset")
+@dataclass(frozen=True)
+class Data:
+    """What a configuration says of its data.
+
+    open: reads the data set, and prepares it if it was not. sampling: how ways, shots and classes
+    are drawn, where not uniformly. augmentation: what is done to the images of training episodes,
+    of the support set and of the queries. preparation: what is done to the images of every episode.
+    """
+
+    config: Mapping[str, Any]
+    open: Callable[[], Images | Curves]
+    sampling: dict[str, Any]
+    augmentation: dict[str, Augmentation | None]
+    preparation: Preparation
+
+    @cached_property
+    def dataset(self) -> Images | Curves:
+        """Opened at the first use. Raises DataError where it is missing or damaged."""
+        return self.open()
+
+    @property
+    def images(self) -> bool:
+        """Whether there are images, of classes; else curves."""
+        return isinstance(self.dataset, Images)
+
+    @cached_property
+    def held_on(self) -> torch.device | None:
+        """The device that the images are kept on, ready to be gathered; None where they do not
+        fit, and come from the store's file."""
+        device, dataset = torch_device(self.config["device"]), self.dataset
+        return device if isinstance(dataset, Images) and dataset.fits(device) else None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example, prepared."""
+        dataset = self.dataset
+        return self.preparation.shape(dataset.image_shape) if isinstance(dataset, Images) else (1,)
+
+    def source(self, split: str) -> EpisodeSource:
+        """The numbered episodes of `split`, of images as they are stored. Raises UsageError."""
+        config, images = self.config, self.images
+        training = split == "train"
+        own = config["training"] if training else {}
+        seed = config["seed"] if training else config["evaluation"]["seed"]
+        shape = {
+            name: value if own.get(name) is None else own[name]
+            for name, value in config["episodes"].items()
+        }
+        if images and config["outputs"] is not None and shape["ways"] != config["outputs"]:
+            name = "episodes" if own.get("ways") is None else "training"
+            raise UsageError(
+                f"{name}.ways={shape['ways']}, but the network has {config['outputs']} outputs; "
+                "only algorithms without a head, as algorithm=protonet, can take other ways"
+            )
+        how = self.sampling
+        if not images and (how["sizes"] or how["within_superclass"]):
+            raise UsageError(
+                "sampling is of classes, and regression has none; use sampling=uniform"
+            )
+        source = make_episodes(self.dataset, **shape, **how, seed=seed, device=self.held_on)
+        source.check(split)
+        return source
+
+    def prepared(self, source: EpisodeSource) -> EpisodeSource:
+        """`source` with its images prepared. Raises UsageError where it has none, or where what is
+        asked for does not fit them."""
+        if self.preparation.nothing:
+            return source
+        if not self.images:
+            raise UsageError("images is for images; use images=as_they_are")
+        _ = self.shape  # raises where it does not fit
+        return PreparedEpisodes(source, self.preparation)
+
+    def test(self) -> Manifest:
+        """The episodes of `evaluation.split`, or those of `evaluation.manifest`; prepared."""
+        asked = self.config["evaluation"]
+        if asked.get("manifest") is None:
+            source = self.prepared(self.source(asked["split"]))
+            return Manifest(source, asked["split"], asked["episodes"])
+        if not isinstance(self.dataset, Images):
+            raise UsageError("evaluation.manifest lists images; regression has none")
+        manifest = read_manifest(Path(asked["manifest"]), self.dataset, self.held_on)
+        (ways, shots, _), outputs = manifest.source.shape, self.config["outputs"]
+        if outputs not in (None, ways):
+            raise UsageError(
+                f"the manifest has {ways} ways, but the network has {outputs} outputs; "
+                f"use episodes.ways={ways}"
+            )
+        if outputs is not None and shots is None and not self.sampling["sizes"]:
+            raise UsageError(
+                "the manifest has episodes of fewer ways too, which a network with outputs for "
+                f"{ways} takes only where it was trained so; use sampling=meta_dataset in training"
+            )
+        return replace(manifest, source=self.prepared(manifest.source))
 
 
-def build_source(config: Mapping[str, Any], split: str) -> EpisodeSource:
-    """The episodes of `split` that a run with this configuration draws, without its network."""
-    config = {**config, "outputs": None}
-    own = config["training"] if split == "train" else {}
-    seed = config["seed"] if split == "train" else config["evaluation"]["seed"]
-    return episodes(config, build_dataset(config), seed, own, split)
+def read_data(config: Mapping[str, Any]) -> Data:
+    """Every choice that needs no data, so that none is decoded before a mistake is told.
+
+    Raises UsageError.
+    """
+    check_values(config)
+    changes = _known(config, "augmentation", ("support", "query"), "augmentation.support or .query")
+    return Data(
+        config,
+        factory(config["dataset"], "dataset"),
+        _sampling(config),
+        {part: _made(changes, "augmentation", part) for part in ("support", "query")},
+        Preparation(**(config.get("images") or {})),
+    )
 
 
-def episodes(
-    config: Mapping[str, Any], dataset: Any, seed: int, own: Mapping[str, Any], split: str
-) -> EpisodeSource:
-    shape = {
-        name: value if own.get(name) is None else own[name]
-        for name, value in config["episodes"].items()
-    }
-    images = isinstance(dataset, Images)
-    if images and config["outputs"] is not None and shape["ways"] != config["outputs"]:
-        name = "episodes" if own.get("ways") is None else "training"
-        raise UsageError(
-            f"{name}.ways={shape['ways']}, but the network has {config['outputs']} outputs; only "
-            "algorithms without a head, as algorithm=protonet, can take other ways"
-        )
-    how = sampling(config)
-    if not images and (how["sizes"] or how["within_superclass"]):
-        raise UsageError("sampling is of classes, and regression has none; use sampling=uniform")
-    source = make_episodes(dataset, **shape, **how, seed=seed, device=_held_on(config, dataset))
-    source.check(split)
-    return source
-
-
-def test_manifest(config: Mapping[str, Any], dataset: Images | Curves) -> Manifest:
-    evaluation = config["evaluation"]
-    if evaluation.get("manifest") is None:
-        source = episodes(config, dataset, evaluation["seed"], {}, evaluation["split"])
-        return Manifest(source, evaluation["split"], evaluation["episodes"])
-    if not isinstance(dataset, Images):
-        raise UsageError("evaluation.manifest lists images; regression has none")
-    manifest = read_manifest(Path(evaluation["manifest"]), dataset, _held_on(config, dataset))
-    ways, shots, _ = manifest.source.shape
-    if config["outputs"] not in (None, ways):
-        raise UsageError(
-            f"the manifest has {ways} ways, but the network has {config['outputs']} outputs; "
-            f"use episodes.ways={ways}"
-        )
-    if config["outputs"] is not None and shots is None and not sampling(config)["sizes"]:
-        raise UsageError(
-            "the manifest has episodes of fewer ways too, which a network with outputs for "
-            f"{ways} takes only where it was trained so; use sampling=meta_dataset in training"
-        )
-    return manifest
-
-
-def sampling(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How ways, shots and classes are drawn, where not uniformly."""
-    node = config.get("sampling") or {}
-    if unknown := set(node) - {"sizes", "within_superclass"}:
-        raise UsageError(
-            f"no key sampling.{min(unknown)}; use sampling.sizes or sampling.within_superclass"
-        )
+def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("sizes", "within_superclass")
+    node = _known(config, "sampling", names, "sampling.sizes or sampling.within_superclass")
     within = node.get("within_superclass", False)
     if not isinstance(within, bool):
         raise UsageError(f"sampling.within_superclass={within} must be true or false")
-    sizes = make(node["sizes"], "sampling.sizes") if node.get("sizes") else None
-    return {"sizes": sizes, "within_superclass": within}
+    return {"sizes": _made(node, "sampling", "sizes"), "within_superclass": within}
 
 
-def changes(config: Mapping[str, Any]) -> dict[str, Augmentation | None]:
-    """What is done to the images of training episodes: of the support set, of the queries."""
-    node = config.get("augmentation") or {}
-    if unknown := set(node) - {"support", "query"}:
-        raise UsageError(f"no key augmentation.{min(unknown)}; use augmentation.support or .query")
-    return {
-        part: make(node[part], f"augmentation.{part}") if node.get(part) else None
-        for part in ("support", "query")
-    }
+def _known(
+    config: Mapping[str, Any], section: str, names: tuple[str, ...], use: str
+) -> Mapping[str, Any]:
+    """A section that may be absent. Raises UsageError for keys that it does not have."""
+    node = config.get(section) or {}
+    if unknown := set(node) - set(names):
+        raise UsageError(f"no key {section}.{min(unknown)}; use {use}")
+    return node
 
 
-def preparation(config: Mapping[str, Any]) -> Preparation:
-    """What is done to the images of every episode."""
-    return Preparation(**(config.get("images") or {}))
-
-
-def prepared(
-    config: Mapping[str, Any], dataset: Images | Curves, source: EpisodeSource
-) -> EpisodeSource:
-    """`source` with its images prepared. Raises UsageError where it has none, or where what is
-    asked for does not fit them."""
-    how = preparation(config)
-    if how.nothing:
-        return source
-    if not isinstance(dataset, Images):
-        raise UsageError("images is for images; use images=as_they_are")
-    how.shape(dataset.image_shape)
-    return PreparedEpisodes(source, how)
-
-
-def _held_on(config: Mapping[str, Any], dataset: Images | Curves) -> torch.device | None:
-    """The device that the images are kept on, ready to be gathered; None where they do not fit,
-    and come from the store's file."""
-    device = torch_device(config["device"])
-    return device if isinstance(dataset, Images) and dataset.fits(device) else None
+def _made(node: Mapping[str, Any], section: str, key: str) -> Any:
+    return make(node[key], f"{section}.{key}") if node.get(key) else None

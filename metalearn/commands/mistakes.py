@@ -8,7 +8,9 @@ from typing import Any
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
 
+from metalearn.commands.arguments import arguments
 from metalearn.errors import nearest
+from metalearn.training.old_configs import KEYS
 
 _TYPES = {
     "Integer": "a whole number",
@@ -66,11 +68,14 @@ def unknown_choice(group: str, choice: str, options: Sequence[str]) -> str:
 def _unknown(key: str, config: Mapping[str, Any], job: str) -> str:
     if "/" in key:
         return f"no config group {key}; see metalearn list"
+    for old, new in KEYS.items():
+        if new and f"{key}.".startswith(f"{old}."):
+            return f"no key {key}; it is {new}{key.removeprefix(old)} now"
     folder, _, last = key.rpartition(".")
     parent: Any = config
     for part in filter(None, folder.split(".")):
         parent = parent.get(part) if isinstance(parent, Mapping) else None
-    if isinstance(parent, Mapping) and last in _takes(parent):
+    if isinstance(parent, Mapping) and last in arguments(parent.get("_target_")):
         return f"{key} is not in the configuration; add it with a plus: +{key}=..."
     return f"no key {key}{_nearest_key(key, config)}; see metalearn {job} --cfg job"
 
@@ -86,13 +91,6 @@ def _nearest_key(key: str, config: Mapping[str, Any]) -> str:
         if found := get_close_matches(name, known, 1, 0.7):
             return f" (did you mean {known[found[0]]}?)"
     return ""
-
-
-def _takes(node: Mapping[str, Any]) -> list[str]:
-    """What the target of `node` takes by keyword, beside what the framework passes."""
-    from metalearn.commands.arguments import arguments
-
-    return arguments(str(node["_target_"])) if "_target_" in node else []
 
 
 def _keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -1,67 +1,172 @@
-"""What a configuration makes of a network for one task: its head, what adapts, the loss."""
+"""The network of a configuration, the weights that it starts from, and what a task makes of it."""
 
-from collections.abc import Collection, Mapping
+import inspect
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from metalearn.algorithms.losses import Loss, auto, present
+from metalearn.backbones import CifarResNet, timm_model, torchvision_model
 from metalearn.backbones.adaptation import Adaptation, everything
+from metalearn.backbones.defaults import (
+    cifar_default,
+    described,
+    timm_default,
+    torchvision_default,
+)
 from metalearn.backbones.heads import head_name
-from metalearn.commands.arguments import make
-from metalearn.commands.episodes import sampling
+from metalearn.backbones.weights import Report, Weights, check_pin, load_into, read_weights
+from metalearn.commands.arguments import check_node, make, target
+from metalearn.data.download import download
+from metalearn.data.paths import data_folder
 from metalearn.errors import UsageError
+from metalearn.runtime.files import cache_folder
+from metalearn.training.settings import ImageSettings
 from metalearn.types import Batch
 
-
-def build_adaptation(config: Mapping[str, Any]) -> Adaptation:
-    """What adapts; everything in a configuration older than the choice. Raises UsageError."""
-    node = config.get("adaptation")
-    return make(node, "adaptation") if node else everything()
+DEFAULT = "DEFAULT"
+_OF_WEIGHTS = ("weights", "sha256", "match")
+_FROM_DATA = ("channels", "size", "inputs")
 
 
-def task_network(
-    config: Mapping[str, Any], module: nn.Module
-) -> tuple[nn.Module, Collection[str] | None]:
-    """`module` with the head and the adaptation of `config`, its weights being loaded already;
-    and the names of the weights that the inner loop adapts, None for all. Raises UsageError."""
-    path = None if config["outputs"] is None else head_name(module)
-    if config.get("head"):
-        module = make(config["head"], "head")(module, path)
-        path = path and head_name(module)
-    adaptation = build_adaptation(config)
-    with torch.random.fork_rng():
-        # LoRA draws; not what the backbone drew.
-        torch.manual_seed(config["seed"] + 1)
-        module = adaptation.prepare(module, path)
-    return module, adaptation.adapting(module, path)
+def check_backbone(node: Mapping[str, Any]) -> None:
+    """Raise UsageError for a backbone that cannot be made, whatever the data."""
+    left = {n: v for n, v in _own(node).items() if n not in _FROM_DATA or v is not None}
+    check_node(left, "backbone")
+    match = node.get("match")
+    if match is not None and not (isinstance(match, int | float) and 0 <= match <= 1):
+        raise UsageError(f"backbone.match={match} must be a share, 0 to 1")
+    for name in ("weights", "sha256"):
+        if not isinstance(node.get(name), str | None):
+            raise UsageError(f"backbone.{name}={node[name]} must be text, or null")
 
 
-def build_loss(config: Mapping[str, Any], images: bool) -> Loss:
-    """The loss of both loops; the usual one in a configuration older than the choice."""
-    loss: Loss = make(config["loss"], "loss") if config.get("loss") else auto
-    return present(loss) if images and sampling(config)["sizes"] else loss
+def find_weights(node: Mapping[str, Any]) -> Weights | None:
+    """What `backbone.weights` names; None where it is null. Raises UsageError."""
+    named, pin = node.get("weights"), node.get("sha256")
+    if named is None:
+        return None
+    if named != DEFAULT:
+        return described(read_weights(named, pin))
+    weights = _default(node)
+    check_pin(weights.source, weights.sha256, pin)
+    return weights
 
 
-def check_loss(config: Mapping[str, Any], images: bool) -> None:
-    """Raise UsageError for a loss that is not for the data: classes (`images`) or real targets."""
-    x = torch.zeros(2, 2)
-    y = torch.zeros(2, dtype=torch.int64) if images else x
-    build_loss(config, images)(x, Batch(x, y))
+def _default(node: Mapping[str, Any]) -> Weights:
+    made = target(node["_target_"])
+    if made is torchvision_model:
+        return torchvision_default(node["name"])
+    if made is timm_model:
+        return timm_default(node["name"], node.get("options") or {})
+    if made is CifarResNet:
+        data = data_folder()
+        folders = [data / "pretrained"] if data else []
+        return cifar_default(node["depth"], folders, _fetched)
+    raise UsageError(f"{node['_target_']} has no DEFAULT weights; name a file in backbone.weights")
 
 
-def check_task(config: Mapping[str, Any], parameters: Collection[str]) -> None:
-    """Raise UsageError for a choice that is wrong whatever the network and the data.
+def _fetched(address: str, name: str, sha256: str) -> Path:
+    return download([address], cache_folder() / "pretrained" / name, sha256=sha256)
 
-    parameters: what the algorithm takes.
+
+def with_weights(config: Mapping[str, Any]) -> tuple[dict[str, Any], Weights | None]:
+    """The weights that `config` names, and `config` with what they say of themselves:
+    `backbone.sha256`, and the `images` they were trained on where these are null.
+
+    Raises UsageError where there are no such weights.
     """
-    adaptation = build_adaptation(config)
+    weights = find_weights(config["backbone"])
+    if weights is None:
+        return dict(config), None
+    known = inspect.signature(ImageSettings).parameters
+    images = dict(config.get("images") or {})
+    for name, value in weights.images.items():
+        if name in known and images.get(name) is None:
+            images[name] = value
+    backbone = {**config["backbone"], "sha256": weights.sha256}
+    return {**config, "backbone": backbone, "images": images}, weights
+
+
+def build_module(
+    node: Mapping[str, Any], shape: Sequence[int], seed: int, weights: Weights | None
+) -> tuple[nn.Module, Report | None]:
+    """The network of the backbone `node` for examples of `shape`, `(C, H, W)` or `(n,)`, with
+    `weights` loaded; and the report of the loading. Raises UsageError."""
+    own = _own(node)
+    known = (shape[0], shape[-1], math.prod(shape))
+    for name, value in zip(_FROM_DATA, known, strict=True):
+        if name in own and own[name] is None:
+            own[name] = value
+    # The backbone's constructor draws from torch's global generator: seeded here, put back after.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = make(own, "backbone")
+    if weights is None:
+        return module, None
+    match = node.get("match")
+    return module, load_into(module, weights, 0.9 if match is None else match)
+
+
+def _own(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The node without what is said of its weights."""
+    return {name: value for name, value in node.items() if name not in _OF_WEIGHTS}
+
+
+@dataclass(frozen=True)
+class TaskChoices:
+    """What a configuration makes of a network for one task: its head, what adapts, the loss.
+
+    head: from a network and the name of its head to the network with another; None for its own.
+    """
+
+    head: Callable[..., nn.Module] | None
+    adaptation: Adaptation
+    loss: Loss
+    outputs: int | None
+    seed: int
+
+    def network(self, module: nn.Module) -> tuple[nn.Module, Collection[str] | None]:
+        """`module`, its weights being loaded already, with the head and the adaptation; and the
+        names of the weights that the inner loop adapts, None for all. Raises UsageError."""
+        path = None if self.outputs is None else head_name(module)
+        if self.head is not None:
+            module = self.head(module, path)
+            path = path and head_name(module)
+        with torch.random.fork_rng():
+            # LoRA draws; not what the backbone drew.
+            torch.manual_seed(self.seed + 1)
+            module = self.adaptation.prepare(module, path)
+        return module, self.adaptation.adapting(module, path)
+
+    def check_loss(self, images: bool) -> None:
+        """Raise UsageError for a loss that is not for the data: classes (`images`) or real
+        targets."""
+        x = torch.zeros(2, 2)
+        self.loss(x, Batch(x, torch.zeros(2, dtype=torch.int64) if images else x))
+
+
+def task_choices(
+    config: Mapping[str, Any], parameters: Collection[str], missing_classes: bool
+) -> TaskChoices:
+    """Every choice that is right or wrong whatever the network and the data. Raises UsageError.
+
+    What a configuration older than a choice lacks is the usual one. parameters: what the algorithm
+    takes. missing_classes: a task may have fewer classes than the network has outputs.
+    """
+    node = config.get("adaptation")
+    adaptation: Adaptation = make(node, "adaptation") if node else everything()
     if adaptation.chosen is not None and adaptation.outer == "all" and "adapting" not in parameters:
         raise UsageError(
             f"adaptation={adaptation.name} says what the inner loop adapts, which this algorithm "
             "does not ask; use adaptation.outer=adapted to learn nothing else, or algorithm=maml"
         )
-    for name in ("head", "loss"):
-        if config.get(name):
-            make(config[name], name)
+    head = make(config["head"], "head") if config.get("head") else None
+    loss: Loss = make(config["loss"], "loss") if config.get("loss") else auto
+    loss = present(loss) if missing_classes else loss
+    return TaskChoices(head, adaptation, loss, config["outputs"], config["seed"])

@@ -1,177 +1,109 @@
-"""What `metalearn pretrain` does: a backbone trained by supervision on the base classes."""
+"""`metalearn pretrain`: a backbone trained by supervision on the base classes; `-m` sweeps."""
 
-import sys
+import functools
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from torch import nn
 from torch.optim import Optimizer
 
-from metalearn.backbones.weights import Report
-from metalearn.commands.arguments import check_choice, check_node, check_numbers, make
-from metalearn.commands.backbone import build_module, check_backbone, settled
-from metalearn.commands.episodes import build_dataset, changes, preparation
-from metalearn.commands.train import in_folder, warn_of_emulation
+from metalearn.backbones.weights import Report, Weights
+from metalearn.commands import sweep
+from metalearn.commands.arguments import check_choice, factory, make
+from metalearn.commands.config import conf_folder
+from metalearn.commands.episodes import Data, read_data
+from metalearn.commands.network import build_module, check_backbone, with_weights
 from metalearn.data import ImageDataset
-from metalearn.episodes import FewShotEpisodes
+from metalearn.episodes import FewShotEpisodes, Preparation
 from metalearn.errors import UsageError
-from metalearn.evaluation.report import pretraining_table
 from metalearn.runtime.device import torch_device
-from metalearn.runtime.memory import keep_freed_memory, reset_peak_memory
-from metalearn.tracking import JsonLines, Progress, RunInfo, Tracker, WandB
-from metalearn.training.base_images import BaseImages, Pictures
-from metalearn.training.classification import groups, head_of, state, torch_norms
-from metalearn.training.episodic import at_sigterm
-from metalearn.training.folder import check_writable, commit
-from metalearn.training.held_out_split import check_shares, divided
+from metalearn.training import run as shell
+from metalearn.training.base_images import BaseImages, ImageReader
+from metalearn.training.classification import averaging, groups, head_of, torch_norms
+from metalearn.training.held_out_split import check_shares, hold_out
 from metalearn.training.mixing import Mixing
 from metalearn.training.settings import PretrainingSettings
-from metalearn.training.supervised import (
-    PretrainState,
-    Supervision,
-    averaging,
-    pretrain,
-    resume,
-)
-from metalearn.training.supervised_result import BATCH_NORMS, write_result
+from metalearn.training.supervised import Supervised
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 SELECTIONS = ("few_shot", "accuracy", "last")
+BATCH_NORMS = ("transductive", "support", "running", "frozen")
+_REFUSED = "pretrain takes images of one data set with classes; see metalearn list dataset"
+# Of one use, or of the data.
+_NOT_REPEATED = ("ways", "outputs", "channels", "size", "norm", "weights", "sha256", "match")
 
 
-@dataclass(frozen=True)
-class Built:
-    """Everything that a configuration names; config: with what its weights say of themselves."""
-
-    config: dict[str, Any]
-    what: Supervision
-    state: PretrainState
-    weights: Report | None
+def main(arguments: list[str], console: Console) -> None:
+    """`metalearn pretrain [overrides] [options of Hydra]`."""
+    sweep.start("pretrain", run, arguments, console)
 
 
 def run(config: dict[str, Any], console: Console) -> float | None:
-    """One job of pre-training from its configuration, in its folder; returns what `train` does.
-
-    Raises UsageError, or DataError, before the folder is made.
-    """
-    check_writable(Path(config["run_dir"]))
-    built = build(config)
-    return in_folder(
-        built.config, console, lambda folder: train(built, folder, console), pretraining_table
-    )
+    """One run from its configuration, in its folder; returns and raises what `train` does."""
+    return shell.run(config, build, console)
 
 
-def train(built: Built, folder: Path, console: Console) -> float | None:
-    """Train, select by validation, measure; returns the best validation score.
-
-    None where SIGTERM stopped the run; the same command goes on from there.
-    """
-    keep_freed_memory()
-    config, what, now = built.config, built.what, built.state
-    warn_of_emulation(what.precision, what.device, console)
-    source = commit()
-    reset_peak_memory(what.device)
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False)
-
-    if built.weights is not None:
-        say(str(built.weights))
-    resumed = resume(now, folder, say)
-    if resumed:
-        if now.commit != source:
-            say(f"this run began at commit {now.commit}, now {source}")
-        say(f"resuming {folder} at step {now.step}")
-    sinks = [JsonLines(), WandB(**config["tracker"]), Progress(console)]
-    with Tracker(sinks) as tracker:
-        info = RunInfo(
-            name=folder.name,
-            folder=folder,
-            config=config,
-            commit=source,
-            seed=config["seed"],
-            steps=what.steps,
-            resume_step=now.step if resumed else None,
-            wandb_id=now.wandb_id,
-        )
-        now.commit = source
-        now.wandb_id = tracker.start(info).get("wandb_id", now.wandb_id)
-        if not pretrain(what, now, folder, tracker):
-            tracker.close("interrupted")
-            say(
-                f"stopped at step {now.step} of {what.steps} after a checkpoint; "
-                "the same command goes on from there"
-            )
-            return None
-        try:
-            with at_sigterm(lambda: sys.exit(0)):
-                result = write_result(config, what, now, folder, tracker)
-        except SystemExit:
-            console.print("stopped during the test; the same command goes on from there")
-            raise
-    console.print(pretraining_table(result))
-    say(f"run folder: {folder}")
-    return now.best_score
-
-
-def build(config: Mapping[str, Any]) -> Built:
-    """Build a run. Raises UsageError, or DataError where a data set is missing or damaged."""
+def build(config: Mapping[str, Any]) -> tuple[dict[str, Any], Supervised]:
+    """The stage that a configuration names, and the configuration with what its starting weights
+    say of themselves. Raises UsageError, or DataError where a data set is missing or damaged."""
     device = torch_device(config["device"])
-    _check(config)
-    settings = PretrainingSettings(**config["training"])
+    data = _checked(config)
+    make_optimizer = factory(config["optimizer"], "optimizer")
     schedule = make(config["schedule"], "schedule")
-    config = settled(config)
-    dataset = build_dataset(config)
+    settings = PretrainingSettings(**config["training"])
+    config, weights = with_weights(config)
+    data = replace(data, config=config, preparation=Preparation(**(config.get("images") or {})))
+    dataset = data.dataset
     if not isinstance(dataset, ImageDataset):
         raise UsageError(_REFUSED)
     few_shot = _few_shot(config, dataset)
-    division = divided(dataset, **config["division"])
-    how, augmentation = preparation(config), changes(config)["query"]
-    shape = how.shape(dataset.image_shape)
+    split = hold_out(dataset, **config["held_out"])
+    augmentation = data.augmentation["query"]
+    shape = data.preparation.shape(dataset.image_shape)
     if augmentation is not None:
         augmentation.check(dataset.image_shape)
-    pictures = Pictures(dataset, how, device if dataset.fits(device) else None)
+    reader = ImageReader(dataset, data.preparation, data.held_on)
     mixing = Mixing(settings.mixup, settings.cutmix)
     images = BaseImages(
-        pictures, division.train, settings.batch_size, config["seed"], augmentation, mixing
+        reader, split.train, settings.batch_size, config["seed"], augmentation, mixing
     )
-    module, weights = network(config, shape, dataset.class_count("train"))
-    turns = _turns(module, settings.rotation, shape, config["seed"])
+    module, report = network(config, shape, dataset.class_count("train"), weights)
+    rotation_head = _rotation_head(module, settings.rotation, shape, config["seed"])
     layout = torch.channels_last if settings.channels_last else torch.preserve_format
     module = module.to(device, memory_format=layout)  # type: ignore[call-overload]
-    optimizer = _optimizer(config, nn.ModuleList([module, *([turns.to(device)] if turns else [])]))
-    averaged = averaging(module, settings.ema)
-    what = Supervision(
+    parts = [module, *([rotation_head.to(device)] if rotation_head else [])]
+    learned = groups(nn.ModuleList(parts), settings.decay_norms)
+    stage = Supervised(
         images,
-        division,
+        split,
         few_shot,
         config["evaluation"]["validation_episodes"],
         schedule,
         settings,
         device,
+        module,
+        rotation_head,
+        _optimizer(make_optimizer, learned),
+        averaging(module, settings.ema),
         config["precision"],
+        functools.partial(command_line, config),
+        report,
     )
-    return Built(
-        config, what, PretrainState(module, turns, optimizer, averaged, state(module)), weights
-    )
+    return config, stage
 
 
-_REFUSED = "pretrain takes images of one data set with classes; see metalearn list dataset"
-
-
-def _check(config: Mapping[str, Any]) -> None:
+def _checked(config: Mapping[str, Any]) -> Data:
     """Every check that needs no data, so that no data is decoded before a mistake is told."""
-    training, division = config["training"], config["division"]
+    training, held_out = config["training"], config["held_out"]
     check_choice("precision", config["precision"], PRECISIONS)
-    check_choice("resume", config["resume"], ("auto", "never"))
-    check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
     check_choice("training.select", training["select"], SELECTIONS)
-    check_numbers(config)
-    check_shares(division["val"], division["test"])
+    check_shares(held_out["val"], held_out["test"])
     averaging(nn.Module(), training["ema"])
     if not training["label_smoothing"] < 1:
         raise UsageError(f"training.label_smoothing={training['label_smoothing']} must be below 1")
@@ -180,18 +112,15 @@ def _check(config: Mapping[str, Any]) -> None:
         raise UsageError(f"episodes.shots={shots} must be 1 or more each")
     if training["select"] == "few_shot" and not shots:
         raise UsageError("training.select=few_shot needs episodes.shots; use accuracy or last")
-    if training["select"] == "accuracy" and not division["val"]:
+    if training["select"] == "accuracy" and not held_out["val"]:
         raise UsageError(
-            "training.select=accuracy needs division.val above 0; use few_shot or last"
+            "training.select=accuracy needs held_out.val above 0; use few_shot or last"
         )
-    changes(config)
-    preparation(config)
-    check_node(config["dataset"], "dataset")
+    data = read_data(config)
     if "sets" in config["dataset"]:
         raise UsageError(_REFUSED)
     check_backbone(config["backbone"])
-    check_node(config["optimizer"], "optimizer")
-    check_node(config["schedule"], "schedule")
+    return data
 
 
 def _few_shot(config: Mapping[str, Any], dataset: ImageDataset) -> list[FewShotEpisodes]:
@@ -207,7 +136,10 @@ def _few_shot(config: Mapping[str, Any], dataset: ImageDataset) -> list[FewShotE
 
 
 def network(
-    config: Mapping[str, Any], shape: tuple[int, int, int], classes: int
+    config: Mapping[str, Any],
+    shape: tuple[int, int, int],
+    classes: int,
+    weights: Weights | None = None,
 ) -> tuple[nn.Module, Report | None]:
     """The backbone of a configuration with a head for so many classes, and torch's own norms; and
     what became of the weights that it starts from. Raises UsageError."""
@@ -222,13 +154,13 @@ def network(
     # With averages, whatever the policy of who uses the weights later.
     if node.get("norm") in BATCH_NORMS:
         node["norm"] = "frozen"
-    module, weights = build_module(node, shape, config["seed"])
+    module, report = build_module(node, shape, config["seed"], weights)
     if (outputs := head_of(module).out_features) != classes:
         raise UsageError(f"the backbone has {outputs} outputs, not {classes}, one a base class")
-    return torch_norms(module), weights
+    return torch_norms(module), report
 
 
-def _turns(
+def _rotation_head(
     module: nn.Module, rotation: float, shape: tuple[int, int, int], seed: int
 ) -> nn.Linear | None:
     if not rotation:
@@ -240,12 +172,55 @@ def _turns(
         return nn.Linear(head_of(module).in_features, 4)
 
 
-def _optimizer(config: Mapping[str, Any], learned: nn.Module) -> Optimizer:
-    make_one = make({**config["optimizer"], "_partial_": True}, "optimizer")
+def _optimizer(make_optimizer: Any, learned: list[dict[str, Any]]) -> Optimizer:
     try:
-        optimizer = make_one(groups(learned, config["training"]["decay_norms"]))
+        optimizer = make_optimizer(params=learned)
     except ValueError as error:  # torch's optimizers check their numbers
         raise UsageError(f"optimizer: {error}; correct optimizer") from None
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def command_line(config: Mapping[str, Any], folder: Path) -> str:
+    """The `metalearn train` that starts from the weights in `folder`."""
+    data, backbone = config["dataset"], config["backbone"]
+    own = {name: value for name, value in backbone.items() if name not in _NOT_REPEATED}
+    words = [*_chosen("dataset", data), *_chosen("backbone", own)]
+    # As it was measured; whoever lets every batch use its own statistics leaves it out.
+    frozen = ["backbone.norm=frozen"] if backbone.get("norm") in BATCH_NORMS else []
+    return " ".join(["metalearn train", *words, *frozen, f"backbone.weights={folder}"])
+
+
+def _chosen(group: str, node: Mapping[str, Any]) -> list[str]:
+    """The overrides that compose `node`: the nearest of the choices of its config group, and where
+    it differs from that."""
+    files = {path.stem: path for path in sorted((conf_folder() / group).glob("[!_]*.yaml"))}
+    values = {name: _own(path) for name, path in files.items()}
+    fitting = {n: v for n, v in values.items() if v.get("_target_") == node.get("_target_")}
+    if not fitting:
+        return []
+
+    def differing(name: str) -> list[str]:
+        own = fitting[name]
+        return [n for n, v in node.items() if own.get(n) != v]
+
+    name = min(fitting, key=lambda name: len(differing(name)))
+    changed = [f"{group}.{n}={_written(node[n])}" for n in differing(name)]
+    return [f"{group}={name}", *changed]
+
+
+def _own(path: Path) -> dict[str, Any]:
+    """What a file of a config group sets, with the files of the group that it builds on."""
+    node = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values: dict[str, Any] = {}
+    for base in node.pop("defaults", []):
+        if isinstance(base, str) and base != "_self_" and "@" not in base:
+            values |= _own(path.with_name(f"{base}.yaml"))
+    return values | node
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, separators=(",", ":")).replace('"', "")

@@ -5,11 +5,19 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from metalearn.evaluation.comparison.settings import (
+    ComparedEpisodes,
+    ComparedEvaluation,
+    MetaSettings,
+    ProbeSettings,
+    RegressionSettings,
+    TuningSettings,
+)
 from metalearn.training.settings import (
-    DivisionSettings,
     EpisodeSettings,
     EvaluationSettings,
     FewShotSettings,
+    HeldOutSettings,
     ImageSettings,
     MeasuringSettings,
     PretrainingSettings,
@@ -70,7 +78,7 @@ class PretrainSettings:
     optimizer: Any = MISSING
     schedule: Any = MISSING
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
-    division: DivisionSettings = field(default_factory=DivisionSettings)
+    held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     training: PretrainingSettings = field(default_factory=PretrainingSettings)
     episodes: FewShotSettings = field(default_factory=FewShotSettings)
     evaluation: MeasuringSettings = field(default_factory=MeasuringSettings)
@@ -81,67 +89,6 @@ class PretrainSettings:
     run_dir: str | None = None
     resume: str = "auto"
     outputs: int | None = None
-
-
-@dataclass
-class ComparedEpisodes:
-    """The shape of the episodes: N ways, each of `shots` in turn, `queries` a class."""
-
-    ways: int = 5
-    shots: list[int] = field(default_factory=lambda: [1, 5])
-    queries: int = 15
-
-
-@dataclass
-class ComparedEvaluation:
-    """What the methods of a comparison are measured on. network_episodes: a number, or one for
-    each of the shots. timed: tasks, in at most `timed_seconds` after the first."""
-
-    split: str = "test"
-    seed: int = 0
-    episodes: int = 1000
-    network_episodes: Any = 200
-    timed: int = 20
-    timed_seconds: float = 5.0
-
-
-@dataclass
-class RegressionSettings:
-    """Of logistic regression on features."""
-
-    strength: float = 1.0
-
-
-@dataclass
-class ProbeSettings:
-    """Of the linear probe: AdamW on the whole support set."""
-
-    rate: float = 0.01
-    weight_decay: float = 0.01
-    steps: int = 100
-
-
-@dataclass
-class TuningSettings:
-    """The grids of fine-tuning, and how many episodes of the val split choose in them."""
-
-    episodes: int = 200
-    network_episodes: int = 20
-    head_rates: list[float] = field(default_factory=list)
-    head_steps: list[int] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-
-
-@dataclass
-class MetaSettings:
-    """The `metalearn train` runs of a comparison: their seconds, shots and overrides."""
-
-    seconds: float = 150.0
-    shots: int = 5
-    scratch: list[str] = field(default_factory=list)
-    common: list[str] = field(default_factory=list)
-    overrides: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The outer loop around the engine."""
+"""The outer loop, and the one run shell with its stages."""
 
 from metalearn.training.outer import Outer, meta_step
 

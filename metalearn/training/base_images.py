@@ -1,5 +1,5 @@
 """Batches of labelled base-class images, numbered: what step s holds depends on (data set,
-division, seed, s) alone."""
+held-out split, seed, s) alone."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from metalearn.episodes.prefetch import prefetched
 from metalearn.episodes.randaugment import sent
 from metalearn.episodes.source import generator
 from metalearn.errors import UsageError
-from metalearn.training.held_out_split import SPLIT, Part
+from metalearn.training.held_out_split import SPLIT, Subset
 from metalearn.training.mixing import Labelled, Mixing
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """The images of a data set as a network takes them. device: where they are kept and gathered,
-    None for the host, straight from the store."""
+class ImageReader:
+    """Reads images of a data set as a network takes them. device: where they are kept and
+    gathered, None for the host, straight from the store."""
 
     dataset: ImageDataset
     preparation: Preparation
@@ -48,24 +48,24 @@ class BaseImages:
     images do not fill one batch.
     """
 
-    pictures: Pictures
-    part: Part
+    reader: ImageReader
+    subset: Subset
     batch_size: int
     seed: int = 0
     augmentation: Augmentation | None = None
     mixing: Mixing = Mixing()  # noqa: RUF009  (frozen)
 
     def __post_init__(self) -> None:
-        if self.batch_size > len(self.part):
+        if self.batch_size > len(self.subset):
             raise UsageError(
-                f"training.batch_size={self.batch_size}, but {len(self.part)} images are there to "
-                f"train on; use at most {len(self.part)}"
+                f"training.batch_size={self.batch_size}, but {len(self.subset)} images are there "
+                f"to train on; use at most {len(self.subset)}"
             )
 
     @property
     def epoch(self) -> int:
         """Steps in one."""
-        return len(self.part) // self.batch_size
+        return len(self.subset) // self.batch_size
 
     def batches(self, steps: range, workers: int = 0) -> Generator[Labelled, None, None]:
         """The batches of consecutive `steps`, made ahead by so many threads."""
@@ -79,25 +79,25 @@ class BaseImages:
             if number != epoch:
                 epoch = number
                 rng = self._rng("order", epoch)
-                order = np.argsort(rng.random(len(self.part)), kind="stable")
+                order = np.argsort(rng.random(len(self.subset)), kind="stable")
             yield step, order[place * self.batch_size : (place + 1) * self.batch_size]
 
     def _made(self, step: int, rows: np.ndarray) -> Labelled:
-        part = self.part.at(rows)
-        x = self.pictures.unprepared(SPLIT, part.classes, part.examples)
+        subset = self.subset.at(rows)
+        x = self.reader.unprepared(SPLIT, subset.classes, subset.examples)
         if self.augmentation is not None:
             x = _changed(self.augmentation, x, self._rng("augmented", step))
-        y = torch.from_numpy(part.classes).to(x.device)
-        return self.mixing(self.pictures.preparation(x), y, self._rng("mixed", step))
+        y = torch.from_numpy(subset.classes).to(x.device)
+        return self.mixing(self.reader.preparation(x), y, self._rng("mixed", step))
 
     def _rng(self, use: str, index: int) -> np.random.Generator:
-        digest = self.pictures.dataset.digest
+        digest = self.reader.dataset.digest
         return generator(f"{digest}/pretraining/{use}", SPLIT, self.seed, index)
 
 
 def _changed(how: Augmentation, x: Tensor, rng: np.random.Generator) -> Tensor:
     """`x` `[B, C, H, W]` augmented, every image by random numbers of its own."""
-    turns = (rng.random(len(x)) * 4).astype(np.int64)
+    quarters = (rng.random(len(x)) * 4).astype(np.int64)
     numbers = rng.random((len(x), NUMBERS), np.float32)
     draws = rng.random((how.randaugment, len(x), 2), np.float32)
-    return how(x, sent(turns, x.device), sent(numbers, x.device), draws)
+    return how(x, sent(quarters, x.device), sent(numbers, x.device), draws)

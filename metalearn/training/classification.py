@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from metalearn.backbones.heads import head_name
 from metalearn.errors import UsageError
@@ -83,34 +84,34 @@ def groups(module: nn.Module, decay_norms: bool) -> list[dict[str, Any]]:
     return [group for group in ({"params": parts[True]}, plain) if group["params"]]
 
 
-def turned_four_ways(x: Tensor) -> Tensor:
-    """`[B, C, H, H]` to `[4B, C, H, H]`: as they are, then by one, two and three quarters."""
-    return torch.cat([torch.rot90(x, turn, (2, 3)) for turn in range(4)])
+def rotated_four_ways(x: Tensor) -> Tensor:
+    """`[B, C, H, H]` to `[4B, C, H, H]`: as they are, then by 90, 180 and 270 degrees."""
+    return torch.cat([torch.rot90(x, quarters, (2, 3)) for quarters in range(4)])
 
 
 def loss_and_accuracy(
     module: nn.Module,
     batch: Labelled,
     smoothing: float = 0.0,
-    turns: nn.Module | None = None,
+    rotation_head: nn.Module | None = None,
     rotation: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The loss of one batch, and the share of it that is classified right.
 
-        share * CE(y) + (1 - share) * CE(other) + rotation * CE(turn)
+        share * CE(y) + (1 - share) * CE(other) + rotation * CE(angle)
 
-    CE(y): label-smoothed cross-entropy of the images as they are. CE(turn): of which of four
-    quarter turns an image has had, told by the head `turns` `[D] -> [4]` from the features of all
-    of them (Gidaris et al. 2018, section 3.1; beside a classifier Mangla et al. 2020).
+    CE(y): label-smoothed cross-entropy of the images as they are. CE(angle): of which of the four
+    rotations an image has had, told by `rotation_head` `[D] -> [4]` from the features of all of
+    them (Gidaris et al. 2018, section 3.1; beside a classifier Mangla et al. 2020).
     """
     x, y, other, share = batch
     extra = x.new_zeros(())
-    if turns is None:
+    if rotation_head is None:
         logits = module(x)
     else:
-        logits, features = with_features(module, turned_four_ways(x))
-        turn = torch.arange(4, device=x.device).repeat_interleave(len(x))
-        extra = rotation * F.cross_entropy(turns(features), turn)
+        logits, features = with_features(module, rotated_four_ways(x))
+        angle = torch.arange(4, device=x.device).repeat_interleave(len(x))
+        extra = rotation * F.cross_entropy(rotation_head(features), angle)
         logits = logits[: len(x)]
     loss = share * F.cross_entropy(logits, y, label_smoothing=smoothing)
     if share < 1:
@@ -132,3 +133,19 @@ def restore(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
     # Not load_state_dict, which adds a counter of batches to norm layers that have none.
     for name, tensor in module.state_dict().items():
         tensor.copy_(saved[name])
+
+
+def averaging(module: nn.Module, decay: float) -> AveragedModel | None:
+    """The running average of weights and buffers that keeps `decay` of itself in a step; None for
+    0. Raises UsageError for a decay that is not below 1."""
+    if not 0 <= decay < 1:
+        raise UsageError(f"training.ema={decay} must be 0 or more, and below 1")
+    if not decay:
+        return None
+    mean = get_ema_avg_fn(decay)
+
+    def average(before: Tensor, now: Tensor, count: Tensor | int) -> Tensor:
+        # Some networks keep tables of integers in their buffers.
+        return mean(before, now, count) if before.is_floating_point() else now  # type: ignore
+
+    return AveragedModel(module, avg_fn=average, use_buffers=True)

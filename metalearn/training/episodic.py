@@ -1,239 +1,204 @@
-"""The outer loop: meta-steps, validation and selection by it, checkpoints, a clean stop."""
+"""Meta-training as a stage: meta-steps on episodes, validation by a manifest, a test at the end."""
 
+import dataclasses
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
 
 from metalearn import tree
+from metalearn.backbones.weights import Report
 from metalearn.engine import Engine
-from metalearn.engine.strategy import Strategy
+from metalearn.engine.autotune import Autotuned
+from metalearn.engine.strategy import ForeignStrategy, Strategy
 from metalearn.episodes import EpisodeSource, Manifest
 from metalearn.episodes.prefetch import prefetched
 from metalearn.errors import UsageError
-from metalearn.evaluation.protocol import evaluate
+from metalearn.evaluation.on_features import evaluate_once
+from metalearn.evaluation.plots import plot_learning_curve
+from metalearn.evaluation.protocol import EvalReport, evaluate
+from metalearn.evaluation.report import result_table
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.runtime.memory import peak_memory_bytes
-from metalearn.tracking import Tracker
-from metalearn.training.checkpoint import (
-    generator_states,
-    latest_checkpoint,
-    prune_checkpoints,
-    restore_generators,
-    save_checkpoint,
-)
+from metalearn.runtime.files import write_atomic
+from metalearn.tracking import Tracker, read_records
+from metalearn.training.folder import save_weights, weights_sha256
 from metalearn.training.outer import Outer, meta_step
+from metalearn.training.result import write_result
 from metalearn.training.settings import TrainingSettings
+from metalearn.training.stage import Pace, Position, Validation, warn_of_emulation
 from metalearn.types import Episodes, Meta
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is trained on what.
-
-    train: endless training episodes. validation: the manifest that selects. evaluation_steps:
-    inner steps in evaluation, None for the algorithm's own.
-    """
-
-    algo: MetaAlgorithm
-    gradient: Strategy
-    engine: Engine
-    train: EpisodeSource
-    validation: Manifest
-    device: torch.device
-    evaluation_steps: int | None = None
-
-
-@dataclass
-class TrainState:
-    """Where training stands; `dump` and `load` are its form in a checkpoint.
-
-    step: meta-steps done, and so the episode cursor: meta-step s draws the episodes
-    [s * meta_batch, (s + 1) * meta_batch). best: the weights selected so far.
-    """
-
-    meta: Meta
-    outer: Outer
-    best: Meta
-    step: int = 0
-    best_step: int = 0
-    best_score: float | None = None
-    seconds: float = 0.0
-    wandb_id: str | None = None
-    commit: str | None = None
-
-    def dump(self) -> dict[str, Any]:
-        """Everything that changes during training."""
-        numbers = ("step", "best_step", "best_score", "seconds", "wandb_id", "commit")
-        return {
-            **{name: getattr(self, name) for name in numbers},
-            "meta": self.meta,
-            "best": self.best,
-            "outer": self.outer.state(),
-            "generators": generator_states(),
-        }
-
-    def load(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from what `dump` returned."""
-        for name in ("step", "best_step", "best_score", "seconds", "wandb_id", "commit"):
-            setattr(self, name, state[name])
-        with torch.no_grad():
-            for part in ("init", "hyper"):
-                for name, weight in self.meta[part].items():
-                    weight.copy_(state["meta"][part][name])
-        self.meta["buffers"] = tree.map(lambda t: t.to(device), state["meta"]["buffers"])
-        self.best = tree.map_meta(lambda t: t.to(device), state["best"])
-        self.outer.load(state["outer"])
-        restore_generators(state["generators"])
-
-
-@contextmanager
-def at_sigterm(act: Callable[[], None]) -> Iterator[None]:
-    """Do `act` at SIGTERM instead of dying; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: act())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def resume(
-    state: TrainState, folder: Path, device: torch.device, warn: Callable[[str], None]
-) -> bool:
-    """Load the newest readable checkpoint under `folder`; False where there is none."""
-    saved = latest_checkpoint(folder / "checkpoints", warn)
-    if saved is not None:
-        state.load(saved, device)
-    return saved is not None
-
-
-def fit(
-    problem: Problem, settings: TrainingSettings, state: TrainState, folder: Path, tracker: Tracker
-) -> bool:
-    """Train until `settings.steps` or `settings.seconds`, an early stop, or SIGTERM; `state` is
-    updated in place.
-
-    Checkpoints go to `folder/checkpoints`. Returns False where SIGTERM ended it early.
-    """
-    checkpoints = folder / "checkpoints"
-    clock = time.monotonic() - state.seconds
-
-    def save() -> None:
-        save_checkpoint(checkpoints, state.step, state.dump())
-        prune_checkpoints(checkpoints, settings.keep, also=state.best_step)
-
-    stop = threading.Event()
-    with at_sigterm(stop.set), closing(_coming(problem, settings, state.step)) as coming:
-        while not _over(state, settings):
-            _train_step(problem, settings, state, tracker, coming)
-            # Once a step: what `last` says, and what a checkpoint of this step keeps, agree.
-            state.seconds = time.monotonic() - clock
-            last = state.step == settings.steps or _out_of_time(state, settings)
-            if state.step % settings.validate_every == 0 or last:
-                _validate(problem, state, tracker)
-                state.seconds = time.monotonic() - clock
-                save()
-            elif state.step % settings.checkpoint_every == 0 or stop.is_set():
-                save()
-            if stop.is_set() and not last:
-                return False
-        state.seconds = time.monotonic() - clock
-    return True
-
-
-def _coming(
-    problem: Problem, settings: TrainingSettings, step: int
-) -> Generator[Episodes, None, None]:
-    """The meta-batches of `step` and all later ones, made ahead by the workers."""
-    size = settings.meta_batch
-    starts = range(step * size, settings.steps * size, size)
-    workers = settings.workers
-    if workers is None:
-        workers = 1 if problem.device.type == "cuda" else 0
-    return prefetched(
-        lambda start: problem.train.batch("train", range(start, start + size)),
-        starts,
-        workers,
-    )
-
-
-def _over(state: TrainState, settings: TrainingSettings) -> bool:
-    done = state.step >= settings.steps or _out_of_time(state, settings)
-    return done or _out_of_patience(state, settings)
-
-
-def _out_of_time(state: TrainState, settings: TrainingSettings) -> bool:
-    """Whether the seconds are used up; a first step is always taken."""
-    return settings.seconds is not None and state.step > 0 and state.seconds >= settings.seconds
-
-
-def _out_of_patience(state: TrainState, settings: TrainingSettings) -> bool:
-    if settings.patience is None:
-        return False
-    return state.step - state.best_step >= settings.patience * settings.validate_every
-
 
 _OVERFLOWS = 20  # steps in a row that float16 may skip before a run is taken for lost
 
 
-def _train_step(
-    problem: Problem,
-    settings: TrainingSettings,
-    state: TrainState,
-    tracker: Tracker,
-    coming: Iterator[Episodes],
-) -> None:
-    started = time.perf_counter()
-    first = state.step * settings.meta_batch
-    indices = range(first, first + settings.meta_batch)
-    episodes = next(coming).map(lambda t: t.to(problem.device))
-    rate = state.outer.learning_rate
-    metrics = meta_step(
-        problem.engine, problem.gradient, problem.algo, state.outer, state.meta, episodes
-    )
-    state.step += 1
-    norm = float(metrics.pop("grad_norm"))
-    values: dict[str, list[float]] = {name: value.tolist() for name, value in metrics.items()}
-    if not math.isfinite(norm) and not 0 < state.outer.skipped < _OVERFLOWS:
-        raise UsageError(
-            f"the meta-gradient is not finite at step {state.step}; lower inner.rate or "
-            "outer.optimizer.lr, or set training.clip_norm (earlier checkpoints are kept)"
+@dataclass
+class Episodic:
+    """What is meta-trained on what.
+
+    train: endless training episodes. validation: the manifest that selects. test: the one that
+    `finish` measures on. meta: what is learned, updated in place by `outer`. evaluation_steps:
+    inner steps in evaluation, None for the algorithm's own. starting: what became of the weights
+    that the network starts from. best: the weights selected so far.
+    """
+
+    algo: MetaAlgorithm
+    gradient: Strategy | ForeignStrategy
+    engine: Engine
+    train: EpisodeSource
+    validation: Manifest
+    test: Manifest
+    meta: Meta
+    outer: Outer
+    settings: TrainingSettings
+    device: torch.device
+    evaluation_steps: int | None = None
+    measure_untrained: bool = True
+    starting: Report | None = None
+    best: Meta = field(init=False)
+    untrained: Meta = field(init=False)
+    unit = "tasks"
+
+    def __post_init__(self) -> None:
+        self.best = self.untrained = tree.map_meta(torch.clone, self.meta)
+
+    @property
+    def size(self) -> int:
+        """T."""
+        return self.settings.meta_batch
+
+    @property
+    def pace(self) -> Pace:
+        """As the settings say."""
+        names = [part.name for part in dataclasses.fields(Pace) if part.name != "record_every"]
+        return Pace(**{name: getattr(self.settings, name) for name in names})
+
+    def begin(self, folder: Path, console: Console) -> None:
+        """Tell of the starting weights and the precision, and choose the engine's plan."""
+        if self.starting is not None:
+            console.print(str(self.starting), soft_wrap=True, highlight=False)
+        warn_of_emulation(self.engine.precision, self.device, console)
+        self._autotune(folder / "engine.json", console)
+
+    def _autotune(self, path: Path, console: Console) -> None:
+        """Choose where `batching=auto`: as this run did before, or measured now."""
+        if self.engine.batching != "auto" or not hasattr(self.gradient, "task"):
+            return
+        if path.exists():
+            answer = Autotuned.decode(path.read_text())
+        else:
+            episodes = self._moved(self.train.batch("train", range(self.size)))
+            coming = self.settings.steps * self.size
+            with console.status("measuring how the engine runs this fastest; the answer is kept"):
+                strategy = cast(Strategy, self.gradient)
+                answer = self.engine.autotune(strategy, self.algo, self.meta, episodes, coming)
+            write_atomic(path, answer.encode())
+        self.engine = self.engine.with_plan(answer.plan)
+        console.print(f"engine: {answer}", soft_wrap=True, highlight=False)
+
+    def batches(self, steps: range, workers: int) -> Generator[Episodes, None, None]:
+        """Step s draws the training episodes [s * T, (s + 1) * T)."""
+        return prefetched(lambda s: self.train.batch("train", self._indices(s)), steps, workers)
+
+    def _indices(self, step: int) -> range:
+        return range(step * self.size, (step + 1) * self.size)
+
+    def _moved(self, episodes: Episodes) -> Episodes:
+        return episodes.map(lambda t: t.to(self.device))
+
+    def step(self, number: int, batch: Episodes, tracker: Tracker) -> Mapping[str, Tensor | float]:
+        """One meta-step; every task's metrics are recorded."""
+        rate = self.outer.learning_rate
+        metrics = meta_step(
+            self.engine, self.gradient, self.algo, self.outer, self.meta, self._moved(batch)
         )
-    tracker.episodes(state.step, "train", {"index": list(indices), **values})
-    tracker.scalars(
-        state.step,
-        {
-            **{name: sum(value) / len(value) for name, value in values.items()},
-            "grad_norm": norm,
-            "learning_rate": rate,
-            "tasks_per_second": settings.meta_batch / (time.perf_counter() - started),
-            "peak_memory_bytes": peak_memory_bytes(problem.device),
-        },
-    )
+        norm = float(metrics.pop("grad_norm"))
+        self.check({"grad_norm": norm}, number)
+        values: dict[str, list[float]] = {name: value.tolist() for name, value in metrics.items()}
+        index = list(self._indices(number - 1))
+        tracker.episodes(number, "train", {"index": index, **values})
+        means = {name: sum(value) / len(value) for name, value in values.items()}
+        return {**means, "grad_norm": norm, "learning_rate": rate}
+
+    def check(self, values: Mapping[str, float], number: int) -> None:
+        """Raise UsageError where the meta-gradient is not finite, for more than a few steps where
+        float16 skips them."""
+        if not math.isfinite(values["grad_norm"]) and not 0 < self.outer.skipped < _OVERFLOWS:
+            raise UsageError(
+                f"the meta-gradient is not finite at step {number}; lower inner.rate or "
+                "outer.optimizer.lr, or set training.clip_norm (earlier checkpoints are kept)"
+            )
+
+    def validate(self, number: int, tracker: Tracker) -> Validation:
+        """Mean accuracy, or minus the mean loss, on the validation episodes."""
+        steps = self.algo.steps if self.evaluation_steps is None else self.evaluation_steps
+        report = self.evaluate(self.meta, self.validation, at=(steps,))
+        tracker.episodes(number, "val", last_step(report))
+        return Validation(report.score)
+
+    def evaluate(
+        self, meta: Meta, manifest: Manifest, at: tuple[int, ...] | None = None
+    ) -> EvalReport:
+        """What `meta` reaches on the episodes of `manifest`."""
+        steps, engine, device = self.evaluation_steps, self.engine, self.device
+        if at is not None:
+            return evaluate(self.algo, meta, manifest, steps, engine, device, at)
+        return evaluate_once(self.algo, meta, manifest, steps, engine, device)
+
+    def select(self) -> None:
+        """Keep a copy of the weights."""
+        self.best = tree.map_meta(torch.clone, self.meta)
+
+    def dump(self) -> dict[str, Any]:
+        """The weights, those selected, and the outer loop's state."""
+        return {"meta": self.meta, "best": self.best, "outer": self.outer.state()}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `dump` returned."""
+        with torch.no_grad():
+            for part in ("init", "hyper"):
+                for name, weight in self.meta[part].items():
+                    weight.copy_(saved["meta"][part][name])
+        self.meta["buffers"] = tree.map(lambda t: t.to(self.device), saved["meta"]["buffers"])
+        self.best = tree.map_meta(lambda t: t.to(self.device), saved["best"])
+        self.outer.load(saved["outer"])
+
+    def finish(
+        self, config: Mapping[str, Any], position: Position, folder: Path, tracker: Tracker
+    ) -> dict[str, Any]:
+        """Test the selected weights; write them, the result, every episode and the plots."""
+        digest = save_weights(folder / "weights.safetensors", self.best)
+        test = self.evaluate(self.best, self.test)
+        tracker.episodes(position.step, "test", last_step(test))
+        extra: dict[str, Any] = {
+            "steps": position.step,
+            "selected_step": position.best_step,
+            "validation_score": position.best_score,
+            "seconds": position.seconds,
+            "tasks_per_second": position.step * self.size / position.seconds,
+            "commit": position.commit,
+            "weights_sha256": digest,
+            "last_weights_sha256": weights_sha256(self.meta),
+        }
+        if self.measure_untrained:
+            before = self.evaluate(self.untrained, self.test).interval(test.measure)
+            extra[f"untrained_{test.measure}"] = before.mean
+            extra[f"untrained_{test.measure}_half_width"] = before.half_width
+        records = list(read_records(folder / "metrics.jsonl"))
+        plot_learning_curve(records, folder / "learning_curve.png")
+        return write_result(config, self.algo, self.test, self.device, test, folder, extra)
+
+    def table(self, result: Mapping[str, Any]) -> Table:
+        """A result for people."""
+        return result_table(result)
 
 
-def _validate(problem: Problem, state: TrainState, tracker: Tracker) -> None:
-    steps = problem.algo.steps if problem.evaluation_steps is None else problem.evaluation_steps
-    report = evaluate(
-        problem.algo,
-        state.meta,
-        problem.validation,
-        engine=problem.engine,
-        device=problem.device,
-        at=(steps,),
-    )
+def last_step(report: EvalReport) -> dict[str, list[float]]:
+    """Every episode's index and its metrics after the last inner step."""
     values = {name: rows[:, -1].tolist() for name, rows in report.by_step.items()}
-    tracker.episodes(state.step, "val", {"index": list(range(len(report.losses))), **values})
-    if state.best_score is None or math.isnan(state.best_score) or report.score > state.best_score:
-        state.best_score, state.best_step = report.score, state.step
-        state.best = tree.map_meta(torch.clone, state.meta)
+    return {"index": list(range(len(report.losses))), **values}

@@ -1,6 +1,5 @@
 """One run in one folder: from a composed configuration to `result.json`."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -11,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from metalearn.errors import UsageError
 from metalearn.runtime.files import write_atomic
+from metalearn.training.old_configs import renewed
 from metalearn.types import Meta
 
 _NOT_IDENTITY = ("run_dir", "resume", "tracker")
@@ -57,14 +58,18 @@ def commit() -> str | None:
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process. Raises UsageError where another one does."""
     _make(folder)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(
-                f"another process is running in {folder}; wait for it or choose another run_dir"
-            ) from None
+    # A soft lock would outlive a process that is killed.
+    lock = FileLock(folder / ".lock", timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(
+            f"another process is running in {folder}; wait for it or choose another run_dir"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def check_writable(folder: Path) -> None:
@@ -93,7 +98,7 @@ def claim(folder: Path, config: dict[str, Any], resume: str) -> Path:
         folder = fresh
     path = folder / "config.yaml"
     if path.exists():
-        held = yaml.safe_load(path.read_text())
+        held = renewed(yaml.safe_load(path.read_text()))
         if config_hash(held) != config_hash(config):
             name, before, now = _difference(held, config)
             raise UsageError(

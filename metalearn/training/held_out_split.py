@@ -1,4 +1,4 @@
-"""The images of the base classes, parted into those that train and those that are held out."""
+"""The images of the base classes, split into those that train and those that are held out."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from metalearn.errors import UsageError
 SPLIT = "train"  # the classes that pre-training sees
 
 
-class Part(NamedTuple):
+class Subset(NamedTuple):
     """Images of base classes. classes: `[n]`, numbered within the split, which is their label;
     examples: `[n]`, numbered within each class."""
 
@@ -21,25 +21,25 @@ class Part(NamedTuple):
     def __len__(self) -> int:
         return len(self.classes)
 
-    def at(self, rows: np.ndarray) -> "Part":
+    def at(self, rows: np.ndarray) -> "Subset":
         """The images `rows` of these."""
-        return Part(self.classes[rows], self.examples[rows])
+        return Subset(self.classes[rows], self.examples[rows])
 
 
-class Division(NamedTuple):
+class HeldOutSplit(NamedTuple):
     """Every image of the base classes, once."""
 
-    train: Part
-    val: Part
-    test: Part
+    train: Subset
+    val: Subset
+    test: Subset
 
 
-def divided(dataset: ImageDataset, val: float, test: float, seed: int = 0) -> Division:
-    """Part the images of every base class at random: the shares `val` and `test` are held out.
+def hold_out(dataset: ImageDataset, val: float, test: float, seed: int = 0) -> HeldOutSplit:
+    """Split the images of every base class at random: the shares `val` and `test` are held out.
 
     The two are those of all images, to the nearest whole one, taken from the classes in equal
     shares; at least one image of each class trains. What a class holds out depends on (data set,
-    seed, class) alone. A class and its turned ones hold out the same drawings, so that none is
+    seed, class) alone. A class and its rotated ones hold out the same drawings, so that none is
     known from another angle.
 
     Raises UsageError for shares that leave nothing, or of which nothing comes.
@@ -55,24 +55,24 @@ def divided(dataset: ImageDataset, val: float, test: float, seed: int = 0) -> Di
     for name, share, count in (("val", val, held.sum()), ("test", test, tested.sum())):
         if share and not count:
             raise UsageError(
-                f"division.{name}={share} of {sizes.sum()} images is none; use a larger share, or 0"
+                f"held_out.{name}={share} of {sizes.sum()} images is none; use a larger share, or 0"
             )
-    digest = f"{dataset.digest}/division"
+    digest = f"{dataset.digest}/division"  # the word of older versions: the draw is theirs
     orders = [
         np.argsort(generator(digest, SPLIT, seed, int(c)).random(n), kind="stable")
         for c, n in zip(own, sizes, strict=True)
     ]
     ends = [(held[c], held[c] + tested[c]) for c in place]
     cut = [np.split(orders[c], ends[label]) for label, c in enumerate(place)]
-    parts = [_part([pieces[which] for pieces in cut]) for which in (2, 0, 1)]
-    return Division(*parts)
+    parts = [_subset([pieces[which] for pieces in cut]) for which in (2, 0, 1)]
+    return HeldOutSplit(*parts)
 
 
 def check_shares(val: float, test: float) -> None:
     """Raise UsageError where the two are no shares that leave something."""
     if not (val >= 0 and test >= 0 and val + test < 1):
         raise UsageError(
-            f"division.val={val} and division.test={test} must be 0 or more, and below 1 together"
+            f"held_out.val={val} and held_out.test={test} must be 0 or more, and below 1 together"
         )
 
 
@@ -82,7 +82,7 @@ def _shared(sizes: np.ndarray, share: float) -> np.ndarray:
     return np.diff(upto, prepend=0)
 
 
-def _part(examples: list[np.ndarray]) -> Part:
+def _subset(examples: list[np.ndarray]) -> Subset:
     """In the order of the data set."""
     labels = np.repeat(np.arange(len(examples)), [len(own) for own in examples])
-    return Part(labels, np.concatenate([np.sort(own) for own in examples]))
+    return Subset(labels, np.concatenate([np.sort(own) for own in examples]))

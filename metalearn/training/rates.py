@@ -9,10 +9,10 @@ Schedule = Callable[[int, int, int], float]
 """(step from 0, steps in all, steps an epoch) to the factor of the optimizer's rate."""
 
 
-def cosine(warmup: float = 0.0, least: float = 0.0) -> Schedule:
-    """Up in a line over `warmup` epochs, then down along a cosine to `least` at the end.
+def cosine(warmup: float = 0.0, min_factor: float = 0.0) -> Schedule:
+    """Up in a line over `warmup` epochs, then down along a cosine to `min_factor` at the end.
 
-        least + (1 - least) * (1 + cos(pi * t)) / 2,  t from 0 to 1 after the warm-up
+        min_factor + (1 - min_factor) * (1 + cos(pi * t)) / 2,  t from 0 to 1 after the warm-up
 
     Loshchilov, Hutter 2017, eq. 5, without restarts. Raises UsageError for a warm-up below 0.
     """
@@ -24,7 +24,7 @@ def cosine(warmup: float = 0.0, least: float = 0.0) -> Schedule:
         if step < rising:
             return min((step + 1) / rising, 1.0)
         t = (step - rising) / max(steps - rising, 1)
-        return least + (1 - least) * (1 + math.cos(math.pi * t)) / 2
+        return min_factor + (1 - min_factor) * (1 + math.cos(math.pi * t)) / 2
 
     return factor
 

@@ -1,4 +1,4 @@
-"""What the end of a run or an evaluation leaves behind."""
+"""What the end of a meta-training or an evaluation leaves behind."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,33 +8,49 @@ import numpy as np
 import torch
 
 from metalearn.backbones.norms import describe
-from metalearn.commands.build import Built
+from metalearn.episodes import Manifest
 from metalearn.episodes.source import described
 from metalearn.evaluation.plots import plot_accuracy_by_step
 from metalearn.evaluation.protocol import EvalReport
 from metalearn.evaluation.report import write_episode_file, write_json
+from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.runtime.memory import peak_memory_bytes
 from metalearn.training.folder import config_hash
 
 
+def surroundings(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """What a run was, and where: seed, hash of its configuration, device, threads, memory."""
+    return {
+        "seed": config["seed"],
+        "config_hash": config_hash(config),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "peak_memory_bytes": peak_memory_bytes(device),
+    }
+
+
 def write_result(
     config: Mapping[str, Any],
-    built: Built,
+    algo: MetaAlgorithm,
+    test: Manifest,
+    device: torch.device,
     report: EvalReport,
     folder: Path,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write `result.json`, `episodes.csv` and the picture by inner step; returns the result."""
+    """Write `result.json`, `episodes.csv` and the plot by inner step; returns the result.
+
+    report: of `algo` on the episodes `test`. extra: more of the result.
+    """
     measure = report.measure
-    ways, shots, queries = built.test.source.shape
+    ways, shots, queries = test.source.shape
     count = report.by_step[measure].shape[1]
     by_step = [report.interval(measure, step) for step in range(count)]
 
-    def name(node: str) -> str:
-        return config[node]["_target_"].rpartition(".")[2]
+    def name(group: str) -> str:
+        return last_word(config[group]["_target_"])
 
-    where = built.problem.device
-    device = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
     final = report.interval(measure)
     result: dict[str, Any] = {
         measure: final.mean,
@@ -44,10 +60,10 @@ def write_result(
         "ways": ways,
         "shots": shots,
         "queries": queries,
-        "norm_policy": describe(built.problem.algo.net.module),
-        "transductive": built.problem.algo.transductive,
+        "norm_policy": describe(algo.net.module),
+        "transductive": algo.transductive,
         "manifest_hash": report.manifest_hash,
-        "split": built.test.split,
+        "split": test.split,
         "sampling": _sampling(config),
         "algorithm": name("algorithm"),
         "gradient": name("gradient"),
@@ -56,17 +72,12 @@ def write_result(
         "adaptation": _unusual(config, "adaptation", "everything"),
         "head": _unusual(config, "head", "linear"),
         "loss_function": _unusual(config, "loss", "auto"),
-        "dataset": _dataset(config, built.test.split),
-        "seed": config["seed"],
-        "config_hash": config_hash(config),
-        "device": device,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "peak_memory_bytes": peak_memory_bytes(built.problem.device),
+        "dataset": _dataset(config, test.split),
+        **surroundings(config, device),
         **extra,
     }
     write_episode_file(folder / "episodes.csv", _rows(report))
-    task = described(built.test.source.shape)
+    task = described(test.source.shape)
     plot_accuracy_by_step(
         by_step,
         folder / f"{measure}_by_step.png",
@@ -79,10 +90,15 @@ def write_result(
     return result
 
 
+def last_word(target: str) -> str:
+    """The name alone of a `_target_`."""
+    return target.rpartition(".")[2]
+
+
 def _unusual(config: Mapping[str, Any], group: str, usual: str) -> str | None:
     """What was chosen from a group, with its values; None for what is usual."""
     node = dict(config.get(group) or {"_target_": usual})
-    name = str(node.pop("_target_")).rpartition(".")[2]
+    name = last_word(node.pop("_target_"))
     told = [f"{key} {value}" for key, value in node.items() if not key.startswith("_")]
     return None if name == usual else ", ".join([name, *told])
 
@@ -90,7 +106,7 @@ def _unusual(config: Mapping[str, Any], group: str, usual: str) -> str | None:
 def _dataset(config: Mapping[str, Any], split: str) -> str:
     """The data set's name; of a mixture the sets that `split` draws from, of a folder which."""
     node = config["dataset"]
-    name = str(node["_target_"]).rpartition(".")[2]
+    name = last_word(node["_target_"])
     if "sets" in node:
         shares = (node.get("proportions") or {}).get(split) or dict.fromkeys(node["sets"], 1)
         return f"{name} of {', '.join(part for part, share in shares.items() if share)}"
@@ -100,7 +116,7 @@ def _dataset(config: Mapping[str, Any], split: str) -> str:
 def _sampling(config: Mapping[str, Any]) -> str | None:
     """How classes and sizes of the episodes are drawn; None where uniformly."""
     node = config.get("sampling") or {}
-    told = [str(node["sizes"]["_target_"]).rpartition(".")[2]] if node.get("sizes") else []
+    told = [last_word(node["sizes"]["_target_"])] if node.get("sizes") else []
     told += ["within superclasses"] if node.get("within_superclass") else []
     return ", ".join(told) or None
 

@@ -76,7 +76,7 @@ class EvaluationSettings:
 
 
 @dataclass
-class DivisionSettings:
+class HeldOutSettings:
     """The shares of the base classes' images that are held out, to select by and to test on; by
     a seed of their own, so that runs of different seeds share them."""
 

@@ -1,59 +1,82 @@
-"""The loop of pre-training: supervised steps, validation and selection by it, checkpoints."""
+"""Pre-training as a stage: supervised steps on base-class images, validation on held-out images
+and on few-shot episodes, a test of both at the end."""
 
 import math
-import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
+from metalearn.backbones.norms import describe
+from metalearn.backbones.weights import Report
 from metalearn.episodes import FewShotEpisodes
 from metalearn.errors import UsageError
+from metalearn.evaluation.report import pretraining_table
 from metalearn.evaluation.statistics import mean_interval
 from metalearn.functional.precision import computing_in
-from metalearn.runtime.memory import peak_memory_bytes
 from metalearn.tracking import Tracker
 from metalearn.training.base_images import BaseImages
-from metalearn.training.checkpoint import (
-    generator_states,
-    latest_checkpoint,
-    prune_checkpoints,
-    restore_generators,
-    save_checkpoint,
-)
 from metalearn.training.classification import loss_and_accuracy, restore, state
-from metalearn.training.episodic import at_sigterm
-from metalearn.training.held_out_split import Division
+from metalearn.training.held_out_split import SPLIT, HeldOutSplit
 from metalearn.training.mixing import Labelled
 from metalearn.training.rates import Schedule
+from metalearn.training.result import last_word, surroundings
 from metalearn.training.settings import PretrainingSettings
+from metalearn.training.stage import Pace, Position, Validation, warn_of_emulation
+from metalearn.training.supervised_result import (
+    WEIGHTS,
+    novel_classes,
+    save_backbone,
+    spread,
+    write_pretraining,
+)
 from metalearn.training.validation import Forward, classified, few_shot
 from metalearn.types import Params
 
 
-@dataclass(frozen=True)
-class Supervision:
+@dataclass
+class Supervised:
     """What a network is pre-trained on, and measured by.
 
-    few_shot: one source for each number of shots. validation_episodes: of each of them.
+    module: the network, updated in place. rotation_head: tells by how many quarters an image was
+    rotated; None without. averaged: the running average of the weights; None without. few_shot:
+    one source for each number of shots. validation_episodes: of each of them. used_by: from the
+    run folder to the command that starts from its weights. starting: what became of the weights
+    that the network starts from. best: the tensors of the selected weights.
     """
 
     images: BaseImages
-    division: Division
+    split: HeldOutSplit
     few_shot: Sequence[FewShotEpisodes]
     validation_episodes: int
     schedule: Schedule
     settings: PretrainingSettings
     device: torch.device
+    module: nn.Module
+    rotation_head: nn.Module | None
+    optimizer: Optimizer
+    averaged: AveragedModel | None = None
     precision: str = "fp32"
+    used_by: Callable[[Path], str] = str
+    starting: Report | None = None
+    best: Params = field(init=False)
+    unit = "images"
+
+    def __post_init__(self) -> None:
+        self.best = state(self.module)
+
+    @property
+    def size(self) -> int:
+        """Images in one batch."""
+        return self.settings.batch_size
 
     @property
     def steps(self) -> int:
@@ -62,51 +85,110 @@ class Supervision:
         return whole if given is None else min(given, whole)
 
     @property
+    def pace(self) -> Pace:
+        """As the settings say, which count validations by epochs."""
+        own = self.settings
+        every = own.validate_every * self.images.epoch
+        names = ("checkpoint_every", "record_every", "keep", "workers")
+        return Pace(self.steps, every, **{name: getattr(own, name) for name in names})
+
+    @property
     def forward(self) -> Forward:
         """How images go through the network when it is measured."""
-        return Forward(self.images.pictures, self.device, self.settings.channels_last)
-
-
-@dataclass
-class PretrainState:
-    """Where pre-training stands; `dump` and `load` are its form in a checkpoint.
-
-    turns: the head that tells quarter turns, None without. averaged: the running average of the
-    weights, None without. best: the tensors of the selected weights.
-    """
-
-    module: nn.Module
-    turns: nn.Module | None
-    optimizer: Optimizer
-    averaged: AveragedModel | None
-    best: Params
-    step: int = 0
-    best_step: int = 0
-    best_score: float | None = None
-    seconds: float = 0.0
-    wandb_id: str | None = None
-    commit: str | None = None
+        return Forward(self.images.reader, self.device, self.settings.channels_last)
 
     @property
     def kept(self) -> nn.Module:
         """The network that is validated: the average where there is one."""
         return self.module if self.averaged is None else self.averaged.module
 
-    def dump(self) -> dict[str, Any]:
-        """Everything that changes during training."""
-        return {
-            **{name: getattr(self, name) for name in _NUMBERS},
-            **{name: part.state_dict() for name, part in self._modules().items()},
-            "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "generators": generator_states(),
-        }
+    def begin(self, folder: Path, console: Console) -> None:
+        """Tell of the precision and the starting weights."""
+        warn_of_emulation(self.precision, self.device, console)
+        if self.starting is not None:
+            console.print(str(self.starting), soft_wrap=True, highlight=False)
 
-    def load(self, saved: dict[str, Any]) -> None:
+    def batches(self, steps: range, workers: int) -> Generator[Labelled, None, None]:
+        """The images of each step, augmented and mixed."""
+        return self.images.batches(steps, workers)
+
+    def step(self, number: int, batch: Labelled, tracker: Tracker) -> Mapping[str, Tensor | float]:
+        """One step of the optimizer, and of the average."""
+        settings, optimizer = self.settings, self.optimizer
+        factor = self.schedule(number - 1, self.steps, self.images.epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        batch = batch._replace(
+            x=self.forward.laid_out(batch.x),
+            y=batch.y.to(self.device),
+            other=batch.other.to(self.device),
+        )
+        self.module.train()
+        narrow = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with computing_in(self.precision, self.device):
+            with narrow:
+                loss, accuracy = loss_and_accuracy(
+                    self.module,
+                    batch,
+                    settings.label_smoothing,
+                    self.rotation_head,
+                    settings.rotation,
+                )
+            loss.backward()
+        learned = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = math.inf if settings.clip_norm is None else settings.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(learned, limit)
+        optimizer.step()
+        optimizer.zero_grad()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.module)
+        rate = optimizer.param_groups[0]["lr"]
+        told = {"loss": loss.detach(), "accuracy": accuracy, "grad_norm": norm}
+        return {**told, "learning_rate": rate}
+
+    def check(self, values: Mapping[str, float], number: int) -> None:
+        """Raise UsageError where the loss or its gradient is not finite."""
+        if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
+            raise UsageError(
+                f"the loss or its gradient is not finite at step {number}; lower optimizer.lr, or "
+                "set training.clip_norm (earlier checkpoints are kept)"
+            )
+
+    def validate(self, number: int, tracker: Tracker) -> Validation:
+        """Accuracy on the held-out images and on episodes of the validation classes."""
+        record: dict[str, float] = {}
+        score = math.nan
+        if len(self.split.val):
+            right, losses = classified(self.forward, self.kept, self.split.val)
+            held_out = mean_interval(right)
+            score = held_out.mean
+            record = {
+                "held_out_accuracy": held_out.mean,
+                "held_out_half_width": held_out.half_width,
+                "held_out_loss": float(losses.mean()),
+            }
+        count = self.validation_episodes
+        measured = few_shot(self.forward, self.kept, self.few_shot, "val", count)
+        for source, values in zip(self.few_shot, measured, strict=True):
+            episodes = {"index": list(range(count)), "accuracy": values.tolist()}
+            tracker.episodes(number, f"val {source.ways}-way {source.shots}-shot", episodes)
+        if self.settings.select == "few_shot":
+            score = float(np.mean([values.mean() for values in measured]))
+        return Validation(score, record, last=self.settings.select == "last")
+
+    def select(self) -> None:
+        """Keep a copy of the weights."""
+        self.best = state(self.kept)
+
+    def dump(self) -> dict[str, Any]:
+        """The networks, the selected weights and the optimizer."""
+        networks = {name: part.state_dict() for name, part in self._networks().items()}
+        return {**networks, "best": self.best, "optimizer": self.optimizer.state_dict()}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
         """Go on from what `dump` returned."""
-        for name in _NUMBERS:
-            setattr(self, name, saved[name])
-        for name, part in self._modules().items():
+        saved = {_RENAMED.get(name, name): value for name, value in saved.items()}
+        for name, part in self._networks().items():
             restore(part, saved[name])
         self.best = {name: saved["best"][name].to(t.device) for name, t in self.best.items()}
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -115,143 +197,65 @@ class PretrainState:
                 # Where memory is laid out otherwise, the same sum may be rounded otherwise.
                 if isinstance(t, Tensor) and t.shape == weight.shape:
                     moments[name] = torch.empty_like(weight).copy_(t)
-        restore_generators(saved["generators"])
 
-    def _modules(self) -> dict[str, nn.Module]:
-        parts = {"module": self.module, "turns": self.turns, "averaged": self.averaged}
+    def _networks(self) -> dict[str, nn.Module]:
+        names = ("module", "rotation_head", "averaged")
+        parts = {name: getattr(self, name) for name in names}
         return {name: part for name, part in parts.items() if part is not None}
 
-
-_NUMBERS = ("step", "best_step", "best_score", "seconds", "wandb_id", "commit")
-
-
-def averaging(module: nn.Module, decay: float) -> AveragedModel | None:
-    """The running average of weights and buffers that keeps `decay` of itself in a step; None for
-    0. Raises UsageError for a decay that is not below 1."""
-    if not 0 <= decay < 1:
-        raise UsageError(f"training.ema={decay} must be 0 or more, and below 1")
-    if not decay:
-        return None
-    mean = get_ema_avg_fn(decay)
-
-    def average(before: Tensor, now: Tensor, count: Tensor | int) -> Tensor:
-        # Some networks keep tables of integers in their buffers.
-        return mean(before, now, count) if before.is_floating_point() else now  # type: ignore
-
-    return AveragedModel(module, avg_fn=average, use_buffers=True)
-
-
-def resume(state: PretrainState, folder: Path, warn: Callable[[str], None]) -> bool:
-    """Load the newest readable checkpoint under `folder`; False where there is none."""
-    saved = latest_checkpoint(folder / "checkpoints", warn)
-    if saved is not None:
-        state.load(saved)
-    return saved is not None
-
-
-def pretrain(what: Supervision, state: PretrainState, folder: Path, tracker: Tracker) -> bool:
-    """Train to the end, or until SIGTERM; `state` is updated in place.
-
-    Checkpoints go to `folder/checkpoints`. Returns False where SIGTERM ended it early.
-    """
-    settings, steps, checkpoints = what.settings, what.steps, folder / "checkpoints"
-    interval = settings.validate_every * what.images.epoch
-    began = time.monotonic() - state.seconds
-    workers = settings.workers
-    if workers is None:
-        workers = 1 if what.device.type == "cuda" else 0
-    stop = threading.Event()
-    with (
-        at_sigterm(stop.set),
-        computing_in(what.precision, what.device),
-        closing(what.images.batches(range(state.step, steps), workers)) as coming,
-    ):
-        since = state.step, time.perf_counter()
-        for batch in coming:
-            values = _train_step(what, state, batch)
-            stopping, last = stop.is_set(), state.step == steps
-            validates = last or state.step % interval == 0
-            saves = validates or stopping or state.step % settings.checkpoint_every == 0
-            if validates or state.step % settings.record_every == 0:
-                record = {name: float(value) for name, value in values.items()}
-                _check_finite(record, state.step)
-                images = (state.step - since[0]) * settings.batch_size
-                record["images_per_second"] = images / (time.perf_counter() - since[1])
-                record["peak_memory_bytes"] = peak_memory_bytes(what.device)
-                if validates:
-                    record |= _validate(what, state, tracker)
-                tracker.scalars(state.step, record)
-                since = state.step, time.perf_counter()
-            if saves:
-                _check_finite(values, state.step)
-                state.seconds = time.monotonic() - began
-                save_checkpoint(checkpoints, state.step, state.dump())
-                prune_checkpoints(checkpoints, settings.keep)
-            if stopping and not last:
-                return False
-    state.seconds = time.monotonic() - began
-    return True
-
-
-def _train_step(
-    what: Supervision, state: PretrainState, batch: Labelled
-) -> dict[str, Tensor | float]:
-    settings, optimizer = what.settings, state.optimizer
-    factor = what.schedule(state.step, what.steps, what.images.epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
-    batch = batch._replace(
-        x=what.forward.laid_out(batch.x),
-        y=batch.y.to(what.device),
-        other=batch.other.to(what.device),
-    )
-    state.module.train()
-    with torch.autocast(what.device.type, torch.bfloat16, enabled=what.precision == "bf16"):
-        loss, accuracy = loss_and_accuracy(
-            state.module, batch, settings.label_smoothing, state.turns, settings.rotation
-        )
-    loss.backward()
-    learned = [p for group in optimizer.param_groups for p in group["params"]]
-    limit = math.inf if settings.clip_norm is None else settings.clip_norm
-    norm = torch.nn.utils.clip_grad_norm_(learned, limit)
-    optimizer.step()
-    optimizer.zero_grad()
-    if state.averaged is not None:
-        state.averaged.update_parameters(state.module)
-    state.step += 1
-    rate = optimizer.param_groups[0]["lr"]
-    loss = loss.detach()
-    return {"loss": loss, "accuracy": accuracy, "grad_norm": norm, "learning_rate": rate}
-
-
-def _check_finite(values: dict[str, Any], step: int) -> None:
-    if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
-        raise UsageError(
-            f"the loss or its gradient is not finite at step {step}; lower optimizer.lr, or set "
-            "training.clip_norm (earlier checkpoints are kept)"
-        )
-
-
-def _validate(what: Supervision, at: PretrainState, tracker: Tracker) -> dict[str, float]:
-    """Measure, and keep the weights where they are the best; the scalars to record."""
-    record: dict[str, float] = {}
-    score = math.nan
-    if len(what.division.val):
-        right, losses = classified(what.forward, at.kept, what.division.val)
-        held_out = mean_interval(right)
-        score = held_out.mean
-        record = {
-            "held_out_accuracy": held_out.mean,
-            "held_out_half_width": held_out.half_width,
-            "held_out_loss": float(losses.mean()),
+    def finish(
+        self, config: Mapping[str, Any], position: Position, folder: Path, tracker: Tracker
+    ) -> dict[str, Any]:
+        """Measure the selected weights; write them, the result, every episode and the plot."""
+        network, asked = self.kept, config["evaluation"]
+        restore(network, self.best)
+        by_shot = few_shot(self.forward, network, self.few_shot, "test", asked["episodes"])
+        for source, values in zip(self.few_shot, by_shot, strict=True):
+            listed = {"index": list(range(len(values))), "accuracy": values.tolist()}
+            tracker.episodes(position.step, f"test {source.ways}-way {source.shots}-shot", listed)
+        known: dict[str, Any] = {}
+        subsets = {
+            "": self.split.test,
+            "val_": self.split.val,
+            "train_": spread(self.split.train, asked["train_images"]),
         }
-    measured = few_shot(what.forward, at.kept, what.few_shot, "val", what.validation_episodes)
-    for source, values in zip(what.few_shot, measured, strict=True):
-        episodes = {"index": list(range(len(values))), "accuracy": values.tolist()}
-        tracker.episodes(at.step, f"val {source.ways}-way {source.shots}-shot", episodes)
-    if what.settings.select == "few_shot":
-        score = float(np.mean([values.mean() for values in measured]))
-    best, last = at.best_score, what.settings.select == "last"
-    if last or best is None or math.isnan(best) or score > best:
-        at.best_score, at.best_step, at.best = score, at.step, state(at.kept)
-    return record
+        for prefix, subset in subsets.items():
+            if len(subset):
+                interval = mean_interval(classified(self.forward, network, subset)[0])
+                known[f"{prefix}accuracy"] = interval.mean
+                known[f"{prefix}accuracy_half_width"] = interval.half_width
+                known[f"{prefix}images"] = interval.count
+        accuracy, path = known.get("accuracy"), folder / WEIGHTS
+        digest = save_backbone(
+            config, self.images.reader, self.best, position.best_step, accuracy, path
+        )
+        result: dict[str, Any] = {
+            **known,
+            "few_shot": novel_classes(self.few_shot, by_shot),
+            "select": self.settings.select,
+            "steps": position.step,
+            "epochs": position.step / self.images.epoch,
+            "selected_step": position.best_step,
+            "validation_score": position.best_score,
+            "classes": self.images.reader.dataset.class_count(SPLIT),
+            "norm_policy": describe(network.eval()),
+            "backbone": config["backbone"].get("name") or last_word(config["backbone"]["_target_"]),
+            "dataset": last_word(config["dataset"]["_target_"]),
+            "precision": self.precision,
+            "seconds": position.seconds,
+            "images_per_second": position.step * self.size / position.seconds,
+            **surroundings(config, self.device),
+            "commit": position.commit,
+            "weights_sha256": digest,
+            "weights": str(path),
+            "command": self.used_by(folder),
+        }
+        write_pretraining(result, self.few_shot, by_shot, folder)
+        return result
+
+    def table(self, result: Mapping[str, Any]) -> Table:
+        """A result for people."""
+        return pretraining_table(result)
+
+
+_RENAMED = {"turns": "rotation_head"}  # in the checkpoints of earlier versions

@@ -12,9 +12,9 @@ from metalearn.classifiers import Cosine
 from metalearn.episodes import FewShotEpisodes, Manifest
 from metalearn.evaluation.features import FeatureEpisodes, used
 from metalearn.evaluation.on_features import classifying, measure
-from metalearn.training.base_images import Pictures
+from metalearn.training.base_images import ImageReader
 from metalearn.training.classification import with_features
-from metalearn.training.held_out_split import SPLIT, Part
+from metalearn.training.held_out_split import SPLIT, Subset
 
 _TOGETHER = 256  # images
 
@@ -23,7 +23,7 @@ _TOGETHER = 256  # images
 class Forward:
     """Logits and features of a network in eval mode, in full precision, without history."""
 
-    pictures: Pictures
+    reader: ImageReader
     device: torch.device
     channels_last: bool = False
 
@@ -33,27 +33,28 @@ class Forward:
         return x.to(self.device, non_blocking=True).contiguous(memory_format=layout)
 
     @torch.no_grad()
-    def __call__(self, network: nn.Module, split: str, part: Part) -> tuple[Tensor, Tensor]:
-        """`[n, N]` and `[n, D]` of the images `part` of `split`; leaves `network` in eval mode."""
+    def __call__(self, network: nn.Module, split: str, subset: Subset) -> tuple[Tensor, Tensor]:
+        """`[n, N]` and `[n, D]` of the images `subset`; leaves `network` in eval mode."""
         network.eval()
-        pieces = [part.at(np.arange(len(part))[a : a + _TOGETHER]) for a in _starts(len(part))]
+        pieces = [
+            subset.at(np.arange(len(subset))[a : a + _TOGETHER])
+            for a in range(0, len(subset), _TOGETHER)
+        ]
         found = [
-            with_features(network, self.laid_out(self.pictures(split, p.classes, p.examples)))
+            with_features(network, self.laid_out(self.reader(split, p.classes, p.examples)))
             for p in pieces
         ]
         logits, features = zip(*found, strict=True)
         return torch.cat(logits), torch.cat(features)
 
 
-def _starts(count: int) -> range:
-    return range(0, count, _TOGETHER)
-
-
-def classified(forward: Forward, network: nn.Module, part: Part) -> tuple[np.ndarray, np.ndarray]:
-    """For each image of base classes in `part` whether it is classified right, 0 or 1, and its
+def classified(
+    forward: Forward, network: nn.Module, subset: Subset
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each image of base classes in `subset` whether it is classified right, 0 or 1, and its
     cross-entropy; both float64 `[n]`."""
-    logits = forward(network, SPLIT, part)[0].double()
-    y = torch.from_numpy(part.classes).to(logits.device)
+    logits = forward(network, SPLIT, subset)[0].double()
+    y = torch.from_numpy(subset.classes).to(logits.device)
     right = (logits.argmax(1) == y).double()
     return right.cpu().numpy(), F.cross_entropy(logits, y, reduction="none").cpu().numpy()
 
@@ -71,7 +72,7 @@ def few_shot(
         return []
     classes, examples, row = used(sources, split, episodes)
     # In double precision, so that a share of the queries is one.
-    features = forward(network, split, Part(classes, examples))[1].double().cpu()
+    features = forward(network, split, Subset(classes, examples))[1].double().cpu()
     head = classifying(Cosine(of_unit_length=False))
     manifests = (
         Manifest(FeatureEpisodes(source, features, row), split, episodes) for source in sources

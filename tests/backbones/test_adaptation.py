@@ -256,7 +256,7 @@ def test_a_mistake_is_one_line(line):
 def test_what_is_frozen_does_not_move_in_a_run(overrides, workplace):
     outcome = metalearn("train", *FAST, *overrides, "batching=loop", "run_dir=run")
     assert outcome.code == 0, outcome.err
-    start = build(reopen(Path("run"), [])).meta
+    start = build(reopen(Path("run"), []))[1].meta
     end = load_weights(Path("run/weights.safetensors"), start)
     assert len(start["buffers"]) >= 4
     torch.testing.assert_close(end["buffers"], start["buffers"], rtol=0, atol=0)

@@ -138,13 +138,13 @@ def test_the_sources_images_stay_as_they_are(source):
 def test_only_training_images_are_changed(augmentation: str, workplace):
     shape = ["dataset.classes=60", "episodes.queries=5", "backbone.filters=4", "device=cpu"]
     plain, built = (
-        build(compose([*shape, f"augmentation={choice}"])) for choice in ("none", augmentation)
+        build(compose([*shape, f"augmentation={choice}"]))[1] for choice in ("none", augmentation)
     )
-    manifests = [(b.problem.validation, b.test) for b in (plain, built)]
+    manifests = [(b.validation, b.test) for b in (plain, built)]
     for want, got in zip(*manifests, strict=True):
         for before, after in zip(next(want.batches(3)), next(got.batches(3)), strict=True):
             assert torch.equal(before.x, after.x)
-    want, got = (b.problem.train.batch("train", range(3)) for b in (plain, built))
+    want, got = (b.train.batch("train", range(3)) for b in (plain, built))
     for before, after in zip(want, got, strict=True):
         assert not torch.equal(before.x, after.x) and torch.equal(before.y, after.y)
 

@@ -7,7 +7,7 @@ import torch
 from metalearn.commands import episodes as build
 from metalearn.data import Classes, ImageDataset, Sinusoid
 from metalearn.data.dataset import unturned
-from metalearn.episodes import FewShotEpisodes, Manifest, make_episodes
+from metalearn.episodes import FewShotEpisodes, Manifest, Preparation, make_episodes
 from metalearn.episodes.few_shot import smallest
 from metalearn.episodes.gather import scaled
 from metalearn.episodes.source import generator
@@ -98,6 +98,13 @@ def test_a_draw_is_the_plain_one(tiny) -> None:
             assert np.concatenate(got).tolist() == want.tolist()
 
 
+def read(dataset, device: str) -> build.Data:
+    shape = {"ways": 3, "shots": 1, "queries": 1}
+    config = {"device": device, "episodes": shape, "outputs": 3, "training": {}, "seed": 0}
+    uniform = {"sizes": None, "within_superclass": False}
+    return build.Data(config, lambda: dataset, uniform, {}, Preparation())
+
+
 @pytest.mark.parametrize(
     ("device", "fits", "held"),
     [("cpu", True, "cpu"), ("cuda", True, "cuda"), ("cpu", False, None), ("cuda", False, None)],
@@ -105,15 +112,11 @@ def test_a_draw_is_the_plain_one(tiny) -> None:
 def test_a_run_keeps_the_images_ready_where_they_fit(tiny, monkeypatch, device, fits, held) -> None:
     monkeypatch.setattr(build, "torch_device", torch.device)
     monkeypatch.setattr(ImageDataset, "fits", lambda *_: fits)
-    shape = {"ways": 3, "shots": 1, "queries": 1}
-    config = {"device": device, "episodes": shape, "outputs": 3}
-    source = build.episodes(config, tiny, 0, {}, "train")
+    source = read(tiny, device).source("train")
     assert isinstance(source, FewShotEpisodes)
     assert source.device == (held and torch.device(held))
 
 
 def test_regression_runs_know_no_device(monkeypatch) -> None:
     monkeypatch.setattr(build, "torch_device", torch.device)
-    shape = {"ways": 3, "shots": 1, "queries": 1}
-    config = {"device": "cuda", "episodes": shape, "outputs": 1}
-    assert build.episodes(config, Sinusoid(), 0, {}, "train").shape == (None, 1, 1)
+    assert read(Sinusoid(), "cuda").source("train").shape == (None, 1, 1)

@@ -92,8 +92,8 @@ def test_what_is_refused(how: dict, told: str) -> None:
 
 
 def test_a_run_has_prepared_images_on_every_split(workplace: Path) -> None:
-    built = build(compose([*SMALL, "images=imagenet", "images.size=16"]))
-    sources = built.problem.train, built.problem.validation.source, built.test.source
+    _, built = build(compose([*SMALL, "images=imagenet", "images.size=16"]))
+    sources = built.train, built.validation.source, built.test.source
     for source, split in zip(sources, ("train", "val", "test"), strict=True):
         x = source.batch(split, [0]).query.x
         assert x.shape[2:] == (3, 16, 16)
@@ -102,7 +102,7 @@ def test_a_run_has_prepared_images_on_every_split(workplace: Path) -> None:
         torch.testing.assert_close(x.amin((0, 1, 3, 4)), torch.tensor(lowest), atol=1e-6, rtol=0)
     first = next(t for t in built.meta["init"].values() if t.ndim == 4)
     assert first.shape[1] == 3
-    plain = build(compose([*SMALL]))
+    _, plain = build(compose([*SMALL]))
     assert built.test.hash == plain.test.hash
 
 

@@ -145,10 +145,11 @@ def test_all_weight_on_the_last_step_is_maml():
 
 def test_the_outer_losss_own_value():
     """By finite differences of the weighted sum, along one direction."""
-    algo, meta, episodes, _ = problem(2)
+    plain = network(lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)))
+    algo, episodes = Weighted(plain, 2, lslr(0.1)), classification(shape=(4,))
+    meta = algo.init()
     got, _ = Adjoint()(algo, meta, episodes)
     along = randomised(meta["init"], seed=1)
-    plain = reference.PlainConv4("transductive", "pool", 3, 4).double()
 
     def value(size: float) -> Tensor:
         moved = {n: (t + size * along[n]).requires_grad_() for n, t in meta["init"].items()}

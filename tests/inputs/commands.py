@@ -327,7 +327,7 @@ MANIFESTS = [
 PRETRAIN = [
     command("pretrain optimizer=lion", "optimizer=lion names no target; choose one"),
     command(
-        "pretrain division.val=0.6 division.test=0.4", "must be 0 or more, and below 1 together"
+        "pretrain held_out.val=0.6 held_out.test=0.4", "must be 0 or more, and below 1 together"
     ),
     command("pretrain training.mixup=-1", "training.mixup=-1.0 must be 0 or more"),
     command("pretrain dataset=mixture", "pretrain takes images of one data set with classes"),
@@ -340,7 +340,7 @@ PRETRAIN = [
         "pets has no classes in its val split",
         lambda place: metalearn(
             *("pretrain", "dataset=folder", "dataset.root=pets", "dataset.size=8"),
-            *("dataset.fractions=[0.5,0,0.5]", "division.val=0", "division.test=0"),
+            *("dataset.fractions=[0.5,0,0.5]", "held_out.val=0", "held_out.test=0"),
         ),
         lambda place: write_pictures(place.user / "pets", *(f"c{c}" for c in range(10))),
     ),

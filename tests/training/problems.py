@@ -15,9 +15,11 @@ from metalearn.episodes import CurveEpisodes, EpisodeSource, Manifest
 from metalearn.gradients import Unroll
 from metalearn.inner import lslr
 from metalearn.tracking import Tracker
-from metalearn.training.episodic import Problem, TrainState, fit, resume
+from metalearn.training.episodic import Episodic
 from metalearn.training.outer import Outer
+from metalearn.training.run import fit, resume
 from metalearn.training.settings import TrainingSettings
+from metalearn.training.stage import Position
 from tests.tasks import network
 
 
@@ -36,24 +38,36 @@ def problem(
     build: Callable[[], nn.Module] = mlp,
     train: EpisodeSource | None = None,
     validation: Manifest | None = None,
-) -> Problem:
-    """One-step MAML with learned rates on sine curves."""
+    outer: Callable[[int], Any] = adam_cosine,
+    **settings: Any,
+) -> Episodic:
+    """One-step MAML with learned rates on sine curves, before its first step."""
+    configured = TrainingSettings(**{"meta_batch": 2, "steps": 6, **settings})
     algo = MAML(network(build, dtype=torch.float32), 1, lslr(0.01), loss=mean_squared)
     source = CurveEpisodes(Sinusoid(), 5, 5)
-    return Problem(
+    optimizer, schedule = outer(configured.steps)
+    meta = tree.map_meta(torch.clone, algo.init())
+    return Episodic(
         algo,
         Unroll(),
         train or source,
         validation or Manifest(source, "val", 3),
+        Manifest(source, "test", 3),
+        meta,
+        Outer(meta, optimizer, schedule),
+        configured,
         torch.device("cpu"),
     )
 
 
-def started(of: Problem, steps: int, outer: Callable[[int], Any] = adam_cosine) -> TrainState:
-    """The state of a run before its first step."""
-    meta = of.algo.init()
-    optimizer, schedule = outer(steps)
-    return TrainState(meta, Outer(meta, optimizer, schedule), best=tree.map_meta(torch.clone, meta))
+class Trained:
+    """A stage after training, and where it stands."""
+
+    def __init__(self, stage: Episodic) -> None:
+        self.stage, self.position = stage, Position()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.position if hasattr(self.position, name) else self.stage, name)
 
 
 class Recorder:
@@ -81,21 +95,20 @@ class Recorder:
 
 def trained(
     folder: Path,
-    of: Problem | None = None,
     sinks: tuple = (),
-    outer: Callable[[int], Any] = adam_cosine,
     warnings: list[str] | None = None,
-    **settings: Any,
-) -> tuple[TrainState, bool]:
-    """Resume what `folder` holds, or begin, and train on; what `fit` returned comes second."""
-    of = of or problem()
-    configured = TrainingSettings(**{"meta_batch": 2, "steps": 6, **settings})
-    state = started(of, configured.steps, outer)
-    resume(state, folder, of.device, ([] if warnings is None else warnings).append)
-    return state, fit(of, configured, state, folder, Tracker(sinks))
+    **of: Any,
+) -> tuple[Trained, bool]:
+    """Resume what `folder` holds, or begin, and train on; what `fit` returned comes second.
+
+    of: what `problem` takes.
+    """
+    run = Trained(problem(**of))
+    resume(run.stage, run.position, folder, ([] if warnings is None else warnings).append)
+    return run, fit(run.stage, run.position, folder, Tracker(sinks))
 
 
-def flat(state: TrainState) -> dict[str, torch.Tensor]:
+def flat(state: Trained | Episodic) -> dict[str, torch.Tensor]:
     """Every tensor that a run ends with, by name."""
     found = {}
     for kind, meta in (("meta", state.meta), ("best", state.best)):
@@ -108,7 +121,7 @@ def flat(state: TrainState) -> dict[str, torch.Tensor]:
     return found
 
 
-def same(a: TrainState, b: TrainState) -> None:
+def same(a: Trained, b: Trained) -> None:
     """Assert that two runs ended bit for bit alike."""
     left, right = flat(a), flat(b)
     assert left.keys() == right.keys()

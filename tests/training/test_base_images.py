@@ -1,4 +1,4 @@
-"""What a batch holds depends on (data set, division, seed, step) alone."""
+"""What a batch holds depends on (data set, held-out split, seed, step) alone."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ import torch
 from metalearn.data import glyphs
 from metalearn.episodes import Augmentation, Preparation
 from metalearn.errors import UsageError
-from metalearn.training.base_images import BaseImages, Pictures
-from metalearn.training.held_out_split import divided
+from metalearn.training.base_images import BaseImages, ImageReader
+from metalearn.training.held_out_split import hold_out
 from metalearn.training.mixing import Mixing
 
 
@@ -18,8 +18,8 @@ def data(workplace):
 
 
 def source(data, seed: int = 0, device: torch.device | None = None, **more) -> BaseImages:
-    pictures = Pictures(data, more.pop("preparation", Preparation()), device)
-    return BaseImages(pictures, divided(data, 0.25, 0).train, 30, seed, **more)
+    reader = ImageReader(data, more.pop("preparation", Preparation()), device)
+    return BaseImages(reader, hold_out(data, 0.25, 0).train, 30, seed, **more)
 
 
 def found(images: BaseImages, steps: range, workers: int = 0) -> list:
@@ -32,10 +32,10 @@ def equal(a, b) -> bool:
 
 def test_an_epoch_has_every_image_at_most_once_and_as_the_store_has_it(data) -> None:
     images = source(data)
-    part, count = images.part, len(images.part)
+    subset, count = images.subset, len(images.subset)
     assert images.epoch == count // 30
-    rows = data.images("train", part.classes, part.examples)
-    known = {row.tobytes(): label for row, label in zip(rows, part.classes, strict=True)}
+    rows = data.images("train", subset.classes, subset.examples)
+    known = {row.tobytes(): label for row, label in zip(rows, subset.classes, strict=True)}
     assert len(known) == count
     seen = set()
     for batch in found(images, range(images.epoch)):
@@ -81,6 +81,6 @@ def test_what_is_asked_for_does_not_shift_the_rest(data) -> None:
 
 
 def test_a_batch_larger_than_all_images_is_refused(data) -> None:
-    part = divided(data, 0.25, 0).train
-    with pytest.raises(UsageError, match=f"but {len(part)} images are there to train on"):
-        BaseImages(Pictures(data, Preparation()), part, len(part) + 1)
+    subset = hold_out(data, 0.25, 0).train
+    with pytest.raises(UsageError, match=f"but {len(subset)} images are there to train on"):
+        BaseImages(ImageReader(data, Preparation()), subset, len(subset) + 1)

@@ -11,17 +11,17 @@ from metalearn.backbones import Conv4, ResNet12, timm_model
 from metalearn.errors import UsageError
 from metalearn.functional import pure
 from metalearn.training.classification import (
+    averaging,
     groups,
     head_of,
     loss_and_accuracy,
     restore,
+    rotated_four_ways,
     state,
     torch_norms,
-    turned_four_ways,
     with_features,
 )
 from metalearn.training.mixing import Labelled
-from metalearn.training.supervised import averaging
 
 
 def images(count: int, channels: int = 1, size: int = 16) -> torch.Tensor:
@@ -113,29 +113,29 @@ def plain_loss(logits, y, smoothing: float) -> float:
 def test_the_loss_against_plain_floats(smoothing: float, share: float, rotation: float) -> None:
     torch.manual_seed(0)
     module = torch_norms(Conv4(5, 1, 8, 16, norm="frozen")).double().eval()
-    turns = nn.Linear(8, 4).double()
+    rotation_head = nn.Linear(8, 4).double()
     x, y = images(6).double(), torch.tensor([0, 1, 2, 3, 4, 0])
     other = y.flip(0)
     batch = Labelled(x, y, other, share)
-    extra = (turns, rotation) if rotation else (None, 0.0)
+    extra = (rotation_head, rotation) if rotation else (None, 0.0)
     loss, accuracy = loss_and_accuracy(module, batch, smoothing, *extra)
     with torch.no_grad():
         logits = module(x)
         want = share * plain_loss(logits, y, smoothing)
         want += (1 - share) * plain_loss(logits, other, smoothing)
         if rotation:
-            for turn in range(4):
-                told = turns(with_features(module, torch.rot90(x, turn, (2, 3)))[1])
-                want += rotation * plain_loss(told, torch.full((6,), turn), 0.0) / 4
+            for quarters in range(4):
+                told = rotation_head(with_features(module, torch.rot90(x, quarters, (2, 3)))[1])
+                want += rotation * plain_loss(told, torch.full((6,), quarters), 0.0) / 4
     assert loss.item() == pytest.approx(want, rel=1e-10)
     guess = logits.argmax(1)
     right = [share * (g == a) + (1 - share) * (g == b) for g, a, b in zip(guess, y, other)]  # noqa: B905
     assert float(accuracy) == pytest.approx(float(sum(right)) / 6)
 
 
-def test_turns_come_one_after_another() -> None:
+def test_rotations_come_one_after_another() -> None:
     x = torch.arange(2 * 9.0).view(2, 1, 3, 3)
-    found = turned_four_ways(x)
+    found = rotated_four_ways(x)
     assert torch.equal(found[:2], x)
     # A quarter counter-clockwise: the last column becomes the first row.
     assert torch.equal(found[2, 0, 0], x[0, 0, :, 2]) and torch.equal(found[4], x[0].flip(1, 2))

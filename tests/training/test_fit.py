@@ -13,7 +13,7 @@ from metalearn.data import Sinusoid
 from metalearn.episodes import CurveEpisodes, Manifest
 from metalearn.errors import UsageError
 from metalearn.training.checkpoint import latest_checkpoint, load_checkpoint
-from tests.training.problems import Recorder, flat, problem, same, trained
+from tests.training.problems import Recorder, flat, same, trained
 
 
 class Rigged:
@@ -55,8 +55,8 @@ def checkpoints(folder) -> list[int]:
 def test_each_step_takes_the_next_training_episodes_and_no_others(tmp_path) -> None:
     train, validation = Rigged(), Rigged()
     recorder = Recorder()
-    of = problem(train=train, validation=Manifest(validation, "val", 3))
-    state, done = trained(tmp_path, of, (recorder,), steps=5, meta_batch=3, validate_every=2)
+    of = {"train": train, "validation": Manifest(validation, "val", 3)}
+    state, done = trained(tmp_path, (recorder,), **of, steps=5, meta_batch=3, validate_every=2)
     assert done and state.step == 5
     assert train.asked == [("train", list(range(3 * s, 3 * s + 3))) for s in range(5)]
     assert validation.asked == [("val", [0, 1, 2])] * 3
@@ -88,11 +88,10 @@ def test_scalars_are_those_of_the_step(tmp_path) -> None:
 
 def test_selection_is_by_validation_alone(tmp_path) -> None:
     """Validation is best at step 6, whatever training says."""
-    of = problem(validation=with_errors(30.0, 20.0, 0.0, 10.0, 10.0))
+    errors = with_errors(30.0, 20.0, 0.0, 10.0, 10.0)
     recorder = Recorder()
-    state, _ = trained(
-        tmp_path, of, (recorder,), steps=10, validate_every=2, checkpoint_every=100, keep=1
-    )
+    pace = {"steps": 10, "validate_every": 2, "checkpoint_every": 100, "keep": 1}
+    state, _ = trained(tmp_path, (recorder,), validation=errors, **pace)
     assert state.best_step == 6
     shown = [v["loss"] for _, split, v in recorder.episodes_by_step if split == "val"]
     means = [np.mean(losses) for losses in shown]
@@ -105,14 +104,16 @@ def test_selection_is_by_validation_alone(tmp_path) -> None:
             assert torch.equal(weight, at_six[part][name])
             assert not torch.equal(weight, state.meta[part][name])
     fresh = Manifest(CurveEpisodes(Sinusoid(), 5, 5), "val", 3)
-    assert evaluate(of.algo, state.best, fresh).score == pytest.approx(state.best_score)
-    assert evaluate(of.algo, state.meta, fresh).score != pytest.approx(state.best_score, rel=1e-4)
+    assert evaluate(state.algo, state.best, fresh).score == pytest.approx(state.best_score)
+    assert evaluate(state.algo, state.meta, fresh).score != pytest.approx(
+        state.best_score, rel=1e-4
+    )
 
 
 def test_equal_scores_keep_the_earlier_weights(tmp_path) -> None:
     """Targets so far off that every score is the same number."""
-    of = problem(validation=with_errors(1e18, 1e18, 1e18))
-    state, _ = trained(tmp_path, of, steps=6, validate_every=2)
+    errors = with_errors(1e18, 1e18, 1e18)
+    state, _ = trained(tmp_path, validation=errors, steps=6, validate_every=2)
     assert state.best_step == 2
 
 
@@ -129,20 +130,20 @@ def test_patience(tmp_path) -> None:
     """Best at step 4, then two validations without a new best."""
     errors = (20.0, 0.0, 30.0, 30.0, 0.0)
     settings = {"steps": 20, "validate_every": 2, "checkpoint_every": 3, "patience": 2}
-    state, done = trained(tmp_path, problem(validation=with_errors(*errors)), **settings)
+    state, done = trained(tmp_path, validation=with_errors(*errors), **settings)
     assert done
     assert (state.step, state.best_step) == (8, 4)
     assert checkpoints(tmp_path)[-1] == 8
     recorder = Recorder()
-    again, done = trained(tmp_path, problem(validation=with_errors()), (recorder,), **settings)
+    again, done = trained(tmp_path, (recorder,), validation=with_errors(), **settings)
     assert done and not recorder.scalars_by_step
     same(again, state)
 
 
 def test_a_new_best_renews_the_patience(tmp_path) -> None:
     errors = (50.0, 60.0, 40.0, 60.0, 30.0, 60.0, 20.0)
-    of = problem(validation=with_errors(*errors))
-    state, _ = trained(tmp_path, of, steps=7, validate_every=1, patience=2)
+    settings = {"steps": 7, "validate_every": 1, "patience": 2}
+    state, _ = trained(tmp_path, validation=with_errors(*errors), **settings)
     assert (state.step, state.best_step) == (7, 7)
 
 
@@ -153,7 +154,7 @@ def test_a_gradient_that_is_not_finite(tmp_path, value) -> None:
 
     recorder = Recorder()
     with pytest.raises(UsageError) as caught:
-        trained(tmp_path, problem(train=Rigged(change)), (recorder,), steps=9, checkpoint_every=2)
+        trained(tmp_path, (recorder,), train=Rigged(change), steps=9, checkpoint_every=2)
     assert str(caught.value) == (
         "the meta-gradient is not finite at step 5; lower inner.rate or outer.optimizer.lr, "
         "or set training.clip_norm (earlier checkpoints are kept)"
@@ -212,26 +213,27 @@ def slow(seconds: float) -> Rigged:
 
 
 def test_a_clock_ends_a_run_as_a_last_step_does(tmp_path) -> None:
-    of, recorder = problem(train=slow(0.1)), Recorder()
+    train, recorder = slow(0.1), Recorder()
     limits = {"steps": 1000, "validate_every": 1000, "checkpoint_every": 1000, "seconds": 0.35}
-    state, done = trained(tmp_path, of, (recorder,), **limits)
+    state, done = trained(tmp_path, (recorder,), train=train, **limits)
     # The fourth step is the first that ends past the limit, or an earlier one on a busy machine.
     assert done and 1 <= state.step <= 4 and state.seconds >= 0.35
     assert state.best_step == state.step and state.best_score is not None
     assert [step for step, split, _ in recorder.episodes_by_step if split == "val"] == [state.step]
     assert checkpoints(tmp_path) == [state.step]
-    again, done = trained(tmp_path, of, **limits)
+    again, done = trained(tmp_path, train=train, **limits)
     assert done and again.step == state.step
 
 
 def test_a_resumed_run_keeps_the_seconds_that_it_has_used(tmp_path) -> None:
-    of = problem(train=slow(0.1))
-    first, _ = trained(tmp_path, of, steps=3, validate_every=1000)
+    train = slow(0.1)
+    first, _ = trained(tmp_path, train=train, steps=3, validate_every=1000)
     assert first.seconds >= 0.3
-    more, _ = trained(tmp_path, of, steps=1000, validate_every=1000, seconds=first.seconds + 0.15)
+    limits = {"steps": 1000, "validate_every": 1000, "seconds": first.seconds + 0.15}
+    more, _ = trained(tmp_path, train=train, **limits)
     assert 4 <= more.step <= 5
 
 
 def test_a_first_step_is_always_taken(tmp_path) -> None:
-    state, done = trained(tmp_path, problem(), steps=1000, seconds=1e-9)
+    state, done = trained(tmp_path, steps=1000, seconds=1e-9)
     assert done and state.step == 1 and checkpoints(tmp_path) == [1]

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from metalearn.commands import train as jobs
+from metalearn.commands import train
 from metalearn.commands.config import compose
 from metalearn.tracking import read_records
-from metalearn.training import result
+from metalearn.training import episodic, result
+from metalearn.training.run import finished
 
 LIMIT = 900  # seconds; a machine that is busy with other runs is slow, not broken
 
@@ -59,7 +60,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
 def here(overrides: list[str]) -> tuple[float | None, str]:
     """The job in this process, which saves the seconds that importing torch takes."""
     printed = Console(file=io.StringIO(), width=200)
-    score = jobs.run(compose(overrides), printed)
+    score = train.run(compose(overrides), printed)
     return score, printed.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -157,12 +158,12 @@ def test_sigkill_then_sigterm_then_the_end(tmp_path) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_twice_and_ended_by_real_processes(tmp_path, name) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train = [sys.executable, "-m", "metalearn.cli", "train"]
-    subprocess.run([*train, *command(name, whole)], check=True, capture_output=True)
+    words = [sys.executable, "-m", "metalearn.cli", "train"]
+    subprocess.run([*words, *command(name, whole)], check=True, capture_output=True)
     assert signalled(command(name, broken), signal.SIGKILL, at=3)[0] == -signal.SIGKILL
     assert signalled(command(name, broken), signal.SIGKILL, at=27)[0] == -signal.SIGKILL
     assert signalled(command(name, broken), signal.SIGTERM, at=34)[0] == 0
-    subprocess.run([*train, *command(name, broken)], check=True, capture_output=True)
+    subprocess.run([*words, *command(name, broken)], check=True, capture_output=True)
     check(whole, broken)
 
 
@@ -179,7 +180,7 @@ def test_a_kill_while_the_result_is_written(tmp_path, monkeypatch) -> None:
     small = [*command("sinusoid", whole)[:-1], "training.steps=10"]
     here([*small, f"run_dir={whole}"])
     for module, name in (
-        (jobs, "save_weights"),
+        (episodic, "save_weights"),
         (result, "write_episode_file"),
         (result, "plot_accuracy_by_step"),
         (result, "write_json"),
@@ -188,7 +189,7 @@ def test_a_kill_while_the_result_is_written(tmp_path, monkeypatch) -> None:
             patch.setattr(module, name, kill)
             with pytest.raises(Killed):
                 here([*small, f"run_dir={broken}"])
-        assert jobs.finished(broken) is None
+        assert finished(broken) is None
     here([*small, f"run_dir={broken}"])
     assert outcome(broken) == outcome(whole)
     assert records(broken) == records(whole)  # one test among them, whatever was begun

@@ -17,7 +17,7 @@ __all__ = ["cache"]  # a fixture of this module too
 
 BUDGET = [
     "dataset=glyphs", "dataset.classes=24", "dataset.size=16", "dataset.drawings=10",
-    "division.val=0.1", "division.test=0.1", "training.batch_size=16", "training.steps=40",
+    "held_out.val=0.1", "held_out.test=0.1", "training.batch_size=16", "training.steps=40",
     "training.record_every=1", "training.checkpoint_every=5", "training.validate_every=2",
     "episodes.ways=3", "episodes.queries=2", "evaluation.episodes=10", "training.keep=3",
     "evaluation.validation_episodes=5", "tracker=disabled", "device=cpu",

@@ -23,7 +23,7 @@ def torchs(make) -> list[float]:
 
 def test_cosine_without_and_with_a_warm_up() -> None:
     want = torchs(lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS, eta_min=0.01))
-    plain = cosine(least=0.01)
+    plain = cosine(min_factor=0.01)
     assert [plain(s, STEPS, EPOCH) for s in range(STEPS)] == pytest.approx(want, abs=1e-12)
     rising, rest = cosine(warmup=1.5), cosine()
     assert [rising(s, STEPS, EPOCH) for s in range(12)] == pytest.approx(

@@ -12,9 +12,8 @@ from torch import nn
 from metalearn.functional.norms import BatchNorm
 from metalearn.tracking import JsonLines, RunInfo, Tracker, read_records
 from metalearn.training import checkpoint
-from metalearn.training.episodic import fit, resume
-from metalearn.training.settings import TrainingSettings
-from tests.training.problems import Recorder, flat, problem, same, started, trained
+from metalearn.training.run import fit, resume
+from tests.training.problems import Recorder, Trained, flat, problem, same, trained
 
 SETTINGS = {"steps": 6, "validate_every": 3, "checkpoint_every": 2, "keep": 1}
 
@@ -68,15 +67,14 @@ class Fuse(Recorder):
 def process(folder, n=math.inf, **changes):
     """What one process does, dying at event n; returns the state, and the events there were."""
     with pytest.MonkeyPatch.context() as patch:
-        of, settings = problem(), TrainingSettings(meta_batch=2, **{**SETTINGS, **changes})
-        state = started(of, settings.steps)
-        going_on = resume(state, folder, of.device, lambda line: pytest.fail(line))
+        state = Trained(problem(**{**SETTINGS, **changes}))
+        going_on = resume(state.stage, state.position, folder, lambda line: pytest.fail(line))
         sink = JsonLines()
         sink.start(RunInfo("n", folder, {}, None, 0, 6, state.step if going_on else None))
         fuse = Fuse(patch, n)
         try:
             # Once before the file of records is written, once after.
-            fit(of, settings, state, folder, Tracker([fuse, sink, fuse]))
+            fit(state.stage, state.position, folder, Tracker([fuse, sink, fuse]))
         finally:
             sink.close("finished")
     return state, fuse.count
@@ -126,7 +124,7 @@ def test_killed_again_and_again(tmp_path) -> None:
 def test_training_moves_and_seeds_matter(tmp_path) -> None:
     """So that equality above says something."""
     state, done = trained(tmp_path, **SETTINGS)
-    fresh = started(problem(), 6)
+    fresh = problem()
     assert done and state.step == 6
     for name, tensor in flat(fresh).items():
         if name.startswith("meta/init"):
@@ -156,7 +154,7 @@ def test_random_layers_and_running_averages(tmp_path, after) -> None:
     """torch's global generator, which dropout draws from, is part of a checkpoint."""
 
     def run(folder, *sinks):
-        return trained(folder, problem(dropout), sinks, **SETTINGS)[0]
+        return trained(folder, sinks, build=dropout, **SETTINGS)[0]
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -164,7 +162,7 @@ def test_random_layers_and_running_averages(tmp_path, after) -> None:
         torch.manual_seed(2)
         other = run(tmp_path / "other")
         assert not torch.equal(flat(want)["meta/init/0.weight"], flat(other)["meta/init/0.weight"])
-        start = started(problem(dropout), 6).meta["buffers"]["1.running_mean"]
+        start = problem(dropout).meta["buffers"]["1.running_mean"]
         assert not torch.equal(want.meta["buffers"]["1.running_mean"], start)
 
         torch.manual_seed(1)

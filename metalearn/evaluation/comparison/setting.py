@@ -7,27 +7,23 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn.backbones.norms import describe, inductive
 from metalearn.backbones.weights import Report
-from metalearn.commands.backbone import build_module
-from metalearn.commands.compare_plan import Plan
-from metalearn.commands.episodes import build_dataset, preparation
 from metalearn.data import ImageDataset
 from metalearn.engine.task import tasks_of
-from metalearn.episodes import FewShotEpisodes, Manifest, PreparedEpisodes
+from metalearn.episodes import FewShotEpisodes, Manifest, Preparation, PreparedEpisodes
 from metalearn.episodes.gather import scaled
 from metalearn.errors import UsageError
+from metalearn.evaluation.comparison.plan import ComparisonPlan
 from metalearn.evaluation.features import Change, FeatureEpisodes, extract, used
 from metalearn.functional import PureModule, pure
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.runtime.device import torch_device
 from metalearn.runtime.memory import peak_memory_bytes, reset_peak_memory
 from metalearn.types import Given, Params
 
@@ -61,22 +57,18 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Setting:
-    """A plan, and what it names."""
+    """A plan, and what it names.
 
-    plan: Plan
+    preparation: what is done to every image. module: from a backbone node and the shape of a
+    prepared image to the network, and what became of the weights that it starts from. device:
+    where networks run; heads on features run on the host.
+    """
 
-    @cached_property
-    def dataset(self) -> ImageDataset:
-        """Raises UsageError for what is not one set of images."""
-        dataset = build_dataset(self.plan.config)
-        if not isinstance(dataset, ImageDataset):
-            raise UsageError("compare needs one data set of images; see metalearn list dataset")
-        return dataset
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where networks run; heads on features run on the host."""
-        return torch_device(self.plan.config["device"])
+    plan: ComparisonPlan
+    dataset: ImageDataset
+    preparation: Preparation
+    module: Callable[[dict[str, Any], tuple[int, int, int]], tuple[nn.Module, Report | None]]
+    device: torch.device
 
     @property
     def split(self) -> str:
@@ -96,20 +88,20 @@ class Setting:
 
     def check(self, split: str) -> None:
         """Raise UsageError where `split` cannot give the episodes, or images do not fit."""
-        preparation(self.plan.config).shape(self.dataset.image_shape)
+        self.preparation.shape(self.dataset.image_shape)
         for shots in self.shots:
             self.source(shots).check(split)
 
     def images(self, shots: int, split: str, episodes: int) -> Manifest:
         """Episodes of images as the network sees them."""
-        source, how = self.source(shots), preparation(self.plan.config)
+        source, how = self.source(shots), self.preparation
         prepared = source if how.nothing else PreparedEpisodes(source, how)
         return Manifest(prepared, split, episodes)
 
     def network(self, node: dict[str, Any]) -> Network:
         """The network of a backbone node. Raises UsageError."""
-        shape = preparation(self.plan.config).shape(self.dataset.image_shape)
-        module, report = build_module(node, shape, self.plan.config["seed"])
+        shape = self.preparation.shape(self.dataset.image_shape)
+        module, report = self.module(node, shape)
         net = pure(module)
         return Network(net, self.placed({**net.params, **net.buffers}), report)
 
@@ -161,11 +153,10 @@ class Setting:
         return Manifest(source, split, episodes)
 
     def _batches(self, split: str, classes: Any, examples: Any) -> Iterator[Tensor]:
-        how = preparation(self.plan.config)
         for start in range(0, len(classes), _BATCH):
             rows = slice(start, start + _BATCH)
             pixels = self.dataset.images(split, classes[rows], examples[rows])
-            yield how(scaled(torch.from_numpy(pixels)))
+            yield self.preparation(scaled(torch.from_numpy(pixels)))
 
     def extracted(self, network: Network, batches: Iterator[Tensor]) -> Tensor:
         """Features `[n, D]` of batches of prepared images, on the host."""

@@ -1,0 +1,64 @@
+"""`metalearn evaluate`: the selected weights of a finished run, measured again."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from metalearn.commands.build import build
+from metalearn.commands.config import reopen
+from metalearn.errors import UsageError
+from metalearn.evaluation.plots import plot_learning_curve
+from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB, read_records
+from metalearn.training.episodic import Episodic, last_step
+from metalearn.training.folder import commit, config_hash, load_weights, weights_sha256
+from metalearn.training.result import write_result
+
+
+def main(arguments: list[str], console: Console) -> None:
+    """`metalearn evaluate run=<folder> [overrides]`."""
+    runs = [a.removeprefix("run=") for a in arguments if a.startswith("run=")]
+    if len(runs) != 1 or not runs[0]:
+        raise UsageError("evaluate needs one run: metalearn evaluate run=<folder> [overrides]")
+    run = Path(runs[0])
+    overrides = [a for a in arguments if not a.startswith("run=")]
+    overrides = [f"evaluation.{a}" if a.startswith("manifest=") else a for a in overrides]
+    config = reopen(run, overrides)
+    if not (run / "weights.safetensors").exists():
+        raise UsageError(f"{run} has not finished; the command that started it goes on with it")
+    _, stage = build(config, trained=True)
+    evaluate(config, stage, run, console)
+
+
+def evaluate(
+    config: Mapping[str, Any], stage: Episodic, run: Path, console: Console
+) -> Mapping[str, Any]:
+    """Measure with the settings of `config`; the result, also in
+    `<run>/evaluations/<split>-<manifest>-<config>/`."""
+    meta, test = load_weights(run / "weights.safetensors", stage.meta), stage.test
+    name = f"{test.split}-{test.hash[:8]}-{config_hash(config)[:8]}"
+    folder = run / "evaluations" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    source = commit()
+    info = RunInfo(f"{run.name}-{name}", folder, dict(config), source, config["seed"], steps=0)
+    with Tracker([JsonLines(), WandB(**config["tracker"])]) as tracker:
+        tracker.start(info)
+        started = time.monotonic()
+        report = stage.evaluate(meta, test)
+        seconds = time.monotonic() - started
+        tracker.episodes(0, test.split, last_step(report))
+        extra = {
+            "seconds": seconds,
+            "tasks_per_second": test.episodes / seconds,
+            "commit": source,
+            "weights_sha256": weights_sha256(meta),
+        }
+        result = write_result(config, stage.algo, test, stage.device, report, folder, extra)
+        tracker.summary(result)
+    records = list(read_records(run / "metrics.jsonl"))
+    plot_learning_curve(records, folder / "learning_curve.png")
+    console.print(stage.table(result))
+    console.print(f"evaluation folder: {folder}", soft_wrap=True, highlight=False)
+    return result

@@ -1,0 +1,61 @@
+"""`metalearn list`: the choices of the config groups."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from metalearn.commands.config import conf_folder
+from metalearn.errors import UsageError, nearest
+
+GROUPS = (
+    "algorithm",
+    "gradient",
+    "engine",
+    "inner",
+    "backbone",
+    "adaptation",
+    "head",
+    "loss",
+    "dataset",
+    "sampling",
+    "augmentation",
+    "images",
+    "outer",
+    "outer/schedule",
+    "pretrain/optimizer",
+    "pretrain/schedule",
+    "tracker",
+    "experiment",
+    "debug",
+)
+
+
+def main(arguments: list[str], console: Console) -> None:
+    """`metalearn list [group ...]`."""
+    if unknown := [a for a in arguments if a not in GROUPS]:
+        name = unknown[0]
+        raise UsageError(f"no group {name}{nearest(name, GROUPS)}; use {', '.join(GROUPS)}")
+    console.print(choices(arguments or GROUPS))
+
+
+def choices(groups: Sequence[str], state: Callable[[str], str] | None = None) -> Table:
+    """The choices of each config group with the first comments of their files.
+
+    state: from the name of a choice to a word on it, for a column of its own.
+    """
+    table = Table("override", *(["state"] if state else []), "what it is", box=None, pad_edge=False)
+    for group in groups:
+        for path in sorted((conf_folder() / group).glob("[!_]*.yaml")):
+            states = [state(path.stem)] if state else []
+            table.add_row(f"{group}={path.stem}", *states, _description(path))
+    return table
+
+
+def _description(path: Path) -> str:
+    """The first comment of a config file that has a line of its own."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @package"):
+            return line.lstrip("# ")
+    return ""

@@ -1,0 +1,65 @@
+"""The settings of a comparison, with their types and defaults."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ComparedEpisodes:
+    """The shape of the episodes: N ways, each of `shots` in turn, `queries` a class."""
+
+    ways: int = 5
+    shots: list[int] = field(default_factory=lambda: [1, 5])
+    queries: int = 15
+
+
+@dataclass
+class ComparedEvaluation:
+    """What the methods of a comparison are measured on. network_episodes: a number, or one for
+    each of the shots. timed: tasks, in at most `timed_seconds` after the first."""
+
+    split: str = "test"
+    seed: int = 0
+    episodes: int = 1000
+    network_episodes: Any = 200
+    timed: int = 20
+    timed_seconds: float = 5.0
+
+
+@dataclass
+class RegressionSettings:
+    """Of logistic regression on features."""
+
+    strength: float = 1.0
+
+
+@dataclass
+class ProbeSettings:
+    """Of the linear probe: AdamW on the whole support set."""
+
+    rate: float = 0.01
+    weight_decay: float = 0.01
+    steps: int = 100
+
+
+@dataclass
+class TuningSettings:
+    """The grids of fine-tuning, and how many episodes of the val split choose in them."""
+
+    episodes: int = 200
+    network_episodes: int = 20
+    head_rates: list[float] = field(default_factory=list)
+    head_steps: list[int] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+
+
+@dataclass
+class MetaSettings:
+    """The `metalearn train` runs of a comparison: their seconds, shots and overrides."""
+
+    seconds: float = 150.0
+    shots: int = 5
+    scratch: list[str] = field(default_factory=list)
+    common: list[str] = field(default_factory=list)
+    overrides: dict[str, list[str]] = field(default_factory=dict)

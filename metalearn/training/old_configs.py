@@ -1,0 +1,65 @@
+"""Configurations that older versions wrote, brought to the words of this one: the only table."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+TARGETS = {"metalearn.adaptation": "metalearn.backbones.adaptation"}
+"""Modules that have moved: a `_target_` in the old one is looked for in the new one."""
+
+KEYS: dict[str, str | None] = {"division": "held_out", "schedule.least": "schedule.min_factor"}
+"""Keys that have another name, by their dotted path; None for one that is gone."""
+
+
+ADDED: dict[str, Any] = {}
+"""What newer configurations hold, by its dotted path, with the value that does as before."""
+
+
+def renewed(
+    config: Mapping[str, Any],
+    keys: Mapping[str, str | None] = KEYS,
+    added: Mapping[str, Any] = ADDED,
+    targets: Mapping[str, str] = TARGETS,
+) -> dict[str, Any]:
+    """A copy of `config` in which `keys` are renamed or dropped, where they are found; then what
+    is `added` and not there is filled in. What there is under a new name stays."""
+    new = deepcopy(dict(config))
+    for old, now in keys.items():
+        section, key = _section(new, old)
+        if section is None or key not in section:
+            continue
+        value = section.pop(key)
+        if now is not None:
+            _fill_in(new, now, value)
+    for path, value in added.items():
+        _fill_in(new, path, value)
+    return _found(new, targets)
+
+
+def _fill_in(config: dict[str, Any], path: str, value: Any) -> None:
+    section, key = _section(config, path, make=True)
+    if section is not None:
+        section.setdefault(key, deepcopy(value))
+
+
+def _section(config: dict[str, Any], path: str, make: bool = False) -> tuple[dict | None, str]:
+    """The mapping that the last word of a dotted path is a key of; None where there is none."""
+    *folders, key = path.split(".")
+    section: Any = config
+    for name in folders:
+        section = section.setdefault(name, {}) if make else section.get(name)
+        if not isinstance(section, dict):
+            return None, key
+    return section, key
+
+
+def _found(value: Any, targets: Mapping[str, str]) -> Any:
+    if isinstance(value, list):
+        return [_found(item, targets) for item in value]
+    if not isinstance(value, dict):
+        return value
+    new = {key: _found(item, targets) for key, item in value.items()}
+    if isinstance(path := new.get("_target_"), str):
+        module, _, name = path.rpartition(".")
+        new["_target_"] = f"{targets.get(module, module)}.{name}"
+    return new

@@ -1,0 +1,139 @@
+"""What the run shell asks of one kind of training, and what both know of where it stands."""
+
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from metalearn.functional.precision import slowdown
+from metalearn.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When the shell validates, saves, records and stops; in steps, `seconds` in seconds.
+
+    seconds: of training, validation included; None for no limit. patience: validations without a
+    new best. keep: newest checkpoints that are kept, beside the best. workers: threads that make
+    the coming batches; None for 1 beside a GPU and 0 on a CPU.
+    """
+
+    steps: int
+    validate_every: int
+    checkpoint_every: int
+    record_every: int = 1
+    keep: int = 2
+    seconds: float | None = None
+    patience: int | None = None
+    workers: int | None = None
+
+
+@dataclass
+class Position:
+    """Where a run stands: `step` steps are done, and the weights of `best_step` are selected.
+
+    seconds: of training so far. commit: of the code that began the run.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float | None = None
+    seconds: float = 0.0
+    wandb_id: str | None = None
+    commit: str | None = None
+
+    def dump(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return asdict(self)
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `dump` returned."""
+        for part in fields(self):
+            setattr(self, part.name, saved[part.name])
+
+
+class Validation(NamedTuple):
+    """score: what selection maximises; NaN for none. record: more scalars of this step.
+
+    last: the newest weights are selected, whatever the scores.
+    """
+
+    score: float
+    record: Mapping[str, float] = {}
+    last: bool = False
+
+
+class Stage(Protocol):
+    """One kind of training: what it learns, and how.
+
+    unit, size: what a step trains on and how many of them, as in 16 "tasks".
+    """
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def pace(self) -> Pace: ...
+
+    def begin(self, folder: Path, console: Console) -> None:
+        """What is to be chosen or told before the first step of this process."""
+        ...
+
+    def batches(self, steps: range, workers: int) -> Generator[Any, None, None]:
+        """The batches of `steps`, counted from 0, made ahead by so many threads."""
+        ...
+
+    def step(self, number: int, batch: Any, tracker: Tracker) -> Mapping[str, Tensor | float]:
+        """Step `number`, counted from 1; returns its scalars, which may still be on the device."""
+        ...
+
+    def check(self, values: Mapping[str, float], number: int) -> None:
+        """Raise UsageError where the scalars of a step say that the run is lost."""
+        ...
+
+    def validate(self, number: int, tracker: Tracker) -> Validation:
+        """Measure the weights after step `number`."""
+        ...
+
+    def select(self) -> None:
+        """Keep a copy of the weights as they are now: the best so far."""
+        ...
+
+    def dump(self) -> dict[str, Any]:
+        """Everything that changes during training, tensors and plain values mixed."""
+        ...
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `dump` returned. Raises KeyError where something is missing."""
+        ...
+
+    def finish(
+        self, config: Mapping[str, Any], position: Position, folder: Path, tracker: Tracker
+    ) -> dict[str, Any]:
+        """Test the selected weights, and write all that the run leaves behind; the result."""
+        ...
+
+    def table(self, result: Mapping[str, Any]) -> Table:
+        """A result for people."""
+        ...
+
+
+_EMULATED = 2.0  # times float32
+
+
+def warn_of_emulation(precision: str, device: torch.device, console: Console) -> None:
+    """Say so where the device computes in `precision` more slowly than in float32."""
+    if (times := slowdown(precision, device)) > _EMULATED:
+        console.print(
+            f"precision={precision}: this processor takes {times:.0f} times as long for it as "
+            "for fp32",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
