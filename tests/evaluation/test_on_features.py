@@ -158,9 +158,9 @@ def conv4(norm: str, outputs: int | None) -> torch.nn.Module:
 @pytest.mark.parametrize(
     ("make", "once"),
     [
-        (lambda: ProtoNet(conv4("frozen", None), "cosine", 0.1, True), True),
+        (lambda: ProtoNet(conv4("frozen", None), "cosine", 0.005, True), True),
         (lambda: R2D2(conv4("group", None)), True),
-        (lambda: SoftKMeans(conv4("frozen", None)), True),
+        (lambda: SoftKMeans(conv4("frozen", None), temperature=1e-3), True),
         (lambda: ANIL(conv4("frozen", WAYS), 2, sgd(0.3)), True),
         (lambda: ANIL(conv4("transductive", WAYS), 2, sgd(0.3)), False),
         (lambda: ProtoNet(conv4("support", None)), False),
