@@ -4,10 +4,19 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-TARGETS = {"metalearn.adaptation": "metalearn.backbones.adaptation"}
-"""Modules that have moved: a `_target_` in the old one is looked for in the new one."""
+TARGETS = {
+    "metalearn.adaptation": "metalearn.backbones.adaptation",
+    "metalearn.gradients.Reptile": "metalearn.gradients.Displacement",
+}
+"""Targets, and modules with all that is in them, that have moved or have another name."""
 
-KEYS: dict[str, str | None] = {"division": "held_out", "schedule.least": "schedule.min_factor"}
+KEYS: dict[str, str | None] = {
+    "division": "held_out",
+    "schedule.least": "schedule.min_factor",
+    "gradient.batching": None,  # of the engine, which stands beside it
+    "gradient.precision": None,
+    "gradient.capture": None,
+}
 """Keys that have another name, by their dotted path; None for one that is gone."""
 
 
@@ -61,5 +70,5 @@ def _found(value: Any, targets: Mapping[str, str]) -> Any:
     new = {key: _found(item, targets) for key, item in value.items()}
     if isinstance(path := new.get("_target_"), str):
         module, _, name = path.rpartition(".")
-        new["_target_"] = f"{targets.get(module, module)}.{name}"
+        new["_target_"] = targets.get(path, f"{targets.get(module, module)}.{name}")
     return new
