@@ -21,6 +21,7 @@ from metalearn.engine.strategy import Strategy, check_algorithm
 from metalearn.engine.task import Run, Task, TaskGradient
 from metalearn.errors import UsageError
 from metalearn.functional.precision import Precision, check_precision, computing_in, outer_scale
+from metalearn.functional.torch_private import same_layout
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Meta, MetaGradients, Metrics
 
@@ -130,7 +131,7 @@ def over_tasks(
             run, options = Execution(compile=plan.compile), {"gradient": gradient, "plan": plan}
             if plan.compile and strategy.capture == "none" and tasks.seed is None:
                 code, tensors = run.compiled(at_once, algo, meta, tasks, **options)
-                if serves := _guard(tensors):
+                if serves := same_layout(tensors):
                     ready = all(map(operator.is_, tensors, code.laid_out(tensors)))
                     called = code.ready if ready else code
                     device = x.device
@@ -171,18 +172,6 @@ _steps: WeakKeyDictionary[Any, dict[Any, list[CompiledStep]]] = WeakKeyDictionar
 """By algorithm, and what may differ between calls beside the tensors: to decide how they are run,
 and to find what was compiled for it, would take as long as a small network's step."""
 _MOST_STEPS = 7  # others that are kept, the last ones first
-
-
-def _guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
-    """Whether others have the types, shapes and strides of `tensors`, in less than a microsecond:
-    what torch's own compiler asks by. None where this version of torch has it no more."""
-    try:
-        from torch._C._dynamo.guards import TensorGuards
-
-        # It crashes where these are left out.
-        return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
-    except (ImportError, TypeError):
-        return None
 
 
 def _tensors(meta: Meta, episodes: Episodes) -> list[Tensor]:

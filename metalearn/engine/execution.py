@@ -13,7 +13,7 @@ from metalearn import tree
 from metalearn.engine.compiler import Compiled, compiled
 from metalearn.engine.lowering import unfolding
 from metalearn.engine.task import Task
-from metalearn.functional.norms import fused_norms
+from metalearn.functional.norm_functions import fused_norms
 from metalearn.functional.precision import mode
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Meta

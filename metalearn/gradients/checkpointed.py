@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.func import grad, vjp
-from torch.utils import _pytree as pytree
 
 from metalearn.engine.batching import over_tasks
 from metalearn.engine.strategy import Batching, Capture
 from metalearn.engine.task import Run, Task
 from metalearn.functional.precision import Precision
+from metalearn.functional.torch_private import pytree
 from metalearn.gradients.steps import judged
 from metalearn.inner.loop import inner_step
 from metalearn.inner.protocol import MetaAlgorithm

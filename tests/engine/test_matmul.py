@@ -11,8 +11,8 @@ from metalearn.engine.compiler import Compiled
 from metalearn.engine.matmul import large_product, product, small_product
 from metalearn.gradients import Adjoint
 from metalearn.inner import sgd
+from tests.engine.test_lowering import orders, random, same
 from tests.tasks import generator
-from tests.test_kernels import orders, random, same
 
 # torch's own formulas for forward mode use what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from metalearn import Episodes, tree
 from metalearn.gradients import Implicit
-from tests.gradients.test_gpu import CASES, STRATEGIES, built, episodes
+from tests.engine.test_gpu import CASES, STRATEGIES, built, episodes
 
 COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 MAKERS = {torch.tensor, torch.as_tensor, Tensor.new_tensor}

@@ -10,8 +10,8 @@ from metalearn.engine.lowering import compiling
 from metalearn.functional import pure
 from metalearn.functional.conv_batch_norm import centred_patches, patch_moments, seen
 from metalearn.functional.norms import BatchNorm
+from tests.engine.test_lowering import orders, random, same
 from tests.tasks import generator
-from tests.test_kernels import orders, random, same
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")
 

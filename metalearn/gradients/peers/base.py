@@ -17,7 +17,8 @@ from metalearn import tree
 from metalearn.algorithms.maml import MAML
 from metalearn.engine.plan import Batching
 from metalearn.errors import UsageError
-from metalearn.functional.norms import BatchNorm, fused_norms
+from metalearn.functional.norm_functions import fused_norms
+from metalearn.functional.norms import BatchNorm
 from metalearn.functional.precision import Precision, computing_in
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import InnerRule
