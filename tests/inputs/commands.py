@@ -360,7 +360,7 @@ def process(*words: str) -> "subprocess.Popen[str]":
 
 
 def finished(process: "subprocess.Popen[str]") -> Outcome:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     return Outcome(process.returncode, out, err)
 
 
@@ -368,7 +368,7 @@ def killed(place: Place) -> Outcome:
     """Two prepare the same data; the one that writes is killed, the one that waits takes over.
     What it made is verified."""
     first = process("data", "prepare")
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not list(place.cache.glob(".*.building-*/images.npy")):
         assert time.monotonic() < deadline and first.poll() is None, "too late to kill it"
         time.sleep(0.02)

@@ -24,6 +24,6 @@ def test_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: got.append(pipe.read_text()), daemon=True)
     reader.start()
     write_atomic(pipe, "told")
-    reader.join(10)
+    reader.join(60)
     assert got == ["told"] and pipe.is_fifo()
     assert [p.name for p in tmp_path.iterdir()] == ["pipe"]

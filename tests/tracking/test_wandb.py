@@ -3,6 +3,7 @@ import math
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -48,7 +49,7 @@ def history(path):
 def recorded(folder):
     """The file of a finished run, whole: wandb's own process may still be writing its end."""
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    end = time.monotonic() + 10
+    end = time.monotonic() + 300
     while time.monotonic() < end:
         if any(r.WhichOneof("record_type") == "exit" for r in wandb_records(path)):
             break
@@ -168,22 +169,39 @@ def test_disabled_does_nothing_and_does_not_import_wandb(tmp_path):
         "assert tracker.start(RunInfo('n', Path(sys.argv[1]), {}, None, 0, 9)) == {}\n"
         "tracker.scalars(1, {'loss': 1.0})\ntracker.close()\nassert 'wandb' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=600)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_call_does_not_wait_for_wandb(tmp_path):
-    tracker = Tracker([JsonLines(), WandB("offline", warn=pytest.fail)])
+def test_a_call_does_not_wait_for_wandb(tmp_path, monkeypatch):
+    """While W&B has not even started, every record is taken, and none is lost."""
+    opened, opening = WandB._open, threading.Event()
+
+    def held(sink, *arguments):
+        assert opening.wait(300)
+        return opened(sink, *arguments)
+
+    monkeypatch.setattr(WandB, "_open", held)
+    tracker = Tracker([JsonLines(), WandB("offline", finish_timeout=300, warn=pytest.fail)])
     tracker.start(RunInfo("n", tmp_path, {}, None, 0, 200))
-    spent = []
     for step in range(1, 201):
-        begin = time.perf_counter()
         tracker.scalars(step, {"loss": 0.5})
         tracker.episodes(step, "train", {"accuracy": [0.5] * 16, "loss": [0.5] * 16})
-        spent.append(time.perf_counter() - begin)
+    opening.set()  # a call that waited for W&B would not have let us come here
     tracker.close()
-    assert sorted(spent)[100] < 2e-3
     assert len(history(recorded(tmp_path))) == 200 * 17
+
+
+def test_a_call_costs_little(tmp_path):
+    """In time of this thread's processor, which other programs do not lengthen."""
+    sink = WandB("offline", finish_timeout=300, warn=pytest.fail)
+    sink.start(RunInfo("n", tmp_path, {}, None, 0, 200))
+    begin = time.thread_time()
+    for step in range(1, 201):
+        sink.scalars(step, {"loss": 0.5})
+        sink.episodes(step, "train", {"accuracy": [0.5] * 16, "loss": [0.5] * 16})
+    assert (time.thread_time() - begin) / 200 < 1e-3
+    sink.close("finished")
 
 
 def test_rows_of_training_episodes_can_be_left_out(tmp_path):
