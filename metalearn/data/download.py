@@ -1,6 +1,5 @@
 """Downloads that resume, are checked, and appear under their name only when whole."""
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -13,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import lock_descriptor
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -223,7 +223,7 @@ def _turn(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks: the checksum is still there
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock_descriptor(handle)
         yield
     finally:
         os.close(handle)

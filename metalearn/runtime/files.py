@@ -1,15 +1,17 @@
 """Files that are whole or absent, where they are kept, and floats that JSON has no number for."""
 
-import fcntl
+import errno
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+from filelock import FileLock
 
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -25,18 +27,18 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 
     Where the file system knows no locks nobody waits.
     """
-    while True:
-        with path.open("w") as file:
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-            # Whoever held it has removed it: then this is no longer the file that others see.
-            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+    # Never a file that stands for a lock (fallback_to_soft): a killed process would leave it held.
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: who waits looks for the file anew
+        lock.release()
 
 
 def write_atomic(path: Path | str, content: str | bytes) -> None:

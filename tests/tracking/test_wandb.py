@@ -59,7 +59,7 @@ def recorded(folder):
 
 def test_offline_records_everything(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    sink = WandB("offline", warn=pytest.fail)
+    sink = WandB("offline", finish_timeout=300, warn=pytest.fail)
     run = RunInfo("my run", tmp_path, {"inner": {"rate": 0.1}}, "c0ffee", seed=3, steps=2)
     identity = sink.start(run)["wandb_id"]
     assert len(identity) == 8
@@ -103,7 +103,7 @@ def test_offline_records_everything(tmp_path, monkeypatch):
 
 def test_a_table_is_recorded_offline(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    tracker = Tracker([JsonLines(), WandB("offline", warn=pytest.fail)])
+    tracker = Tracker([JsonLines(), WandB("offline", finish_timeout=300, warn=pytest.fail)])
     tracker.start(RunInfo("n", tmp_path, {}, None, seed=0, steps=0))
     rows = [["protonet", 0.5, True], ["maml", None, False]]
     tracker.table("comparison", ["method", "accuracy", "best"], rows)
@@ -129,7 +129,7 @@ def test_without_a_key_online_goes_offline_in_one_line_and_a_resumed_run_keeps_i
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.invalid")
     warnings = []
-    sink = WandB("online", warn=warnings.append)
+    sink = WandB("online", finish_timeout=300, warn=warnings.append)
     run = RunInfo("n", tmp_path, {}, None, seed=0, steps=9, resume_step=4, wandb_id="abcd1234")
     assert sink.start(run) == {"wandb_id": "abcd1234"}
     sink.scalars(5, {"loss": 0.5})
@@ -145,7 +145,7 @@ def test_without_a_key_online_goes_offline_in_one_line_and_a_resumed_run_keeps_i
 
 def test_a_sweep_agent_names_the_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "sweep001")
-    sink = WandB("offline", warn=pytest.fail)
+    sink = WandB("offline", finish_timeout=300, warn=pytest.fail)
     assert sink.start(RunInfo("n", tmp_path, {}, None, 0, 9)) == {"wandb_id": "sweep001"}
     sink.close("interrupted")
     assert recorded(tmp_path).name == "run-sweep001.wandb"
@@ -153,7 +153,7 @@ def test_a_sweep_agent_names_the_run(tmp_path, monkeypatch):
 
 def test_records_that_wandb_refuses_do_not_raise(tmp_path):
     warnings = []
-    sink = WandB("offline", warn=warnings.append)
+    sink = WandB("offline", finish_timeout=300, warn=warnings.append)
     sink.start(RunInfo("n", tmp_path, {}, None, 0, 9))
     sink.scalars("one", {3: object()})  # type: ignore[arg-type]
     sink.scalars(2, {"loss": 0.5})
@@ -205,7 +205,7 @@ def test_a_call_costs_little(tmp_path):
 
 
 def test_rows_of_training_episodes_can_be_left_out(tmp_path):
-    sink = WandB("offline", train_episodes=False, warn=pytest.fail)
+    sink = WandB("offline", train_episodes=False, finish_timeout=300, warn=pytest.fail)
     sink.start(RunInfo("n", tmp_path, {}, None, 0, 9))
     sink.episodes(1, "train", {"accuracy": [0.5] * 16})
     sink.scalars(1, {"loss": 0.5})
