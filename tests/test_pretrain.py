@@ -80,9 +80,9 @@ def test_a_mistake_is_one_line(overrides: str, workplace: Path) -> None:
 
 
 def test_a_split_without_classes_is_one_line(workplace: Path) -> None:
-    from tests.inputs.files import write_pictures
+    from tests.inputs.files import write_images
 
-    write_pictures(workplace / "pets", *(f"c{c}" for c in range(10)))
+    write_images(workplace / "pets", *(f"c{c}" for c in range(10)))
     asked = ["dataset=folder", "dataset.root=pets", "dataset.size=16", "division.val=0"]
     asked += ["dataset.fractions=[0.5,0,0.5]", "division.test=0", "training.batch_size=4"]
     small = [word for word in SMALL if not word.startswith(("dataset.", "training.batch"))]

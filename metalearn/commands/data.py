@@ -15,7 +15,7 @@ from metalearn.data import ImageDataset, Mixture
 from metalearn.data.store import verify as verify_store
 from metalearn.episodes import FewShotEpisodes, Manifest, MixedEpisodes, write_manifest
 from metalearn.episodes.sheet import class_sheet, episode_sheet
-from metalearn.episodes.source import described
+from metalearn.episodes.source import describe_shape
 from metalearn.errors import UsageError
 
 
@@ -112,8 +112,8 @@ def manifest(config: Mapping[str, Any], console: Console, out: str | None = None
         raise UsageError(_unwritable(path, error)) from None
     shape = listed.source.shape
     console.print(
-        f"{path}: {listed.episodes} episodes, {described(shape)}, {shape[-1]} queries a class, "
-        f"hash {listed.hash}",
+        f"{path}: {listed.episodes} episodes, {describe_shape(shape)}, {shape[-1]} queries a "
+        f"class, hash {listed.hash}",
         soft_wrap=True,
         highlight=False,
     )

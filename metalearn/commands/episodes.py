@@ -11,9 +11,9 @@ from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid
 from metalearn.episodes import (
     Augmentation,
     EpisodeSource,
+    ImageTransform,
     Manifest,
-    Preparation,
-    PreparedEpisodes,
+    TransformedEpisodes,
     make_episodes,
     read_manifest,
 )
@@ -107,9 +107,9 @@ def changes(config: Mapping[str, Any]) -> dict[str, Augmentation | None]:
     }
 
 
-def preparation(config: Mapping[str, Any]) -> Preparation:
+def preparation(config: Mapping[str, Any]) -> ImageTransform:
     """What is done to the images of every episode."""
-    return Preparation(**(config.get("images") or {}))
+    return ImageTransform(**(config.get("images") or {}))
 
 
 def prepared(
@@ -123,7 +123,7 @@ def prepared(
     if not isinstance(dataset, Images):
         raise UsageError("images is for images; use images=as_they_are")
     how.shape(dataset.image_shape)
-    return PreparedEpisodes(source, how)
+    return TransformedEpisodes(source, how)
 
 
 def _held_on(config: Mapping[str, Any], dataset: Images | Curves) -> torch.device | None:

@@ -36,13 +36,13 @@ class Classes(NamedTuple):
         return [f"{n}/rot{90 * t:03d}" for n, t in zip(names, self.quarter_turns, strict=True)]
 
 
-def unturned(index: np.ndarray) -> Classes:
+def without_rotations(index: np.ndarray) -> Classes:
     """The classes `index` [C] as they are."""
     index = np.asarray(index, dtype=np.int64)
     return Classes(index, np.zeros_like(index))
 
 
-def turned(index: np.ndarray) -> Classes:
+def with_rotations(index: np.ndarray) -> Classes:
     """Each of the classes `index` [C] in its four rotations, side by side: [4C]."""
     index = np.asarray(index, dtype=np.int64)
     return Classes(np.repeat(index, 4), np.tile(np.arange(4, dtype=np.int64), len(index)))

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from metalearn.data.class_splits import by_fractions, from_files
-from metalearn.data.dataset import SPLITS, Classes, ImageDataset, unturned
+from metalearn.data.dataset import SPLITS, Classes, ImageDataset, without_rotations
 from metalearn.data.image_files import (
     Files,
     Fit,
     by_class,
     is_grey,
     open_files,
-    picture,
     pixels,
+    read_image,
     shared_folders,
 )
-from metalearn.data.kept import add_file
+from metalearn.data.paths import hash_file
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 from metalearn.runtime.files import cache_folder
@@ -87,7 +87,7 @@ def folder(
         if store is None:
             depth = channels or _channels(files, classes)
             blocks = (
-                np.stack([pixels(picture(files, n), size, depth, fit, invert) for n in names])
+                np.stack([pixels(read_image(files, n), size, depth, fit, invert) for n in names])
                 for names in classes.values()
             )
             store = build_store(kept, path.stem, list(classes), blocks)
@@ -129,23 +129,23 @@ def _by_top(store: ImageStore, owners: list[str]) -> dict[str, Classes]:
                 "splits have different classes: use dataset.root on one of these folders"
             )
     where = np.array(owners)
-    return {split: unturned(np.flatnonzero(where == split)) for split in SPLITS}
+    return {split: without_rotations(np.flatnonzero(where == split)) for split in SPLITS}
 
 
 def _channels(files: Files, classes: Mapping[str, Sequence[str]]) -> int:
-    return 1 if all(is_grey(picture(files, names[0])) for names in classes.values()) else 3
+    return 1 if all(is_grey(read_image(files, names[0])) for names in classes.values()) else 3
 
 
 def _digest(path: Path, files: Files, classes: Mapping[str, Sequence[str]], settings: str) -> str:
     """Of what decides the store's content: names, sizes and times of the files, the settings."""
     total = hashlib.sha256(f"{settings}\n".encode())
     if path.is_file():
-        add_file(total, path)
+        hash_file(total, path)
     for names in classes.values():
         for name in names:
             total.update(f"{name}\n".encode(errors="surrogateescape"))
             if path.is_dir():
-                add_file(total, path / name)
+                hash_file(total, path / name)
     return total.hexdigest()
 
 

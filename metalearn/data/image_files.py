@@ -119,7 +119,7 @@ def shared_folders(labels: Sequence[str]) -> str:
     return "/".join(first) + "/" if first else ""
 
 
-def picture(files: Files, name: str) -> Image.Image:
+def read_image(files: Files, name: str) -> Image.Image:
     """The picture `name`, upright, whatever it is made of. Raises DataError where it is none."""
     data = files.read(name)
     kind = FORMATS[PurePosixPath(name).suffix.lower()]

@@ -13,15 +13,14 @@ import numpy as np
 
 from metalearn.data.class_splits import packaged
 from metalearn.data.dataset import ImageDataset
-from metalearn.data.image_files import Files, by_class, open_files, picture, pixels
-from metalearn.data.kept import kept
-from metalearn.data.paths import Source, forms, own_images
+from metalearn.data.image_files import Files, by_class, open_files, pixels, read_image
+from metalearn.data.paths import Source, image_folder_names, store_folder, user_images
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 
 VERSION = 1  # raise it whenever a change below changes a pixel
 CLASSES, EXAMPLES = 100, 600
-SOURCE = Source("yours", f"mini_imagenet-v{VERSION}", forms("mini_imagenet"))
+SOURCE = Source("yours", f"mini_imagenet-v{VERSION}", image_folder_names("mini_imagenet"))
 WNID = re.compile(r"n\d{8}")
 
 
@@ -39,11 +38,11 @@ def mini_imagenet(
     """
     if size < 1:
         raise DataError(f"mini_imagenet: size must be 1 or more, not {size}")
-    folder = kept(root, f"{SOURCE.store}-{size}px", archive)
+    folder = store_folder(root, f"{SOURCE.store}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)
     else:
-        path = Path(archive).expanduser() if archive else own_images("mini_imagenet")
+        path = Path(archive).expanduser() if archive else user_images("mini_imagenet")
         store = decode(path, folder, size)
     return ImageDataset("mini_imagenet", store, packaged(store, "mini_imagenet"))
 
@@ -62,7 +61,9 @@ def decode(
                 "give miniImageNet's own images"
             )
         blocks = (
-            np.stack([pixels(picture(files, n), size, 3, "stretch") for n in sorted(found[wnid])])
+            np.stack(
+                [pixels(read_image(files, n), size, 3, "stretch") for n in sorted(found[wnid])]
+            )
             for wnid in sorted(found)
         )
         return build_store(folder, "mini_imagenet", sorted(found), blocks)

@@ -13,11 +13,11 @@ class Sizes(Protocol):
     """Ways and shots drawn anew for every episode, from `rng.random` alone: unlike numpy's other
     draws it stays the same from version to version."""
 
-    def least_ways(self, most: int) -> int:
+    def fewest_ways(self, most: int) -> int:
         """The fewest ways of an episode of at most `most`."""
         ...
 
-    def least_examples(self, queries: int) -> int:
+    def min_examples(self, queries: int) -> int:
         """How many examples every class must have, for at most `queries` queries of it."""
         ...
 
@@ -59,7 +59,7 @@ class MetaDatasetSizes:
                 f"{self.max_class_support} 1 or more"
             )
 
-    def least_ways(self, most: int) -> int:
+    def fewest_ways(self, most: int) -> int:
         """`min_ways`. Raises UsageError where an episode may not have so many."""
         if not self.min_ways <= most <= self.max_support:
             raise UsageError(
@@ -68,7 +68,7 @@ class MetaDatasetSizes:
             )
         return self.min_ways
 
-    def least_examples(self, queries: int) -> int:
+    def min_examples(self, queries: int) -> int:
         """One support example and one query."""
         return 2
 
@@ -112,11 +112,11 @@ class ImbalancedSizes:
         if self.kind not in ("linear", "step", "random"):
             raise UsageError(f"sampling.sizes: kind={self.kind!r} must be linear, step or random")
 
-    def least_ways(self, most: int) -> int:
+    def fewest_ways(self, most: int) -> int:
         """Ways do not vary."""
         return most
 
-    def least_examples(self, queries: int) -> int:
+    def min_examples(self, queries: int) -> int:
         """`high` support examples and the queries."""
         return self.high + queries
 

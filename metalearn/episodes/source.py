@@ -38,7 +38,7 @@ class EpisodeSource(Protocol):
         ...
 
 
-def described(shape: tuple[int | None, int | None, int]) -> str:
+def describe_shape(shape: tuple[int | None, int | None, int]) -> str:
     """The shape of a source's episodes in words."""
     ways, shots, _ = shape
     if ways is None:

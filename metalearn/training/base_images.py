@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from metalearn.data import ImageDataset
-from metalearn.episodes import Augmentation, Preparation
-from metalearn.episodes.augment import NUMBERS
+from metalearn.episodes import Augmentation
+from metalearn.episodes import ImageTransform as Preparation
+from metalearn.episodes.augmentation import NUMBERS
 from metalearn.episodes.gather import scaled
 from metalearn.episodes.prefetch import prefetched
-from metalearn.episodes.randaugment import sent
+from metalearn.episodes.randaugment import to_device as sent
 from metalearn.episodes.source import generator
 from metalearn.errors import UsageError
 from metalearn.training.held_out_split import SPLIT, Part

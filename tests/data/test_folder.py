@@ -10,7 +10,7 @@ from PIL import Image
 
 from metalearn.data import DataError, ImageDataset, folder
 from tests.inputs.files import cut, damage, loose, unreadable, vast
-from tests.inputs.files import write_pictures as write
+from tests.inputs.files import write_images as write
 
 SPLITS = ("train", "val", "test")
 

@@ -6,7 +6,7 @@ import torch
 
 from metalearn.commands import episodes as build
 from metalearn.data import Classes, ImageDataset, Sinusoid
-from metalearn.data.dataset import unturned
+from metalearn.data.dataset import without_rotations
 from metalearn.episodes import FewShotEpisodes, Manifest, make_episodes
 from metalearn.episodes.few_shot import smallest
 from metalearn.episodes.gather import scaled
@@ -23,7 +23,7 @@ devices = pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=gpu
 def odd(tiny: ImageDataset) -> ImageDataset:
     """The store of `tiny` with classes out of order, and other turns in each split."""
     splits = {
-        "train": unturned(np.array([11, 3, 7])),
+        "train": without_rotations(np.array([11, 3, 7])),
         "val": Classes(np.array([9, 2, 9]), np.array([3, 1, 1])),
         "test": Classes(np.array([10, 10]), np.array([0, 3])),
     }

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.command import FAST, Outcome, metalearn
 from tests.inputs import files
 from tests.inputs.case import Case, Place
-from tests.inputs.files import png_claiming, write_pictures
+from tests.inputs.files import png_claiming, write_images
 from tests.inputs.server import serving
 
 SMALL = ("dataset=glyphs", "dataset.classes=24", "dataset.size=8")
@@ -34,7 +34,7 @@ def pets(
     """`data prepare dataset=folder` on three class folders, spoilt."""
 
     def ready(place: Place) -> None:
-        write_pictures(place.user / "pets", "cat", "cow", "dog")
+        write_images(place.user / "pets", "cat", "cow", "dog")
         if spoil:
             spoil(place.user / "pets")
 
@@ -73,7 +73,7 @@ def only(*labels: str) -> Callable[[Path], object]:
             for file in folder.iterdir():
                 file.unlink()
             folder.rmdir()
-        write_pictures(root, *labels)
+        write_images(root, *labels)
 
     return spoil
 
@@ -342,7 +342,7 @@ PRETRAIN = [
             *("pretrain", "dataset=folder", "dataset.root=pets", "dataset.size=8"),
             *("dataset.fractions=[0.5,0,0.5]", "division.val=0", "division.test=0"),
         ),
-        lambda place: write_pictures(place.user / "pets", *(f"c{c}" for c in range(10))),
+        lambda place: write_images(place.user / "pets", *(f"c{c}" for c in range(10))),
     ),
 ]
 

@@ -20,7 +20,7 @@ from metalearn.commands.backbone import build_module
 from metalearn.commands.comparison.plan import Plan
 from metalearn.commands.episodes import build_dataset, preparation
 from metalearn.data import ImageDataset
-from metalearn.episodes import FewShotEpisodes, Manifest, PreparedEpisodes
+from metalearn.episodes import FewShotEpisodes, Manifest, TransformedEpisodes
 from metalearn.episodes.gather import scaled
 from metalearn.errors import UsageError
 from metalearn.evaluation.features import Change, FeatureEpisodes, extract, used
@@ -97,7 +97,7 @@ class Setting:
     def images(self, shots: int, split: str, episodes: int) -> Manifest:
         """Episodes of images as the network sees them."""
         source, how = self.source(shots), preparation(self.plan.config)
-        prepared = source if how.nothing else PreparedEpisodes(source, how)
+        prepared = source if how.nothing else TransformedEpisodes(source, how)
         return Manifest(prepared, split, episodes)
 
     def network(self, node: dict[str, Any]) -> Network:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.mixed import MixedEpisodes
-from metalearn.episodes.pixels import erased_, jittered_, turned, window
-from metalearn.episodes.randaugment import STRONGEST, randaugment, sent
+from metalearn.episodes.pixels import crop_and_flip, erase_, jitter_, rotated
+from metalearn.episodes.randaugment import STRONGEST, randaugment, to_device
 from metalearn.episodes.source import EpisodeSource, generator
 from metalearn.errors import UsageError
 from metalearn.types import Batch, Episodes
@@ -26,7 +26,7 @@ class Augmentation:
     """What is done to images `[B, C, H, W]` in [0, 1], in this order.
 
     turn: each class of an episode by a random quarter turn, the same for support and queries.
-    crop: a window of the image's size out of the image in a frame of so many black pixels.
+    crop: a crop_and_flip of the image's size out of the image in a frame of so many black pixels.
     flip: probability of a mirror image, left for right.
     randaugment: how many of RandAugment's operations (Cubuk et al. 2020), of strength `magnitude`,
         0 to 30.
@@ -75,18 +75,18 @@ class Augmentation:
         """
         given = x
         if self.turn:
-            x = turned(x, turns)
+            x = rotated(x, turns)
         if self.crop or self.flip:
-            x = window(x, self.crop, numbers[:, 0:2], numbers[:, 2] < self.flip)
+            x = crop_and_flip(x, self.crop, numbers[:, 0:2], numbers[:, 2] < self.flip)
         if self.randaugment:
             assert draws is not None, "RandAugment needs draws"
             x = randaugment(x, self.magnitude, draws[: self.randaugment])
         if x is given and (self.jitter or self.erase):
             x = x.clone()  # the source's own
         if self.jitter:
-            jittered_(x, 1 + self.jitter * (2 * numbers[:, 3:6] - 1))
+            jitter_(x, 1 + self.jitter * (2 * numbers[:, 3:6] - 1))
         if self.erase:
-            erased_(x, numbers[:, 6] < self.erase, numbers[:, 7:10], numbers[:, 10])
+            erase_(x, numbers[:, 6] < self.erase, numbers[:, 7:10], numbers[:, 10])
         return x
 
 
@@ -131,7 +131,7 @@ class AugmentedEpisodes:
                 numbers[part][task, : sizes[part][task]] = each[there]
                 rolls[part][:, task, : sizes[part][task]] = roll[:, there]
         device = drawn.support.x.device
-        turn = sent(np.stack(turns), device)
+        turn = to_device(np.stack(turns), device)
 
         def changed(batch: Batch, how: Augmentation | None, part: int) -> Batch:
             if how is None:
@@ -139,7 +139,7 @@ class AugmentedEpisodes:
             x = how(
                 batch.x.flatten(0, 1),
                 turn.gather(1, batch.y).flatten(),
-                sent(numbers[part], device).flatten(0, 1),
+                to_device(numbers[part], device).flatten(0, 1),
                 rolls[part].reshape(rounds, batch.y.numel(), 2),
             )
             return batch._replace(x=x.view_as(batch.x))

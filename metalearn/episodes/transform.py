@@ -16,7 +16,7 @@ from metalearn.types import Episodes
 
 
 @dataclass(frozen=True)
-class Preparation:
+class ImageTransform:
     """What is done to images `[B, C, H, W]`, in this order. None leaves them as they are.
 
     size: resized to `size x size`, bilinear and antialiased, whatever their sides were.
@@ -44,7 +44,7 @@ class Preparation:
     @property
     def nothing(self) -> bool:
         """Whether images stay as they are."""
-        return self == Preparation()
+        return self == ImageTransform()
 
     def shape(self, given: Sequence[int]) -> tuple[int, int, int]:
         """`(C, H, W)` of what was `given` (C, H, W). Raises UsageError where they do not fit."""
@@ -79,11 +79,11 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class PreparedEpisodes:
+class TransformedEpisodes:
     """The episodes of `source`, their images prepared: an `EpisodeSource`."""
 
     source: EpisodeSource
-    preparation: Preparation
+    preparation: ImageTransform
 
     @property
     def shape(self) -> tuple[int | None, int | None, int]:
