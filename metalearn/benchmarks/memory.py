@@ -26,12 +26,12 @@ STRATEGIES = tuple(
 
 
 class PeakBytes(TorchDispatchMode):
-    """The most bytes that storages other than the `given` held at once."""
+    """The peak of the bytes in tensor storages, other than those of `excluded`."""
 
-    def __init__(self, *given: torch.Tensor):
+    def __init__(self, *excluded: torch.Tensor):
         super().__init__()
         self.live = self.peak = 0
-        self.known = {storage_key(tensor.untyped_storage()) for tensor in given}
+        self.known = {storage_key(tensor.untyped_storage()) for tensor in excluded}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         outputs = func(*args, **(kwargs or {}))
@@ -68,8 +68,8 @@ def measure(cell: Cell, name: str, device: str = "cpu") -> dict[str, Any]:
     if device == "cuda":
         peak = peak_growth(device, lambda: gradient(algo, meta, tasks))
     else:
-        given = [t for t in pytree.tree_leaves((meta, tasks)) if isinstance(t, torch.Tensor)]
-        with PeakBytes(*given) as counter:
+        inputs = [t for t in pytree.tree_leaves((meta, tasks)) if isinstance(t, torch.Tensor)]
+        with PeakBytes(*inputs) as counter:
             gradient(algo, meta, tasks)
         peak = counter.peak
     weights = sum(w.numel() * w.element_size() for w in meta["init"].values())

@@ -118,7 +118,7 @@ def prepared(
     """`source` with its images prepared. Raises UsageError where it has none, or where what is
     asked for does not fit them."""
     how = preparation(config)
-    if how.nothing:
+    if how.is_identity:
         return source
     if not isinstance(dataset, Images):
         raise UsageError("images is for images; use images=as_they_are")

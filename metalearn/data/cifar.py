@@ -1,6 +1,6 @@
 """CIFAR-100 (Krizhevsky 2009) as CIFAR-FS and FC100: 100 classes of 600 images, 32x32 in colour.
 
-Both pool CIFAR's training and test images, and differ in how they part the classes; they share
+Both pool CIFAR's training and test images, and differ in their class splits; they share
 one store.
 """
 

@@ -1,4 +1,4 @@
-"""Which classes train, validate and test, and their superclasses: lists in files, or fractions."""
+"""Class splits and superclasses: lists in files, or random fractions."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ def packaged(
 
 
 def from_files(store: ImageStore, folder: Path) -> dict[str, Classes]:
-    """The user's own `train.txt`, `val.txt` and `test.txt` in `folder`: a class name a line.
+    """The lists `train.txt`, `val.txt` and `test.txt` in `folder`: a class name on each line.
 
     Raises DataError for a missing list and for a name that the store lacks.
     """
@@ -65,7 +65,7 @@ def by_fractions(store: ImageStore, fractions: Sequence[float], seed: int) -> di
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:
-    """0 ... count - 1 in an order that depends on `seed` alone. Raises DataError below 0."""
+    """A permutation of 0 ... count - 1 by `seed`. Raises DataError for a seed below 0."""
     if seed < 0:
         raise DataError(f"seed={seed} must be 0 or more")
     rng = np.random.Generator(np.random.PCG64(seed))

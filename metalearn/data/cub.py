@@ -26,8 +26,8 @@ def cub(root: Path | None = None, archive: Path | None = None, size: int = 84) -
     """CUB, 100/50/50 species, the middle square at [3, size, size].
 
     The split is that of Chen et al. 2019: of the species in order, every second trains, and the
-    others validate and test in turns. archive: `CUB_200_2011.tgz`, or a folder or zip of the same
-    files; by default it is found in `cub/` of the data folder, or downloaded to `root` (the cache
+    others alternate between val and test. archive: `CUB_200_2011.tgz`, or a folder or zip of the
+    same files; by default it is found in `cub/` of the data folder, or downloaded to `root` (the cache
     folder), where the decoded images stay, apart for an archive that is given, by its path and
     the sizes and times of its files. Raises DataError where it cannot be had, or is no CUB.
     """
@@ -59,7 +59,7 @@ def find_archive(root: Path) -> Path:
 
 
 def decode(path: Path, folder: Path, size: int, classes: int = CLASSES) -> ImageStore:
-    """Build the store from the pictures in `.../images/<number>.<species>/`."""
+    """Build the store from the images in `.../images/<number>.<species>/`."""
     with open_files(path) as files:
         found = {
             label.split("/")[-1]: names

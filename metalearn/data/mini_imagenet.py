@@ -32,7 +32,7 @@ def mini_imagenet(
 
     archive: a folder, zip or tar of the 60,000 images, by default `mini_imagenet` or
     `mini_imagenet.zip` in the data folder. A class is the WordNet number (n01532829) that a
-    picture's name, or else its folder, begins with. Decoded images stay in `root`, by default the
+    image's name, or else its folder, begins with. Decoded images stay in `root`, by default the
     cache folder, apart for an archive that is given, by its path and the sizes and times of its
     files. Raises DataError where the images are not there, or are others.
     """
@@ -55,10 +55,10 @@ def decode(
         found = by_number(files)
         counts = sorted({len(names) for names in found.values()})
         if len(found) != classes or counts != [examples]:
-            told = f"{counts[0]} to {counts[-1]}" if counts else "no"
+            each = f"{counts[0]} to {counts[-1]}" if counts else "no"
             raise DataError(
-                f"{path} holds {len(found)} classes of {told} images, not {classes} of {examples}; "
-                "give miniImageNet's own images"
+                f"{path} holds {len(found)} classes of {each} images, not {classes} of "
+                f"{examples}; give miniImageNet's own images"
             )
         blocks = (
             np.stack(
@@ -70,7 +70,7 @@ def decode(
 
 
 def by_number(files: Files) -> dict[str, list[str]]:
-    """The pictures by the WordNet number in their names or folders; those without left out."""
+    """The images by the WordNet number in their names or folders; others are left out."""
     found: dict[str, list[str]] = defaultdict(list)
     for names in by_class(files).values():
         for name in names:
@@ -80,6 +80,6 @@ def by_number(files: Files) -> dict[str, list[str]]:
 
 
 def _wnid(name: str) -> str | None:
-    """Of the picture's own name, else of the nearest folder's."""
+    """The WordNet number in the file name, else in the nearest folder's name."""
     parts = reversed(name.split("/"))
     return next((match[0] for part in parts if (match := WNID.match(part))), None)

@@ -13,7 +13,7 @@ import numpy as np
 from metalearn.data.archive import Limits
 from metalearn.data.class_splits import listed, packaged, superclasses
 from metalearn.data.dataset import SPLITS, ImageDataset, without_rotations
-from metalearn.data.folder import CALLED
+from metalearn.data.folder import SPLIT_FOLDERS
 from metalearn.data.image_files import (
     Files,
     by_class,
@@ -45,7 +45,7 @@ def tiered_imagenet(
     archive: a folder, zip or tar, by default `tiered_imagenet` or `tiered_imagenet.zip` in the
     data folder. It holds folders train, val and test with a folder for each class, under any
     names; or ImageNet's training images, of which those of the official classes are taken, a
-    class being the WordNet number (n01440764) that a picture's name, or else its folder, begins
+    class being the WordNet number (n01440764) that an image's name, or else its folder, begins
     with. Decoded images stay in `root`, by default the cache folder, apart for an archive that is
     given, by its path and the sizes and times of its files. Groups are the superclasses, where
     the classes are named by the official numbers. Raises DataError where the images are not
@@ -85,7 +85,7 @@ def decode(path: Path, folder: Path, size: int, official: Lists | None = None) -
 
 
 def _by_split(files: Files, official: Lists) -> dict[str, list[str]] | None:
-    """The pictures by class in folders train, val and test; None where there are no such folders.
+    """The images by class in folders train, val and test; None where there are no such folders.
 
     Classes are named `val/<folder>`, but by their folders alone where these are the official ones.
     """
@@ -94,8 +94,8 @@ def _by_split(files: Files, official: Lists) -> dict[str, list[str]] | None:
     found: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for label, names in labels.items():
         top, _, name = label[start:].partition("/")
-        if top.lower() in CALLED:
-            found[CALLED[top.lower()]][name] = names
+        if top.lower() in SPLIT_FOLDERS:
+            found[SPLIT_FOLDERS[top.lower()]][name] = names
     if not found:
         return None
     counts = [len(found[split]) for split in SPLITS]

@@ -13,7 +13,7 @@ from torch import Tensor
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.mixed import MixedEpisodes
 from metalearn.episodes.pixels import crop_and_flip, erase_, jitter_, rotated
-from metalearn.episodes.randaugment import STRONGEST, randaugment, to_device
+from metalearn.episodes.randaugment import MAX_MAGNITUDE, randaugment, to_device
 from metalearn.episodes.source import EpisodeSource, generator
 from metalearn.errors import UsageError
 from metalearn.types import Batch, Episodes
@@ -51,14 +51,16 @@ class Augmentation:
         for name in ("crop", "randaugment"):
             if getattr(self, name) < 0:
                 raise UsageError(f"augmentation: {name}={getattr(self, name)} must be 0 or more")
-        if not 0 <= self.magnitude <= STRONGEST:
-            raise UsageError(f"augmentation: magnitude={self.magnitude} must be 0 to {STRONGEST}")
+        if not 0 <= self.magnitude <= MAX_MAGNITUDE:
+            raise UsageError(
+                f"augmentation: magnitude={self.magnitude} must be 0 to {MAX_MAGNITUDE}"
+            )
 
     def check(self, shape: Sequence[int]) -> None:
         """Raise UsageError where images of `shape` (C, H, W) cannot be changed so."""
         channels, height, width = shape
         if self.turn and height != width:
-            raise UsageError("augmentation: only square images can turn; use turn=false")
+            raise UsageError("augmentation: only square images can be rotated; use turn=false")
         if self.randaugment and channels not in (1, 3):
             raise UsageError(
                 f"augmentation: RandAugment takes 1 or 3 channels, not {channels}; use "

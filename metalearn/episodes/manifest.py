@@ -111,7 +111,7 @@ def read_manifest(
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["format"] != FORMAT:
             raise ValueError(f"its format is {saved['format']}, not {FORMAT}")
-        split, told = str(saved["split"]), str(saved["dataset_hash"])
+        split, digest = str(saved["split"]), str(saved["dataset_hash"])
         drawn = tuple(_drawn(episode) for episode in saved["episodes"])
         name, claimed = saved["dataset"], saved["hash"]
         ways, shots, queries = saved["shape"] if "shape" in saved else _shape(drawn)
@@ -119,8 +119,8 @@ def read_manifest(
         raise DataError(f"cannot read the manifest {path} ({error.strerror or error})") from None
     except _DAMAGED as error:
         raise DataError(_refused(path, f"it is damaged: {type(error).__name__} {error}")) from None
-    if told != dataset.digest:
-        reason = f"it lists images of {name} with hash {told[:12]}, and these are {dataset.name}"
+    if digest != dataset.digest:
+        reason = f"it lists images of {name} with hash {digest[:12]}, and these are {dataset.name}"
         raise DataError(_refused(path, f"{reason} with {dataset.digest[:12]}"))
     if problem := _problem(drawn, dataset, split, shots is None):
         raise DataError(_refused(path, problem))

@@ -1,4 +1,4 @@
-"""Changes of images `[B, C, H, W]` in [0, 1], each image by numbers of its own.
+"""Augmentations of images `[B, C, H, W]` in [0, 1], each image with its own parameters.
 
 A function whose name ends in an underscore changes `x` itself and returns it.
 """
@@ -16,7 +16,7 @@ CACHED = 2**17  # numbers
 
 
 def nearest_pixels(x: Tensor, rows: Tensor, columns: Tensor, which: Tensor | None = None) -> Tensor:
-    """Each pixel of image b the one nearest to `rows[b]` and `columns[b]`, black outside.
+    """Sample image b at `rows[b]` and `columns[b]`: the nearest pixel, black outside.
 
     rows, columns: float `[B, H, W]`, or what broadcasts to it; with `which`, int64 `[B]`, those of
     image b are `rows[which[b]]` and `columns[which[b]]`.
@@ -31,14 +31,14 @@ def nearest_pixels(x: Tensor, rows: Tensor, columns: Tensor, which: Tensor | Non
     return F.grid_sample(x, grid, "nearest", "zeros", align_corners=False)
 
 
-def rotated(x: Tensor, turns: Tensor) -> Tensor:
-    """Image b turned counter-clockwise by `turns[b]` quarters. Images must be square."""
+def rotated(x: Tensor, quarters: Tensor) -> Tensor:
+    """Image b rotated counter-clockwise by `quarters[b]` quarter turns. Images must be square."""
     side = x.shape[-1]
     at = torch.arange(side, dtype=x.dtype, device=x.device).expand(side, side)
     rows, columns = (
-        torch.stack([places.rot90(quarters) for quarters in range(4)]) for places in (at.T, at)
+        torch.stack([places.rot90(number) for number in range(4)]) for places in (at.T, at)
     )
-    return nearest_pixels(x, rows, columns, turns)
+    return nearest_pixels(x, rows, columns, quarters)
 
 
 def crop_and_flip(x: Tensor, frame: int, place: Tensor, mirrored: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al. 2020) of a batch, where it is: every image draws its own operations.
+"""RandAugment (Cubuk et al. 2020) of a batch on its device: every image draws its operations.
 
 The operations and their ranges are those of torchvision's `transforms.v2.RandAugment`. Images
 that drew the same operation are changed together.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metalearn.episodes.pixels import blend_, grey, mean_grey, nearest_pixels
 
-STRONGEST = 30  # of the magnitudes
+MAX_MAGNITUDE = 30  # of the magnitudes
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 TONES = (
     "brightness",
@@ -47,7 +47,7 @@ def apply_operations(x: Tensor, which: np.ndarray, signs: np.ndarray, magnitude:
     """
     order = np.argsort(which, kind="stable")
     which, signs = which[order], signs[order]
-    places, share = to_device(order, x.device), magnitude / STRONGEST
+    places, share = to_device(order, x.device), magnitude / MAX_MAGNITUDE
     factors = to_device((1 + 0.9 * share * signs).astype(np.float32), x.device).view(-1, 1, 1, 1)
     x = x[places]
     ends = np.cumsum(np.bincount(which, minlength=len(OPERATIONS))).tolist()
@@ -103,7 +103,7 @@ def _warp(x: Tensor, move: Tensor, share: float) -> Tensor:
 
 
 def _adjust_(x: Tensor, name: str, factor: Tensor, magnitude: int) -> Tensor:
-    """`x` itself changed by an operation that moves no pixel. factor: `[B, 1, 1, 1]`."""
+    """`x` changed in place by an operation that moves no pixel. factor: `[B, 1, 1, 1]`."""
     # Imported where it is used: seconds that no other run should cost.
     import torchvision.transforms.v2.functional as TF
 
@@ -117,9 +117,9 @@ def _adjust_(x: Tensor, name: str, factor: Tensor, magnitude: int) -> Tensor:
         case "sharpness":
             return blend_(x, _blurred(x), factor)
         case "posterize":
-            return x.copy_(TF.posterize(x, round(8 - 4 * magnitude / STRONGEST)))
+            return x.copy_(TF.posterize(x, round(8 - 4 * magnitude / MAX_MAGNITUDE)))
         case "solarize":
-            return x.copy_(TF.solarize(x, 1 - magnitude / STRONGEST))
+            return x.copy_(TF.solarize(x, 1 - magnitude / MAX_MAGNITUDE))
         case "autocontrast":
             return x.copy_(TF.autocontrast(x))
         case _:

@@ -83,7 +83,7 @@ def _page(width: int, height: int, title: str) -> Image.Image:
 
 
 def _tiles(images: np.ndarray) -> Sequence[Image.Image]:
-    """uint8 [n, C, H, W] as pictures, enlarged without smoothing."""
+    """uint8 [n, C, H, W] as PIL images, enlarged without smoothing."""
     times = max(1, -(-TILE // images.shape[-1]))
     channels = images.shape[1]
     shown = images[:, 0] if channels == 1 else images[:, :3].transpose(0, 2, 3, 1)

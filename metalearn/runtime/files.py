@@ -1,4 +1,4 @@
-"""Files that are whole or absent, where they are kept, and floats that JSON has no number for."""
+"""Atomic files, locks, the cache folder, and floats that JSON has no number for."""
 
 import errno
 import math
@@ -16,16 +16,16 @@ _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def cache_folder() -> Path:
-    """Where stores, downloads and plans are kept: `METALEARN_CACHE`, else the user's cache."""
+    """The folder of stores, downloads and plans: `METALEARN_CACHE`, else the user's cache."""
     named = os.environ.get("METALEARN_CACHE")
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("metalearn"))
 
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold `path`, a file made for this and removed after, while other processes wait for it.
+    """Hold the lock file `path`, which is created here and removed after; other processes wait.
 
-    Where the file system knows no locks nobody waits.
+    The lock ends with its process. Where the file system has no locks nobody waits.
     """
     # Never a file that stands for a lock (fallback_to_soft): a killed process would leave it held.
     lock = FileLock(path, fallback_to_soft=False)
@@ -42,9 +42,9 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path | str, content: str | bytes) -> None:
-    """Put `content` (text in UTF-8) at `path`: a reader, or a crash, sees the old file or the new.
+    """Write `content` (text in UTF-8) to `path` atomically: readers see the old file or the new.
 
-    A pipe or a device, as /dev/stdout, is written to and not replaced.
+    A pipe or a device, such as /dev/stdout, is written to and not replaced.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content

@@ -157,7 +157,7 @@ def test_groups_are_one_a_class(groups: list[str], one_line) -> None:
 
 
 def test_only_square_images_turn() -> None:
-    with pytest.raises(DataError, match="only square images can turn, not 4x6"):
+    with pytest.raises(DataError, match="only square images can be rotated, not 4x6"):
         ImageDataset("tiny", store((4, 6)), dataset().splits)
 
 

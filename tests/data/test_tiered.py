@@ -101,7 +101,7 @@ BAD = {
     "too few": (["train/cat", "val/cow", "test/fox"], "1/1/1 classes in train, val and test"),
     "shared": (["train/cat", "train/dog", "val/cow", "test/dog"], "class dog in two of"),
     "lacking": (["n00000001", "n00000002"], "lacks 2 of the 4 classes .* such as n00000003"),
-    "no pictures": ([], "lacks 4 of the 4"),
+    "no images": ([], "lacks 4 of the 4"),
 }
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +48,25 @@ def forget(monkeypatch) -> None:
     """As in another process."""
     monkeypatch.setattr(auto, "_choices", {})
     monkeypatch.setattr(auto, "_settled", WeakKeyDictionary())
+
+
+class Clock:
+    """Moves by what is slept alone: other programs on the machine do not lengthen a reading."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(stopwatch, "time", clock)
+    return clock
 
 
 def problem(steps: int = 2):
@@ -120,11 +138,11 @@ def test_what_fails_everywhere_says_why():
     [(0.002, False, False), (0.006, False, True), (0.002, True, True)],
     ids=["far behind", "near", "a small network"],
 )
-def test_tasks_at_once_are_compiled_where_that_may_pay(compiled_loop, small, tried):
+def test_tasks_at_once_are_compiled_where_that_may_pay(clock, compiled_loop, small, tried):
     seconds = {"loop": 0.008, "vmap": 0.004, "loop+compile": compiled_loop}
 
     def trial(plan: Plan, tasks: int) -> Callable[[], None]:
-        return partial(time.sleep, seconds.get(str(plan), 0.02) * tasks)
+        return partial(clock.sleep, seconds.get(str(plan), 0.02) * tasks)
 
     # The tests run on one thread, where the loop itself is compiled.
     work = auto._Work(steps=1, tensors=8, coming=None)
@@ -132,12 +150,12 @@ def test_tasks_at_once_are_compiled_where_that_may_pay(compiled_loop, small, tri
     assert ("vmap+compile+whole" in choice.seconds) == tried
 
 
-def test_a_plan_is_judged_by_what_its_runs_take_together():
+def test_a_plan_is_judged_by_what_its_runs_take_together(clock):
     waits = {"loop": [0.004], "vmap": [0.001, 0.012]}  # the second is now and then the fastest
 
     def trial(plan: Plan, tasks: int) -> Callable[[], None]:
         turns = itertools.cycle(waits.get(str(plan), [0.03]))
-        return lambda: time.sleep(next(turns))
+        return lambda: clock.sleep(next(turns))
 
     few = auto._Work(steps=1, tensors=8, coming=8)
     choice = auto._measure(trial, 2, torch.device("cpu"), False, False, few)

@@ -89,9 +89,9 @@ FOLDERS = [
         lambda root: (root / "cow" / "1.png").write_bytes(png_claiming(12_000, 10_000)),
     ),
     pets("with a TIFF of 244 samples a pixel", "cow/0.tif in", bad_tiff),
-    pets("with a picture at the top", "1.png lies in pets itself", files.loose),
+    pets("with an image at the top", "1.png lies in pets itself", files.loose),
     pets("with a link to nowhere", "cannot read pets/cow/1.png", files.unreadable),
-    pets("without pictures", "there are no pictures in pets", only()),
+    pets("without images", "there are no images in pets", only()),
     pets("of two classes", "has 2 classes, and fractions=", only("cat", "dog")),
     pets("without a folder val", "no folder val", only("train/cat", "test/dog")),
     pets(

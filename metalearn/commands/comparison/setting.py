@@ -97,7 +97,7 @@ class Setting:
     def images(self, shots: int, split: str, episodes: int) -> Manifest:
         """Episodes of images as the network sees them."""
         source, how = self.source(shots), preparation(self.plan.config)
-        prepared = source if how.nothing else TransformedEpisodes(source, how)
+        prepared = source if how.is_identity else TransformedEpisodes(source, how)
         return Manifest(prepared, split, episodes)
 
     def network(self, node: dict[str, Any]) -> Network:
