@@ -221,5 +221,5 @@ def test_settings_out_of_range(many, tiny) -> None:
         ImbalancedSizes(2, 1)
     with pytest.raises(UsageError, match="must be linear, step or random"):
         ImbalancedSizes(1, 2, "steps")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="episodes.ways=4 is the most"):
+    with pytest.raises(UsageError, match="episodes.ways=4 is the largest number of ways"):
         meta_dataset(many, ways=4).check("train")
