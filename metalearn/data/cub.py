@@ -28,8 +28,8 @@ def cub(root: Path | None = None, archive: Path | None = None, size: int = 84) -
     The split is that of Chen et al. 2019: of the species in order, every second trains, and the
     others alternate between val and test. archive: `CUB_200_2011.tgz`, or a folder or zip of the
     same files; by default it is found in `cub/` of the data folder, or downloaded to `root` (the
-    cache folder), where the decoded images stay, apart for an archive that is given, by its path and
-    the sizes and times of its files. Raises DataError where it cannot be had, or is no CUB.
+    cache folder), where the decoded images stay; for a given `archive` under a name of its path
+    and the sizes and times of its files. Raises DataError where it is missing or is not CUB.
     """
     if size < 1:
         raise DataError(f"cub: size must be 1 or more, not {size}")
