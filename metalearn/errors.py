@@ -3,6 +3,15 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+import metalearn
+
+# Another project's package of this name may have written over ours: better here than by missing
+# names.
+if not hasattr(metalearn, "__distribution__"):
+    from metalearn_start import overwritten
+
+    raise ImportError(overwritten(), name="metalearn")
+
 
 class UsageError(ValueError):
     """A combination, name or value that cannot work. The command line prints its one line."""

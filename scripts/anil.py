@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from metalearn.algorithms import ANIL
 from metalearn.benchmarks.distance import distance
 from metalearn.benchmarks.machine import describe
-from metalearn.benchmarks.models import Conv4, module
+from metalearn.benchmarks.models import BenchmarkConv4, module
 from metalearn.benchmarks.quartiles import spread
 from metalearn.benchmarks.report import markdown_table
 from metalearn.commands.arguments import read_options
@@ -62,7 +62,9 @@ def episodes(shots: int, tasks: int) -> Episodes:
     return Episodes(batch(shots), batch(QUERIES))
 
 
-def learn2learn(net: Conv4, tasks: Episodes, steps: int) -> Callable[[], dict[str, Tensor]]:
+def learn2learn(
+    net: BenchmarkConv4, tasks: Episodes, steps: int
+) -> Callable[[], dict[str, Tensor]]:
     """A meta-step of learn2learn's example."""
     head = imported("learn2learn").algorithms.MAML(net.head, lr=RATE)
     body = nn.Sequential(net.features, nn.Flatten())
@@ -82,7 +84,7 @@ def learn2learn(net: Conv4, tasks: Episodes, steps: int) -> Callable[[], dict[st
 
 def measure(options: Options, shots: int) -> dict[str, Any]:
     """Tasks a second of both at one number of shots. Raises UsageError where they disagree."""
-    net, tasks = cast(Conv4, module(f"conv4-{SIZE}")), episodes(shots, options.tasks)
+    net, tasks = cast(BenchmarkConv4, module(f"conv4-{SIZE}")), episodes(shots, options.tasks)
     algo = ANIL(net, options.steps, sgd(RATE))
     meta = algo.init()
     engine, strategy = Engine(), Adjoint()

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from metalearn.data import ImageDataset
-from metalearn.data.dataset import turned, unturned
+from metalearn.data.dataset import with_rotations, without_rotations
 from metalearn.data.store import build_store
 
 CLASSES = 12
@@ -27,8 +27,8 @@ def tiny_dataset(folder: Path, salt: int = 0, side: int = 4) -> ImageDataset:
     names = [f"class{c:02d}" for c in range(CLASSES)]
     store = build_store(folder / f"tiny{salt}-{side}", "tiny", names, map(images, range(CLASSES)))
     splits = {
-        "train": turned(np.arange(5)),
-        "val": unturned(np.arange(5, 8)),
-        "test": unturned(np.arange(8, 12)),
+        "train": with_rotations(np.arange(5)),
+        "val": without_rotations(np.arange(5, 8)),
+        "test": without_rotations(np.arange(8, 12)),
     }
     return ImageDataset("tiny", store, splits)

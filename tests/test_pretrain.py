@@ -16,6 +16,7 @@ from metalearn.commands.pretrain import command_line
 from metalearn.data import data_folder, glyphs
 from metalearn.evaluation.statistics import mean_interval
 from tests.command import FAST, metalearn
+from tests.inputs.files import write_images
 
 SMALL = (
     "dataset.classes=60", "dataset.size=16", "backbone.filters=8", "training.epochs=1",
@@ -80,9 +81,8 @@ def test_a_mistake_is_one_line(overrides: str, workplace: Path) -> None:
 
 
 def test_a_split_without_classes_is_one_line(workplace: Path) -> None:
-    from tests.inputs.files import write_pictures
 
-    write_pictures(workplace / "pets", *(f"c{c}" for c in range(10)))
+    write_images(workplace / "pets", *(f"c{c}" for c in range(10)))
     asked = ["dataset=folder", "dataset.root=pets", "dataset.size=16", "held_out.val=0"]
     asked += ["dataset.fractions=[0.5,0,0.5]", "held_out.test=0", "training.batch_size=4"]
     small = [word for word in SMALL if not word.startswith(("dataset.", "training.batch"))]

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from metalearn.backbones import lora as low_rank
 from metalearn.errors import UsageError
+from metalearn.functional.torch_private import ConvolutionBase
 
 Learned = Literal["all", "adapted"]
 
@@ -184,7 +184,7 @@ def _layers(module: nn.Module, head: str | None) -> list[list[nn.Parameter]]:
             continue
         if isinstance(part, nn.MultiheadAttention):
             attention = path
-        if isinstance(part, nn.Linear | _ConvNd | nn.MultiheadAttention):
+        if isinstance(part, nn.Linear | ConvolutionBase | nn.MultiheadAttention):
             layers.append(list(part.parameters()))
         elif _is_norm(part) and layers:
             layers[-1] += part.parameters(recurse=False)

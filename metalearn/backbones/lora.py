@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.errors import UsageError
+from metalearn.functional.torch_private import children, has_own_convolution
 
 
 class LowRank(nn.Module):
@@ -89,7 +90,7 @@ def _places(module: nn.Module, prefix: str = "") -> Iterator[tuple[nn.Module, st
     """Every (parent, name, path) outside of attention, a layer's second place too."""
     if isinstance(module, nn.MultiheadAttention):
         return
-    for name, child in module._modules.items():
+    for name, child in children(module).items():
         if child is not None:
             yield module, name, f"{prefix}{name}"
             yield from _places(child, f"{prefix}{name}.")
@@ -99,6 +100,6 @@ def _takes(module: nn.Module) -> bool:
     kind: Any = type(module)
     if isinstance(module, nn.Conv2d):
         own = kind.forward is not nn.Conv2d.forward
-        own = own or kind._conv_forward is not nn.Conv2d._conv_forward
+        own = own or has_own_convolution(kind)
         return module.groups == 1 and not own
     return kind.forward is nn.Linear.forward

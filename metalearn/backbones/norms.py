@@ -17,6 +17,7 @@ from torch import nn
 
 from metalearn.errors import UsageError
 from metalearn.functional.norms import BatchNorm, InstanceNorm, LayerNorm
+from metalearn.functional.torch_private import BatchNormBase
 
 NormPolicy = Literal["transductive", "support", "running", "frozen", "group", "none"]
 
@@ -48,7 +49,7 @@ def describe(module: nn.Module) -> str:
             case BatchNorm():
                 still = part.statistics == "running" and not part.momentum
                 found.add("frozen" if still else part.statistics)
-            case nn.modules.batchnorm._BatchNorm():  # one with a forward of its own
+            case BatchNormBase():  # one with a forward of its own
                 running = not part.training and part.running_mean is not None
                 found.add("frozen" if running else "transductive")
             case nn.GroupNorm():

@@ -5,10 +5,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from metalearn.errors import UsageError, nearest
 from metalearn.functional.norms import BatchNorm, replace_norms
+from metalearn.functional.torch_private import NormBase
 
 # Both libraries are imported where they are used: seconds that no other backbone should cost.
 
@@ -128,7 +128,7 @@ def _ready(net: nn.Module, name: str, channels: int, size: int, norm: str) -> nn
     net.train()
     if norm == "transductive":
         return net
-    norms = {n: p for n, p in net.named_modules() if isinstance(p, _NormBase)}
+    norms = {n: p for n, p in net.named_modules() if isinstance(p, NormBase)}
     for part in norms.values():
         # Not eval(), which would reach the dropout and the activation inside timm's.
         part.training = False

@@ -31,7 +31,7 @@ class Weights(NamedTuple):
 
     tensors: under the names of the file. source: where they come from, in words. sha256: of the
     file. images: what the network was trained to see, as far as it is known: `size`, `channels`,
-    `mean` and `std`, as `Preparation` takes them.
+    `mean` and `std`, as `ImageTransform` takes them.
     """
 
     tensors: Params

@@ -1,4 +1,4 @@
-"""How fast episodes are made, beside learn2learn's task set and a plain DataLoader.
+"""The speed of drawing episodes, beside learn2learn's task set and a plain DataLoader.
 
 All three get the same images, decoded, in memory, and make the same shape: support and queries
 of one episode as float32 in [0, 1]. Ours is timed a meta-batch at a time, as training asks for
@@ -69,7 +69,7 @@ class EpisodeSampler(Sampler):
 
 @dataclass(frozen=True)
 class Shape:
-    """5-way 1-shot with 15 queries a class, if nothing else is asked for."""
+    """5-way 1-shot with 15 queries a class, by default."""
 
     ways: int = 5
     shots: int = 1
@@ -77,7 +77,7 @@ class Shape:
 
 
 def makers(dataset: ImageDataset, shape: Shape) -> dict[str, Callable[[int], Any]]:
-    """By name, a function that makes so many episodes."""
+    """By name, a function that draws a number of episodes."""
     source = _ours(dataset, shape)
     changed = AugmentedEpisodes(source, STANDARD, STANDARD)
     images = Images(dataset, SPLIT)
@@ -97,13 +97,13 @@ def makers(dataset: ImageDataset, shape: Shape) -> dict[str, Callable[[int], Any
     def theirs(count: int) -> None:
         for _ in range(count):
             data, labels = taskset.sample()
-            _parted(data, labels, shape)
+            _support_and_queries(data, labels, shape)
 
     def loader(workers: int) -> Callable[[int], None]:
         def make(count: int) -> None:
             sampler = EpisodeSampler(images.labels, shape.ways, each, count)
             for data, labels in DataLoader(images, batch_sampler=sampler, num_workers=workers):
-                _parted(data, labels, shape)
+                _support_and_queries(data, labels, shape)
 
         return make
 
@@ -212,7 +212,7 @@ def _taskset(images: Images, shape: Shape) -> Any:
     )
 
 
-def _parted(data: Tensor, labels: Tensor, shape: Shape) -> Sequence[Tensor]:
+def _support_and_queries(data: Tensor, labels: Tensor, shape: Shape) -> Sequence[Tensor]:
     """Support and queries of an episode whose classes stand together."""
     parts = data.unflatten(0, (shape.ways, shape.shots + shape.queries))
     return parts[:, : shape.shots].flatten(0, 1), parts[:, shape.shots :].flatten(0, 1)

@@ -20,7 +20,7 @@ _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile
 
 
 def processors() -> int:
-    """How many this process may use."""
+    """How many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -38,44 +38,46 @@ def describe(device: str) -> dict[str, object]:
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: version(PACKAGES[name]) for name in PACKAGES},
     }
 
 
-PACKAGES = ("metalearn", "torch", "learn2learn", "higher", "torchopt", "jax", "jaxlib", "timm")
+_PEERS = ("torch", "learn2learn", "higher", "torchopt", "jax", "jaxlib", "timm")
+PACKAGES = {"metalearn": "metalearn-torch", **{name: name for name in _PEERS}}
+"""The distribution of each import."""
 
 
 def version(package: str) -> str | None:
-    """Of an installed distribution, or None."""
+    """The version of an installed distribution, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def matmul_rates(device: str, most: int = 2048) -> dict[str, float]:
+def matmul_rates(device: str, max_side: int = 2048) -> dict[str, float]:
     """FLOP/s of a square matrix product in float32 and in bfloat16, median of 4; and in float32 by
     oneDNN, where torch multiplies by an MKL at half its speed.
 
-    most: of the sides of the matrices; they are smaller where so large a product would take long
+    max_side: of the matrices; they are smaller where a product of that size would take long
     (bfloat16 on a processor that only emulates it).
     """
-    rates = {"float32": _matmul_rate(device, torch.float32, most)}
+    rates = {"float32": _matmul_rate(device, torch.float32, max_side)}
     if device == "cpu" and mkl_at_half_speed():
-        rates["float32 by oneDNN"] = _matmul_rate(device, torch.float32, most, product)
-    return {**rates, "bfloat16": _matmul_rate(device, torch.bfloat16, most)}
+        rates["float32 by oneDNN"] = _matmul_rate(device, torch.float32, max_side, product)
+    return {**rates, "bfloat16": _matmul_rate(device, torch.bfloat16, max_side)}
 
 
 _LONG = 0.5  # seconds
 
 
 def _matmul_rate(
-    device: str, dtype: torch.dtype, most: int, multiply: Callable[..., object] = torch.mm
+    device: str, dtype: torch.dtype, max_side: int, multiply: Callable[..., object] = torch.mm
 ) -> float:
-    side = most // 8
+    side = max_side // 8
     while True:
         seconds = _seconds(torch.rand(side, side, device=device).to(dtype), multiply)
-        if side >= most or 8 * seconds > _LONG:
+        if side >= max_side or 8 * seconds > _LONG:
             return 2 * side**3 / seconds
         side *= 2
 
@@ -92,13 +94,13 @@ def _seconds(a: torch.Tensor, multiply: Callable[..., object]) -> float:
 
 
 def synchronise(device: str) -> None:
-    """Wait for what was started on a CUDA device."""
+    """Wait until a CUDA device has finished its work; nothing on a CPU."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def trim() -> None:
-    """Give back to the system whatever the process does not use."""
+    """Return unused memory of this process to the system."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
@@ -107,10 +109,10 @@ def trim() -> None:
 
 
 def peak_growth(device: str, run: Callable[[], object]) -> int | None:
-    """Bytes that `run` needed at most beyond what was there before it.
+    """The peak of memory during `run`, in bytes above what was in use before it.
 
     On a CPU from the resident set of the process (Linux), on CUDA from torch's allocator.
-    None where the system does not tell.
+    None where the system does not report it.
     """
     trim()
     if device == "cuda":
@@ -131,7 +133,7 @@ def peak_growth(device: str, run: Callable[[], object]) -> int | None:
 
 
 def limit_memory(share: float = 0.8) -> None:
-    """Let this process fail, and no other, where it asks for more than is free."""
+    """Make this process fail, rather than another one, when memory runs out."""
     free = int(_kib("/proc/meminfo", "MemAvailable") * 1024 * share)
     used = _kib("/proc/self/status", "VmData") * 1024
     if free:
@@ -142,7 +144,7 @@ def limit_memory(share: float = 0.8) -> None:
 
 
 def memory_available() -> int:
-    """Bytes that processes could still take."""
+    """Bytes of memory that are still free."""
     return _kib("/proc/meminfo", "MemAvailable") * 1024
 
 

@@ -10,8 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from metalearn import tree
 from metalearn.algorithms import MAML
@@ -19,6 +17,7 @@ from metalearn.benchmarks.cells import Cell
 from metalearn.benchmarks.frameworks.ours import engine_and_strategy, ours
 from metalearn.benchmarks.machine import memory_available, peak_growth, synchronise
 from metalearn.benchmarks.models import episodes, module
+from metalearn.functional.torch_private import TorchDispatchMode, pytree, storage_key
 from metalearn.inner import sgd
 
 STRATEGIES = tuple(
@@ -28,22 +27,22 @@ STRATEGIES = tuple(
 
 
 class PeakBytes(TorchDispatchMode):
-    """The most bytes that storages other than the `given` held at once."""
+    """The peak of the bytes in tensor storages, other than those of `excluded`."""
 
-    def __init__(self, *given: torch.Tensor):
+    def __init__(self, *excluded: torch.Tensor):
         super().__init__()
         self.live = self.peak = 0
-        self.known = {tensor.untyped_storage()._cdata for tensor in given}
+        self.known = {storage_key(tensor.untyped_storage()) for tensor in excluded}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         outputs = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(outputs):
+        for tensor in pytree.tree_leaves(outputs):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
         return outputs
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
+        key = storage_key(storage)
         if key in self.known:
             return
         size = storage.nbytes()
@@ -71,8 +70,8 @@ def measure(cell: Cell, name: str, device: str = "cpu") -> dict[str, Any]:
     if device == "cuda":
         peak = peak_growth(device, lambda: gradient(algo, meta, tasks))
     else:
-        given = [t for t in tree_leaves((meta, tasks)) if isinstance(t, torch.Tensor)]
-        with PeakBytes(*given) as counter:
+        inputs = [t for t in pytree.tree_leaves((meta, tasks)) if isinstance(t, torch.Tensor)]
+        with PeakBytes(*inputs) as counter:
             gradient(algo, meta, tasks)
         peak = counter.peak
     weights = sum(w.numel() * w.element_size() for w in meta["init"].values())

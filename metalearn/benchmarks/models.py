@@ -26,13 +26,13 @@ def module(model: str) -> nn.Module:
             case "mlp":
                 return _mlp((1, 40, 40, 1))
             case "tiny":
-                return Conv4(1, 16, filters=4)
+                return BenchmarkConv4(1, 16, filters=4)
             case "smooth":
-                return Conv4(1, size, smooth=True)
+                return BenchmarkConv4(1, size, smooth=True)
             case "conv4":
-                return Conv4(1 if size == 28 else 3, size)
+                return BenchmarkConv4(1 if size == 28 else 3, size)
             case "resnet12":
-                return ResNet12()
+                return BenchmarkResNet12()
             case "vit":
                 return _vit(size)
     raise UsageError(f"no network {model!r}; see metalearn.benchmarks.cells")
@@ -77,7 +77,7 @@ def user_loss(model: str) -> Callable[[Tensor, Tensor], Tensor]:
     return F.mse_loss if model == "mlp" else F.cross_entropy
 
 
-class Conv4(nn.Module):
+class BenchmarkConv4(nn.Module):
     """Four blocks of 3x3 convolution, batch norm, 2x2 max-pooling, ReLU; then a linear head.
 
     ReLU stands after pooling, with which it commutes: every framework gets the faster order.
@@ -124,7 +124,7 @@ class ResidualBlock(nn.Module):
         return F.leaky_relu(F.max_pool2d(y, 2), 0.1)
 
 
-class ResNet12(nn.Module):
+class BenchmarkResNet12(nn.Module):
     """The ResNet-12 of the few-shot literature, widths 64-160-320-640, without DropBlock."""
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Pictures of the benchmark."""
+"""Plots of the benchmark."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,7 +94,7 @@ def _bars(axes: Axes, cells: list, names: list[str], rows: Sequence[Row], colors
 
 
 def colors_of(names: Sequence[str]) -> dict[str, str]:
-    """A colour a framework, the same in every picture for those that are named here."""
+    """A colour a framework, the same in every plot for those that are named here."""
     others = (color for _ in names for color in _OTHERS)
     return {name: _COLORS.get(name) or next(others) for name in names}
 

@@ -1,4 +1,4 @@
-"""The parent's end of a worker: start it, ask it, give it up."""
+"""The parent's side of a worker process: start it, send commands, kill it."""
 
 import contextlib
 import json
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 
-class Failed(Exception):
-    """The worker could not do what it was asked; the message says why, in one line."""
+class WorkerError(Exception):
+    """A command of the worker failed; the message gives the reason in one line."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Job:
 
 
 class Process:
-    """A worker process, started when first asked and again after a failure."""
+    """A worker process, started at the first command and again after a failure."""
 
     def __init__(self, job: Job, device: str, threads: int, log: Path):
         self.job, self.log, self.process = job, log, None
-        self.told: dict[str, Any] = {}
+        self.answer_to_hello: dict[str, Any] = {}
         self.settings = {
             "framework": job.framework,
             "allocator": job.allocator,
@@ -60,21 +60,21 @@ class Process:
             )
 
     def ask(self, do: str, timeout: float, **arguments: Any) -> dict[str, Any]:
-        """The answer. Raises Failed; after a timeout or a death the process is gone."""
+        """The answer to a command. Raises WorkerError; after a timeout the process is killed."""
         self.hello(timeout)
         return self._ask(do, timeout, **arguments)
 
     def begin(self) -> None:
-        """Start the process where there is none, without waiting for it."""
+        """Start the process if it is not running, without waiting for it."""
         if self.process is None:
-            self.process, self.told = self._start(), {}
+            self.process, self.answer_to_hello = self._start(), {}
 
     def hello(self, timeout: float) -> dict[str, Any]:
-        """What the framework said when it was loaded, starting it if need be. Raises Failed."""
+        """The worker's first answer, after it has loaded the framework. Raises WorkerError."""
         self.begin()
-        if not self.told:
-            self.told = self._ask("hello", timeout)
-        return self.told
+        if not self.answer_to_hello:
+            self.answer_to_hello = self._ask("hello", timeout)
+        return self.answer_to_hello
 
     def _ask(self, do: str, timeout: float, **arguments: Any) -> dict[str, Any]:
         assert self.process and self.process.stdin and self.process.stdout
@@ -86,18 +86,18 @@ class Process:
             line = b""
         except TimeoutError:
             self.close()
-            raise Failed(f"{do} took longer than {timeout:.0f} s") from None
+            raise WorkerError(f"{do} took longer than {timeout:.0f} s") from None
         if not line:
             code = self.process.wait()
             self.close()
-            raise Failed(f"the process ended with code {code}; see {self.log.name}")
+            raise WorkerError(f"the process ended with code {code}; see {self.log.name}")
         answer = json.loads(line)
         if answer.get("error"):
-            raise Failed(answer["error"])
+            raise WorkerError(answer["error"])
         return answer
 
     def close(self) -> None:
-        """End the process."""
+        """Kill the process."""
         if self.process is None:
             return
         self.process.kill()
@@ -110,7 +110,7 @@ class Process:
 
 
 def _line(pipe: IO[bytes], timeout: float) -> bytes:
-    """One line; answers are whole lines, flushed. Raises TimeoutError."""
+    """One line of output. Raises TimeoutError."""
     if not select.select([pipe], [], [], timeout)[0]:
         raise TimeoutError
     return pipe.readline()

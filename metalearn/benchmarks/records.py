@@ -1,4 +1,4 @@
-"""What was measured, a line of JSON a cell, so that a benchmark goes on where it stopped."""
+"""The measurements, a line of JSON for each cell, so that a benchmark can be resumed."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ Record = dict[str, Any]
 
 
 def read(path: Path) -> list[Record]:
-    """Every whole line; a last line that a kill cut short does not count."""
+    """Every complete line; a last line that was cut short is left out."""
     if not path.exists():
         return []
     records = []
@@ -32,7 +32,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def done(records: Iterable[Record], cell: Cell, settings: Mapping[str, Any]) -> bool:
-    """Whether the cell stands there, measured or not, under the same settings."""
+    """Whether there is a record of the cell with the same settings, measured or not."""
     return any(Cell(**r["cell"]) == cell and r["settings"] == dict(settings) for r in records)
 
 

@@ -87,15 +87,15 @@ def compared(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """For the terminal, of 80 columns: the files tell more."""
+    """A table for a terminal of 80 columns; the files hold more columns."""
     shown = Table(*SHORT, box=None, pad_edge=False)
     for column in shown.columns[2:]:
         column.justify = "right"
-    told = None
+    shown_cell = None
     for row, (cell, *line) in zip(rows, _lines(rows)[1], strict=True):
-        if cell != told:
+        if cell != shown_cell:
             shown.add_row(f"[bold]{cell}")
-            told = cell
+            shown_cell = cell
         framework, allocator, _, _, ratio, memory, compiling, _, error = line
         tasks = row.tasks
         spread = f"{(tasks.high - tasks.low) / 2 / tasks.median:.0%}"
@@ -148,13 +148,13 @@ def ratio_table(rows: Sequence[Row], ours: str = OURS) -> str:
     peers = list(dict.fromkeys(r.framework for r in rows if not r.framework.startswith(OURS)))
     body = []
     for cell in tables[0]:
-        told = [
+        values = [
             " / ".join(
                 "-" if (r := t.get(cell, {}).get(peer)) is None else f"{r:.2f}" for t in tables
             )
             for peer in peers
         ]
-        body.append([cell.name, *told])
+        body.append([cell.name, *values])
     return markdown_table(["cell", *peers], body)
 
 
@@ -187,7 +187,7 @@ convolutions of the plain loop, whatever a framework really computes. `allocator
 memory stays in the process (mallopt), for every framework alike."""
 
 
-def markdown(records: Sequence[Record], picture: str) -> str:
+def markdown(records: Sequence[Record], plot: str) -> str:
     """The whole report on speed."""
     found = rows(records)
     parts = ["# Speed of the meta-gradient"]
@@ -195,7 +195,7 @@ def markdown(records: Sequence[Record], picture: str) -> str:
         parts.append(machine_lines(records[-1]["machine"], records[-1]["settings"]))
     parts.append(NOTES)
     if found:
-        parts += [f"![tasks a second]({picture})", "## How many times as fast ours is"]
+        parts += [f"![tasks a second]({plot})", "## How many times as fast ours is"]
         if len(compared(found)) == 2:
             parts += ["Peers as their users run them / with the same tuned allocator as ours."]
         names = dict.fromkeys(r.framework for r in found)

@@ -15,15 +15,15 @@ from metalearn.benchmarks.distance import distance
 from metalearn.benchmarks.frameworks.base import framework
 from metalearn.benchmarks.frameworks.plain import flops
 from metalearn.benchmarks.machine import memory_available
-from metalearn.benchmarks.process import Failed, Job, Process
+from metalearn.benchmarks.process import Job, Process, WorkerError
 from metalearn.benchmarks.records import Record, append, done, hopeless, read
 from metalearn.errors import UsageError
 
 TOLERANCE = 1e-3
 """Relative error that every float32 gradient is allowed."""
-AT_MOST = 0.2
-"""What a gradient is allowed at most where float32 itself is far from float64: ReLU and
-max-pooling flip. A first-order gradient is off by 0.5 and more."""
+MAX_ERROR = 0.2
+"""The largest error that is ever allowed, where float32 itself is far from float64 because ReLU
+and max-pooling flip. A first-order gradient is off by 0.5 or more."""
 STEADY, DRAWS = 2.5e-4, 8
 """How far a float32 loop's gradient may be from float64 where the inputs are changed by some
 roundings; else other tasks are drawn, so many times. A flip would hide a mistake, or look like one.
@@ -88,7 +88,7 @@ def race(
             for process in (machine, *processes.values()):  # all at once: it is mostly imports
                 process.begin()
             for process in processes.values():
-                with contextlib.suppress(Failed):  # told cell by cell
+                with contextlib.suppress(WorkerError):  # reported cell by cell
                     process.hello(STARTING)
             described = machine.ask("machine", STARTING)
             for number, cell in enumerate(left, 1):
@@ -142,10 +142,10 @@ def measure(
     with TemporaryDirectory() as folder:
         exact = Path(folder, "reference.safetensors")
         try:
-            cell, told = drawn(cell, settings, reference, exact)
-        except Failed as error:
+            cell, rounding = steady_cell(cell, settings, reference, exact)
+        except WorkerError as error:
             return {**record, "reason": f"reference: {error}"}
-        record |= {"cell": asdict(cell), **told}
+        record |= {"cell": asdict(cell), **rounding}
         want = load_file(exact)
         for job, process in processes.items():
             entry = record["workers"][job.name] = asdict(job) | {"reason": ""}
@@ -157,12 +157,12 @@ def measure(
                 patience = settings.budget / 2
                 entry |= process.hello(patience)
                 entry |= process.ask("prepare", patience, cell=asdict(cell), path=str(gradient))
-            except Failed as error:
+            except WorkerError as error:
                 entry["reason"] = str(error)
                 if "took longer" in str(error) or "memory" in str(error).lower():
                     entry["too_large"] = str(error)
                 continue
-            entry |= gate(load_file(gradient), want, job.framework, told["float32_error"])
+            entry |= gate(load_file(gradient), want, job.framework, rounding["float32_error"])
     timed = {j: p for j, p in processes.items() if not record["workers"][j.name]["reason"]}
     _time(record, timed, settings)
     for job, process in processes.items():
@@ -172,7 +172,7 @@ def measure(
     return {**record, "status": "measured"}
 
 
-def drawn(
+def steady_cell(
     cell: Cell, settings: Settings, reference: Process, path: Path
 ) -> tuple[Cell, dict[str, float]]:
     """`cell` with the first steady draw of its tasks, or the steadiest of several; the float64
@@ -185,10 +185,10 @@ def drawn(
 
     moved: dict[int, float] = {}
     for draw in range(DRAWS):
-        other, told = ask(draw)
-        moved[draw] = told["rounding_error"]
+        other, rounding = ask(draw)
+        moved[draw] = rounding["rounding_error"]
         if moved[draw] <= STEADY:
-            return other, told
+            return other, rounding
     return ask(min(moved, key=moved.__getitem__))
 
 
@@ -202,7 +202,7 @@ def gate(got: Mapping, want: Mapping, name: str, float32_error: float) -> dict[s
 
     A float32 gradient may be ten times as far from float64 as a plain torch loop in float32 is.
     """
-    allowed = min(max(TOLERANCE, 10 * float32_error), AT_MOST)
+    allowed = min(max(TOLERANCE, 10 * float32_error), MAX_ERROR)
     if framework(name).low_precision:
         allowed = LOW_PRECISION
     try:
@@ -237,5 +237,5 @@ def _time(record: Record, processes: Mapping[Job, Process], settings: Settings) 
                 entry["seconds"].append(took / calls)
                 if crowded:
                     process.ask("rest", settings.budget)
-            except Failed as error:
+            except WorkerError as error:
                 entry["reason"] = f"while timed: {error}"

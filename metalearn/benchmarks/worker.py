@@ -1,4 +1,4 @@
-"""One framework in a process of its own, told what to do in lines of JSON.
+"""One framework in a process of its own, controlled by lines of JSON.
 
     python -m metalearn.benchmarks.worker '{"framework": "ours", "threads": 2, ...}'
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 NOISES = 8
-"""How often inputs are changed at random to see what rounding may do to a gradient."""
+"""How often inputs are changed at random to measure the effect of rounding on a gradient."""
 
 
 def confine(threads: int) -> None:
@@ -67,8 +67,8 @@ class Worker:
         return {**machine.describe(self.device), "matmul": machine.matmul_rates(self.device)}
 
     def reference(self, cell: dict[str, Any], path: str, steady: float) -> dict[str, Any]:
-        """The float64 meta-gradient into `path`, how far float32 is from it, and how far where
-        the inputs are changed by some roundings: the most of several, or the first above
+        """The float64 meta-gradient into `path`, how far float32 is from it, and how far when
+        the inputs are changed by a few roundings: the largest of several, or the first above
         `steady`."""
         import torch
         from safetensors.torch import save_file
@@ -84,11 +84,11 @@ class Worker:
             single = plain.reference(Cell(**cell), self.device, torch.float32, noise)
             return distance(single, exact)[0]
 
-        own = most = error()
+        first = largest = error()
         for noise in range(NOISES):
-            if most <= steady:
-                most = max(most, error(noise))
-        return {"float32_error": own, "rounding_error": most}
+            if largest <= steady:
+                largest = max(largest, error(noise))
+        return {"float32_error": first, "rounding_error": largest}
 
     def prepare(self, cell: dict[str, Any], path: str) -> dict[str, Any]:
         """A first meta-step, whose gradient goes into `path`, and a second one for its memory
@@ -132,7 +132,7 @@ class Worker:
 
 
 def _jax_peak() -> int | None:
-    """What JAX's own allocator took at most since the process started."""
+    """The peak of JAX's allocator since the process started, in bytes."""
     import jax
 
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

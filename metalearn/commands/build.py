@@ -22,7 +22,7 @@ from metalearn.commands.network import (
 from metalearn.engine import Engine
 from metalearn.engine.cuda_graph import check_capture
 from metalearn.engine.strategy import STRATEGIES, ForeignStrategy, Strategy, lacks_proximal_term
-from metalearn.episodes import Manifest, Preparation, augmented
+from metalearn.episodes import ImageTransform, Manifest, augmented
 from metalearn.errors import UsageError
 from metalearn.functional.double_backward import check_twice_differentiable
 from metalearn.inner.protocol import MetaAlgorithm
@@ -111,8 +111,8 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     if trained:
         config = {**config, "backbone": {**config["backbone"], "weights": None}}
     config, weights = with_weights(config)
-    images = Preparation(**(config.get("images") or {}))
-    data = replace(method.data, config=config, preparation=images)
+    images = ImageTransform(**(config.get("images") or {}))
+    data = replace(method.data, config=config, transform=images)
     train = data.prepared(augmented(data.source("train"), **data.augmentation))
     method.task.check_loss(data.images)
     test = data.test()

@@ -104,7 +104,7 @@ def setting_of(asked: ComparisonPlan) -> Setting:
         return build_module(node, shape, asked.config["seed"], found)
 
     device = torch_device(asked.config["device"])
-    return Setting(asked, data.dataset, data.preparation, module, device)
+    return Setting(asked, data.dataset, data.transform, module, device)
 
 
 def result_file(folder: Path, method: str) -> Path:

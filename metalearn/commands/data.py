@@ -24,7 +24,7 @@ from metalearn.episodes import (
     write_manifest,
 )
 from metalearn.episodes.sheet import class_sheet, episode_sheet
-from metalearn.episodes.source import described
+from metalearn.episodes.source import describe_shape
 from metalearn.errors import UsageError, nearest
 
 STATES = """
@@ -159,8 +159,8 @@ def manifest(config: Mapping[str, Any], console: Console, out: str | None = None
         raise UsageError(_unwritable(path, error)) from None
     shape = listed.source.shape
     console.print(
-        f"{path}: {listed.episodes} episodes, {described(shape)}, {shape[-1]} queries a class, "
-        f"hash {listed.hash}",
+        f"{path}: {listed.episodes} episodes, {describe_shape(shape)}, {shape[-1]} queries a "
+        f"class, hash {listed.hash}",
         soft_wrap=True,
         highlight=False,
     )

@@ -13,9 +13,9 @@ from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid
 from metalearn.episodes import (
     Augmentation,
     EpisodeSource,
+    ImageTransform,
     Manifest,
-    Preparation,
-    PreparedEpisodes,
+    TransformedEpisodes,
     make_episodes,
     read_manifest,
 )
@@ -32,14 +32,14 @@ class Data:
 
     open: reads the data set, and prepares it if it was not. sampling: how ways, shots and classes
     are drawn, where not uniformly. augmentation: what is done to the images of training episodes,
-    of the support set and of the queries. preparation: what is done to the images of every episode.
+    of the support set and of the queries. transform: what is done to the images of every episode.
     """
 
     config: Mapping[str, Any]
     open: Callable[[], Images | Curves]
     sampling: dict[str, Any]
     augmentation: dict[str, Augmentation | None]
-    preparation: Preparation
+    transform: ImageTransform
 
     @cached_property
     def dataset(self) -> Images | Curves:
@@ -62,7 +62,7 @@ class Data:
     def shape(self) -> tuple[int, ...]:
         """Of one example, prepared."""
         dataset = self.dataset
-        return self.preparation.shape(dataset.image_shape) if isinstance(dataset, Images) else (1,)
+        return self.transform.shape(dataset.image_shape) if isinstance(dataset, Images) else (1,)
 
     def source(self, split: str) -> EpisodeSource:
         """The numbered episodes of `split`, of images as they are stored. Raises UsageError."""
@@ -92,12 +92,12 @@ class Data:
     def prepared(self, source: EpisodeSource) -> EpisodeSource:
         """`source` with its images prepared. Raises UsageError where it has none, or where what is
         asked for does not fit them."""
-        if self.preparation.nothing:
+        if self.transform.is_identity:
             return source
         if not self.images:
             raise UsageError("images is for images; use images=as_they_are")
         _ = self.shape  # raises where it does not fit
-        return PreparedEpisodes(source, self.preparation)
+        return TransformedEpisodes(source, self.transform)
 
     def test(self) -> Manifest:
         """The episodes of `evaluation.split`, or those of `evaluation.manifest`; prepared."""
@@ -134,7 +134,7 @@ def read_data(config: Mapping[str, Any]) -> Data:
         factory(config["dataset"], "dataset"),
         _sampling(config),
         {part: _made(changes, "augmentation", part) for part in ("support", "query")},
-        Preparation(**(config.get("images") or {})),
+        ImageTransform(**(config.get("images") or {})),
     )
 
 

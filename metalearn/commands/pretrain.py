@@ -20,7 +20,7 @@ from metalearn.commands.config import conf_folder
 from metalearn.commands.episodes import Data, read_data
 from metalearn.commands.network import build_module, check_backbone, with_weights
 from metalearn.data import ImageDataset
-from metalearn.episodes import FewShotEpisodes, Preparation
+from metalearn.episodes import FewShotEpisodes, ImageTransform
 from metalearn.errors import UsageError
 from metalearn.runtime.device import torch_device
 from metalearn.training import run as shell
@@ -58,17 +58,17 @@ def build(config: Mapping[str, Any]) -> tuple[dict[str, Any], Supervised]:
     schedule = make(config["schedule"], "schedule")
     settings = PretrainingSettings(**config["training"])
     config, weights = with_weights(config)
-    data = replace(data, config=config, preparation=Preparation(**(config.get("images") or {})))
+    data = replace(data, config=config, transform=ImageTransform(**(config.get("images") or {})))
     dataset = data.dataset
     if not isinstance(dataset, ImageDataset):
         raise UsageError(_REFUSED)
     few_shot = _few_shot(config, dataset)
     split = hold_out(dataset, **config["held_out"])
     augmentation = data.augmentation["query"]
-    shape = data.preparation.shape(dataset.image_shape)
+    shape = data.transform.shape(dataset.image_shape)
     if augmentation is not None:
         augmentation.check(dataset.image_shape)
-    reader = ImageReader(dataset, data.preparation, data.held_on)
+    reader = ImageReader(dataset, data.transform, data.held_on)
     mixing = Mixing(settings.mixup, settings.cutmix)
     images = BaseImages(
         reader, split.train, settings.batch_size, config["seed"], augmentation, mixing

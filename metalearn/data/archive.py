@@ -1,4 +1,4 @@
-"""Archives that nobody vouches for: zip members in memory, tars unpacked within bounds."""
+"""Untrusted archives: zip members are read into memory, tars unpacked within limits."""
 
 import lzma
 import re
@@ -25,7 +25,7 @@ _DAMAGED_TAR = (*_DAMAGED, tarfile.TarError, lzma.LZMAError)
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may claim before it is refused: sizes in bytes, unpacked."""
+    """The limits beyond which an archive is refused: unpacked sizes in bytes."""
 
     members: int = 200_000
     member_bytes: int = 64 << 20
@@ -59,9 +59,9 @@ class Archive:
 def open_archive(path: Path, limits: Limits | None = None) -> Iterator[Archive]:
     """Open `path` and check every member's entry before any is read.
 
-    Raises DataError for what is no whole zip file, and for members that climb out of the
-    archive (`..`, absolute, drives), that are links or devices, encrypted, packed by something
-    other than deflate, named twice, or beyond `limits`.
+    Raises DataError for a damaged zip file, and for members that point outside the archive (`..`,
+    absolute paths, drives), are links or devices, encrypted, not deflated, named twice, or exceed
+    `limits`.
     """
     try:
         file = zipfile.ZipFile(path)
@@ -79,10 +79,10 @@ def open_archive(path: Path, limits: Limits | None = None) -> Iterator[Archive]:
 
 @contextmanager
 def untarred(path: Path, place: Path, limits: Limits | None = None) -> Iterator[Path]:
-    """A temporary folder under `place` with the files of a tar, removed after.
+    """A temporary folder under `place` with the files of a tar, removed afterwards.
 
-    Raises DataError for what is no whole tar file, and for members that climb out of the archive,
-    that are links or devices, or beyond `limits`; then nothing is left.
+    Raises DataError for a damaged tar file, and for members that point outside the archive, are
+    links or devices, or exceed `limits`; then nothing is left.
     """
     try:
         place.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """CIFAR-100 (Krizhevsky 2009) as CIFAR-FS and FC100: 100 classes of 600 images, 32x32 in colour.
 
-Both pool CIFAR's training and test images, and differ in how they part the classes; they share
+Both pool CIFAR's training and test images, and differ in their class splits; they share
 one store.
 """
 
@@ -20,9 +20,8 @@ from metalearn.data.archive import open_archive
 from metalearn.data.class_splits import packaged, superclasses
 from metalearn.data.dataset import ImageDataset
 from metalearn.data.download import download
-from metalearn.data.image_files import by_class, picture, pixels
-from metalearn.data.kept import kept
-from metalearn.data.paths import Source, data_folder
+from metalearn.data.image_files import by_class, pixels, read_image
+from metalearn.data.paths import Source, data_folder, store_folder
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 
@@ -57,7 +56,7 @@ def cifar_fs(root: Path | None = None, archive: Path | None = None) -> ImageData
     archive that is given, by its path, size and time. Classes have CIFAR-100's superclasses as
     groups. Raises DataError where the archive cannot be had or does not hold CIFAR-100.
     """
-    return _parted("cifar_fs", cifar100(root, archive))
+    return _with_splits("cifar_fs", cifar100(root, archive))
 
 
 def fc100(root: Path | None = None, archive: Path | None = None) -> ImageDataset:
@@ -65,16 +64,16 @@ def fc100(root: Path | None = None, archive: Path | None = None) -> ImageDataset
 
     The arguments and errors are those of `cifar_fs`.
     """
-    return _parted("fc100", cifar100(root, archive))
+    return _with_splits("fc100", cifar100(root, archive))
 
 
-def _parted(name: str, store: ImageStore) -> ImageDataset:
+def _with_splits(name: str, store: ImageStore) -> ImageDataset:
     return ImageDataset(name, store, packaged(store, name), superclasses(store, "cifar100"))
 
 
 def cifar100(root: Path | None = None, archive: Path | None = None) -> ImageStore:
     """All 60,000 images, classes and images in the order of their names."""
-    folder = kept(root, SOURCE.store, archive)
+    folder = store_folder(root, SOURCE.store, archive)
     if folder.exists():
         return open_store(folder)
     path = Path(archive).expanduser() if archive else find_archive(folder.parent)
@@ -116,7 +115,7 @@ def _zipped(path: Path) -> Iterator[Found]:
     with open_archive(path) as archive:
 
         def image(name: str) -> np.ndarray:
-            found = picture(archive, name)
+            found = read_image(archive, name)
             if found.size != (SIDE, SIDE):
                 raise DataError(
                     f"{name} in {path} is {found.size[0]}x{found.size[1]} pixels, not "

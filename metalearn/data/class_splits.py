@@ -1,11 +1,11 @@
-"""Which classes train, validate and test, and their superclasses: lists in files, or fractions."""
+"""Class splits and superclasses: lists in files, or random fractions."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from metalearn.data.dataset import SPLITS, Classes, unturned
+from metalearn.data.dataset import SPLITS, Classes, without_rotations
 from metalearn.data.store import ImageStore
 from metalearn.errors import DataError
 
@@ -18,7 +18,7 @@ def listed(name: str) -> dict[str, list[str]]:
 
 
 def packaged(
-    store: ImageStore, name: str, classes: Callable[[np.ndarray], Classes] = unturned
+    store: ImageStore, name: str, classes: Callable[[np.ndarray], Classes] = without_rotations
 ) -> dict[str, Classes]:
     """The lists `name_train.txt` ... that come with this package."""
     files = {split: PACKAGED / f"{name}_{split}.txt" for split in SPLITS}
@@ -26,12 +26,12 @@ def packaged(
 
 
 def from_files(store: ImageStore, folder: Path) -> dict[str, Classes]:
-    """The user's own `train.txt`, `val.txt` and `test.txt` in `folder`: a class name a line.
+    """The lists `train.txt`, `val.txt` and `test.txt` in `folder`: a class name on each line.
 
     Raises DataError for a missing list and for a name that the store lacks.
     """
     files = {split: folder / f"{split}.txt" for split in SPLITS}
-    return {split: unturned(index) for split, index in _listed(store, files).items()}
+    return {split: without_rotations(index) for split, index in _listed(store, files).items()}
 
 
 def superclasses(store: ImageStore, name: str) -> list[str]:
@@ -61,11 +61,11 @@ def by_fractions(store: ImageStore, fractions: Sequence[float], seed: int) -> di
     first = min(max(train, round(parts[0] * count)), count - val - test)
     second = min(max(first + val, round((parts[0] + parts[1]) * count)), count - test)
     cut = np.split(order, [first, second])
-    return {split: unturned(index) for split, index in zip(SPLITS, cut, strict=True)}
+    return {split: without_rotations(index) for split, index in zip(SPLITS, cut, strict=True)}
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:
-    """0 ... count - 1 in an order that depends on `seed` alone. Raises DataError below 0."""
+    """A permutation of 0 ... count - 1 by `seed`. Raises DataError for a seed below 0."""
     if seed < 0:
         raise DataError(f"seed={seed} must be 0 or more")
     rng = np.random.Generator(np.random.PCG64(seed))

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from metalearn.data.dataset import ImageDataset, unturned
+from metalearn.data.dataset import ImageDataset, without_rotations
 from metalearn.data.download import download
-from metalearn.data.image_files import by_class, open_files, picture, pixels
-from metalearn.data.kept import kept
-from metalearn.data.paths import Source, data_folder
+from metalearn.data.image_files import by_class, open_files, pixels, read_image
+from metalearn.data.paths import Source, data_folder, store_folder
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 
@@ -27,14 +26,14 @@ def cub(root: Path | None = None, archive: Path | None = None, size: int = 84) -
     """CUB, 100/50/50 species, the middle square at [3, size, size].
 
     The split is that of Chen et al. 2019: of the species in order, every second trains, and the
-    others validate and test in turns. archive: `CUB_200_2011.tgz`, or a folder or zip of the same
-    files; by default it is found in `cub/` of the data folder, or downloaded to `root` (the cache
-    folder), where the decoded images stay, apart for an archive that is given, by its path and
-    the sizes and times of its files. Raises DataError where it cannot be had, or is no CUB.
+    others alternate between val and test. archive: `CUB_200_2011.tgz`, or a folder or zip of the
+    same files; by default it is found in `cub/` of the data folder, or downloaded to `root` (the
+    cache folder), where the decoded images stay; for a given `archive` under a name of its path
+    and the sizes and times of its files. Raises DataError where it is missing or is not CUB.
     """
     if size < 1:
         raise DataError(f"cub: size must be 1 or more, not {size}")
-    folder = kept(root, f"{SOURCE.store}-{size}px", archive)
+    folder = store_folder(root, f"{SOURCE.store}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)
     else:
@@ -42,7 +41,9 @@ def cub(root: Path | None = None, archive: Path | None = None, size: int = 84) -
         store = decode(path, folder, size)
     every = np.arange(len(store.classes))
     splits = {"train": every[::2], "val": every[1::4], "test": every[3::4]}
-    return ImageDataset("cub", store, {name: unturned(index) for name, index in splits.items()})
+    return ImageDataset(
+        "cub", store, {name: without_rotations(index) for name, index in splits.items()}
+    )
 
 
 def find_archive(root: Path) -> Path:
@@ -58,7 +59,7 @@ def find_archive(root: Path) -> Path:
 
 
 def decode(path: Path, folder: Path, size: int, classes: int = CLASSES) -> ImageStore:
-    """Build the store from the pictures in `.../images/<number>.<species>/`."""
+    """Build the store from the images in `.../images/<number>.<species>/`."""
     with open_files(path) as files:
         found = {
             label.split("/")[-1]: names
@@ -71,7 +72,7 @@ def decode(path: Path, folder: Path, size: int, classes: int = CLASSES) -> Image
                 f"put {OFFICIAL} in its place"
             )
         blocks = (
-            np.stack([pixels(picture(files, name), size, 3) for name in found[label]])
+            np.stack([pixels(read_image(files, name), size, 3) for name in found[label]])
             for label in sorted(found)
         )
         return build_store(folder, "cub", sorted(found), blocks)

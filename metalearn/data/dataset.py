@@ -1,4 +1,4 @@
-"""Classes of a store, divided into train, val and test, and the gathering of their images."""
+"""A store with its class splits, and the gathering of images."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -21,28 +21,28 @@ SPLITS = ("train", "val", "test")
 class Classes(NamedTuple):
     """The classes of one split: `index` int64 [C] into the store, `quarter_turns` int64 [C].
 
-    A class turned by 90, 180 or 270 degrees is a class of its own (Vinyals et al. 2016, 4.1.1);
-    turns are counter-clockwise.
+    A class rotated by 90, 180 or 270 degrees is a further class (Vinyals et al. 2016, 4.1.1);
+    rotations are counter-clockwise.
     """
 
     index: np.ndarray  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
     quarter_turns: np.ndarray
 
     def names(self, store: ImageStore) -> list[str]:
-        """Names such as `Korean/character05/rot090`; without `/rotDDD` where nothing is turned."""
+        """Names such as `Korean/character05/rot090`; without `/rotDDD` where none is rotated."""
         names = [store.classes[i] for i in self.index]
         if not self.quarter_turns.any():
             return names
         return [f"{n}/rot{90 * t:03d}" for n, t in zip(names, self.quarter_turns, strict=True)]
 
 
-def unturned(index: np.ndarray) -> Classes:
-    """The classes `index` [C] as they are."""
+def without_rotations(index: np.ndarray) -> Classes:
+    """The classes `index` [C], not rotated."""
     index = np.asarray(index, dtype=np.int64)
     return Classes(index, np.zeros_like(index))
 
 
-def turned(index: np.ndarray) -> Classes:
+def with_rotations(index: np.ndarray) -> Classes:
     """Each of the classes `index` [C] in its four rotations, side by side: [4C]."""
     index = np.asarray(index, dtype=np.int64)
     return Classes(np.repeat(index, 4), np.tile(np.arange(4, dtype=np.int64), len(index)))
@@ -50,9 +50,9 @@ def turned(index: np.ndarray) -> Classes:
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """A store and its three splits. No class of the store is in two of them, turned or not.
+    """A store and its three class splits. No class is in two of them, rotated or not.
 
-    A split may have no classes, as those of a set that is only tested on.
+    A split may have no classes, where a data set is used for testing alone.
     groups: the superclass of each class of the store (an alphabet, a family), None without any.
     """
 
@@ -83,29 +83,29 @@ class ImageDataset:
             raise DataError(f"{self.name}: no split has a class; give one of them some")
 
     def _check(self, split: str) -> None:
-        index, turns = self.splits[split]
-        if index.ndim != 1 or index.shape != turns.shape:
-            raise DataError(f"{self.name}: split {split} needs index and turns of one length")
+        index, rotations = self.splits[split]
+        if index.ndim != 1 or index.shape != rotations.shape:
+            raise DataError(f"{self.name}: split {split} needs index and rotations of one length")
         if not len(index):
             return
         if index.min() < 0 or index.max() >= len(self.store.classes):
             raise DataError(f"{self.name}: split {split} names a class that the store lacks")
-        if turns.min() < 0 or turns.max() > 3:
+        if rotations.min() < 0 or rotations.max() > 3:
             raise DataError(f"{self.name}: quarter turns of split {split} must be 0 to 3")
-        if len(np.unique(index * 4 + turns)) != len(index):
+        if len(np.unique(index * 4 + rotations)) != len(index):
             raise DataError(f"{self.name}: split {split} holds a class twice")
         height, width = self.store.images.shape[1:3]
-        if height != width and turns.any():
-            raise DataError(f"{self.name}: only square images can turn, not {height}x{width}")
+        if height != width and rotations.any():
+            raise DataError(f"{self.name}: only square images can be rotated, not {height}x{width}")
 
     @cached_property
     def digest(self) -> str:
         """sha256 over the store's digest and the splits, in hexadecimal."""
         total = hashlib.sha256(self.store.digest.encode())
         for split in SPLITS:
-            index, turns = self.splits[split]
+            index, rotations = self.splits[split]
             total.update(f"{split} {len(index)}\n".encode())
-            total.update(np.stack([index, turns]).astype("<i8").tobytes())
+            total.update(np.stack([index, rotations]).astype("<i8").tobytes())
         return total.hexdigest()
 
     @property
@@ -115,7 +115,7 @@ class ImageDataset:
         return channels, height, width
 
     def class_count(self, split: str) -> int:
-        """How many classes `split` has, turned ones included."""
+        """How many classes `split` has, rotated ones included."""
         return len(self._split(split).index)
 
     @cached_property
@@ -132,7 +132,7 @@ class ImageDataset:
         return self.sizes[split][classes]
 
     def member(self, name: str) -> "ImageDataset":
-        """This data set, as a `Mixture` of one."""
+        """This data set itself, as `Mixture.member` gives one of several."""
         return self
 
     def images(self, split: str, classes: np.ndarray, examples: np.ndarray) -> np.ndarray:
@@ -141,35 +141,35 @@ class ImageDataset:
         `classes` counts within `split`, `examples` within the class. Raises DataError for an
         example that a class does not have, IndexError for a class that the split does not have.
         """
-        rows, turns = self._rows(split, classes, examples)
-        shape, rows, turns = rows.shape, rows.reshape(-1), turns.reshape(-1)
+        rows, rotations = self._rows(split, classes, examples)
+        shape, rows, rotations = rows.shape, rows.reshape(-1), rotations.reshape(-1)
         # A plain view: fancy indexing of np.memmap itself is slower.
         found = self.store.images.view(np.ndarray)[rows].transpose(0, 3, 1, 2)
         found = np.ascontiguousarray(found)
-        for turn in (1, 2, 3):
-            which = np.flatnonzero(turns == turn)
+        for quarters in (1, 2, 3):
+            which = np.flatnonzero(rotations == quarters)
             if len(which):
-                found[which] = np.rot90(found[which], turn, axes=(2, 3))
+                found[which] = np.rot90(found[which], quarters, axes=(2, 3))
         return found.reshape(*shape, *found.shape[1:])
 
     def images_on(
         self, device: torch.device, split: str, classes: np.ndarray, examples: np.ndarray
     ) -> Tensor:
-        """What `images` gathers, gathered on `device`; all images are copied there once."""
-        rows, turns = self._rows(split, classes, examples)
+        """As `images`, gathered on `device`; all images are copied there once."""
+        rows, rotations = self._rows(split, classes, examples)
         if device not in self._held:
-            self._held[device] = DeviceImages(self.store, self._turns, device)
-        return self._held[device].gather(rows, turns)
+            self._held[device] = DeviceImages(self.store, self._rotations, device)
+        return self._held[device].gather(rows, rotations)
 
     def fits(self, device: torch.device, among: int = 1) -> bool:
-        """Whether what `images_on` keeps on `device` takes at most a quarter of its free memory,
-        shared `among` so many data sets."""
+        """Whether the images would take at most a quarter of the free memory of `device`, shared by
+        `among` data sets."""
         free = free_memory_bytes(device)
-        needed = among * len(self._turns) * self.store.images.nbytes
+        needed = among * len(self._rotations) * self.store.images.nbytes
         return free is not None and 4 * needed <= free
 
     @property
-    def _turns(self) -> list[int]:
+    def _rotations(self) -> list[int]:
         """The quarter turns that the splits have, ascending."""
         return sorted({int(t) for split in SPLITS for t in self.splits[split].quarter_turns})
 
@@ -177,15 +177,15 @@ class ImageDataset:
         self, split: str, classes: np.ndarray, examples: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the store and quarter turns, both `[...]`; raises as `images` does."""
-        index, turns = self._split(split)
+        index, rotations = self._split(split)
         classes, examples = np.broadcast_arrays(classes, examples)
         if (classes < 0).any():
             raise IndexError("a class number below 0")
-        index, turns = index[classes], turns[classes]
+        index, rotations = index[classes], rotations[classes]
         rows = self.store.offsets[index] + examples
         if (examples < 0).any() or (rows >= self.store.offsets[index + 1]).any():
-            raise DataError(f"{self.name}: split {split} lacks an example that was asked for")
-        return rows, turns
+            raise DataError(f"{self.name}: split {split} lacks an example that was requested")
+        return rows, rotations
 
     def _split(self, split: str) -> Classes:
         if split not in self.splits:

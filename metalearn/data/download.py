@@ -1,6 +1,5 @@
-"""Downloads that resume, are checked, and appear under their name only when whole."""
+"""Downloads from mirrors: resumed, compared with checksums, renamed only when complete."""
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -13,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import lock_descriptor
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -25,7 +25,7 @@ PAUSE = 0.5  # seconds before the second attempt, twice that before the third
 
 
 class _Failure(Exception):
-    """One attempt at one address failed, for the reason in the message."""
+    """One request failed, for the reason in the message."""
 
     def __init__(self, reason: object, again: bool = True) -> None:
         super().__init__(" ".join(str(reason).split()))
@@ -33,7 +33,7 @@ class _Failure(Exception):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """A redirection to what is no address, as `http://[`, is an error of the server's."""
+    """A redirection to a malformed address, such as `http://[`, is an error of the server."""
 
     def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
         try:
@@ -60,14 +60,14 @@ def download(
     The bytes go to `<target>.part` beside it, are compared with the checksums and renamed.
     With a checksum an interrupted part is continued, by a later call too; without one it is
     begun anew, since parts of two versions could be joined unseen. `timeout` is the longest
-    silence in seconds. Two processes that want a file of one folder take turns.
+    silence in seconds. Of two processes that download to one folder one waits.
 
     Raises DataError, in one line with `by_hand` as the way out, where no mirror gives the file.
     """
     reasons = []
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _turn(target.parent):
+        with _locked(target.parent):
             if target.is_file():
                 return target
             part = target.with_name(target.name + ".part")
@@ -140,7 +140,7 @@ def _attempt(url: str, part: Path, timeout: float, limit: int) -> None:
 
 @contextmanager
 def _network(part: Path, timeout: float) -> Iterator[None]:
-    """Turn whatever goes wrong on the way into a _Failure, and leave the disk's errors alone."""
+    """Turn every error of the network into a _Failure; errors of the disk pass through."""
     try:
         yield
     except urllib.error.HTTPError as error:
@@ -158,7 +158,7 @@ def _network(part: Path, timeout: float) -> Iterator[None]:
 
 
 def _range(answer: Any, start: int, part: Path) -> tuple[int, int | None]:
-    """Where this answer's bytes belong and how long the whole is, if it says so."""
+    """At which byte this answer starts, and the size of the whole file where it says so."""
     length = answer.headers.get("Content-Length", "")
     rest = int(length) if re.fullmatch(r"\d{1,18}", length) else None
     if answer.status != 206:  # Range ignored: the whole file, from its start
@@ -218,12 +218,12 @@ def _wrong(part: Path, wanted: dict[str, str]) -> str | None:
 
 
 @contextmanager
-def _turn(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which vanishes with the process and leaves no file behind."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks: the checksum is still there
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock_descriptor(handle)
         yield
     finally:
         os.close(handle)

@@ -8,24 +8,30 @@ from pathlib import Path
 import numpy as np
 
 from metalearn.data.class_splits import by_fractions, from_files
-from metalearn.data.dataset import SPLITS, Classes, ImageDataset, unturned
+from metalearn.data.dataset import SPLITS, Classes, ImageDataset, without_rotations
 from metalearn.data.image_files import (
     Files,
     Fit,
     by_class,
     is_grey,
     open_files,
-    picture,
     pixels,
+    read_image,
     shared_folders,
 )
-from metalearn.data.kept import add_file
+from metalearn.data.paths import hash_file
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 from metalearn.runtime.files import cache_folder
 
 VERSION = 1  # raise it whenever a change below changes a pixel
-CALLED = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_FOLDERS = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 """Folders that are splits, by their names."""
 
 
@@ -40,19 +46,19 @@ def folder(
     seed: int = 0,
     cache: Path | None = None,
 ) -> ImageDataset:
-    """The pictures under `root`, a folder or a zip archive: a class for each folder that holds
+    """The images under `root`, a folder or a zip archive: a class for each folder that holds
     some, named by its path, at [channels, size, size].
 
-    channels: 1 or 3; None takes 1 where the first picture of every class is grey.
+    channels: 1 or 3; None takes 1 where the first image of every class is grey.
     fit: "crop" keeps the middle square, "stretch" all of it. invert: 255 - pixel, for dark ink.
     splits: a folder with `train.txt`, `val.txt` and `test.txt`, a class name a line; classes
         that stand in none are left out. Without it, folders named train, val and test at the top
         are the splits; else `seed` shuffles the classes and `fractions` cuts them, a fraction
         of 0 leaving its split without classes.
-    cache: where the decoded images are kept, by default the cache folder. A picture that is
-        added, removed or changed under `root` is seen.
+    cache: where the decoded images are kept, by default the cache folder. An image that is
+        added, removed or changed under `root` is noticed.
 
-    Raises DataError where there are no pictures, or one that cannot be read, and for splits that
+    Raises DataError where there are no images, or one that cannot be read, and for splits that
     share a class or name one that is not there.
     """
     if root is None:
@@ -69,12 +75,12 @@ def folder(
         classes = by_class(files)
         if not classes:
             raise DataError(
-                f"there are no pictures in {path}; it needs a folder for each class, with PNG or "
+                f"there are no images in {path}; it needs a folder for each class, with PNG or "
                 "JPEG files"
             )
         if "." in classes:
             raise DataError(
-                f"{classes['.'][0]} lies in {path} itself; put every picture into the folder of "
+                f"{classes['.'][0]} lies in {path} itself; put every image into the folder of "
                 "its class"
             )
         # The prefix that all share says nothing: a zip of one folder is that folder.
@@ -82,23 +88,23 @@ def folder(
         classes = {label[len(prefix) :]: names for label, names in classes.items()}
         settings = f"{VERSION} {size} {channels} {fit} {invert}"
         key = _digest(path, files, classes, settings)
-        kept = (cache or cache_folder()) / f"folder-{_safe(path.stem)}-{key[:16]}"
-        store = open_store(kept) if kept.exists() else None
+        place = (cache or cache_folder()) / f"folder-{_safe(path.stem)}-{key[:16]}"
+        store = open_store(place) if place.exists() else None
         if store is None:
             depth = channels or _channels(files, classes)
             blocks = (
-                np.stack([pixels(picture(files, n), size, depth, fit, invert) for n in names])
+                np.stack([pixels(read_image(files, n), size, depth, fit, invert) for n in names])
                 for names in classes.values()
             )
-            store = build_store(kept, path.stem, list(classes), blocks)
-    parts = _splits(store, splits, fractions, seed)
-    return ImageDataset(path.stem, store, parts, _groups(store.classes))
+            store = build_store(place, path.stem, list(classes), blocks)
+    class_splits = _splits(store, splits, fractions, seed)
+    return ImageDataset(path.stem, store, class_splits, _groups(store.classes))
 
 
 def _groups(labels: Sequence[str]) -> list[str] | None:
     """The first folder of every class, below train, val and test; None where one has none."""
     tops = [label.partition("/") for label in labels]
-    if {top.lower() for top, _, _ in tops} <= set(CALLED):
+    if {top.lower() for top, _, _ in tops} <= set(SPLIT_FOLDERS):
         tops = [rest.partition("/") for _, _, rest in tops]
     return [top for top, _, _ in tops] if all(rest for _, _, rest in tops) else None
 
@@ -109,8 +115,8 @@ def _splits(
     if lists is not None:
         return from_files(store, Path(lists).expanduser())
     tops = [label.split("/")[0].lower() for label in store.classes]
-    if set(tops) <= set(CALLED):
-        return _by_top(store, [CALLED[top] for top in tops])
+    if set(tops) <= set(SPLIT_FOLDERS):
+        return _by_top(store, [SPLIT_FOLDERS[top] for top in tops])
     return by_fractions(store, fractions, seed)
 
 
@@ -129,23 +135,23 @@ def _by_top(store: ImageStore, owners: list[str]) -> dict[str, Classes]:
                 "splits have different classes: use dataset.root on one of these folders"
             )
     where = np.array(owners)
-    return {split: unturned(np.flatnonzero(where == split)) for split in SPLITS}
+    return {split: without_rotations(np.flatnonzero(where == split)) for split in SPLITS}
 
 
 def _channels(files: Files, classes: Mapping[str, Sequence[str]]) -> int:
-    return 1 if all(is_grey(picture(files, names[0])) for names in classes.values()) else 3
+    return 1 if all(is_grey(read_image(files, names[0])) for names in classes.values()) else 3
 
 
 def _digest(path: Path, files: Files, classes: Mapping[str, Sequence[str]], settings: str) -> str:
     """Of what decides the store's content: names, sizes and times of the files, the settings."""
     total = hashlib.sha256(f"{settings}\n".encode())
     if path.is_file():
-        add_file(total, path)
+        hash_file(total, path)
     for names in classes.values():
         for name in names:
             total.update(f"{name}\n".encode(errors="surrogateescape"))
             if path.is_dir():
-                add_file(total, path / name)
+                hash_file(total, path / name)
     return total.hexdigest()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metalearn.data.dataset import ImageDataset, unturned
+from metalearn.data.dataset import ImageDataset, without_rotations
 from metalearn.data.paths import Source
 from metalearn.data.store import build_store, open_store
 from metalearn.errors import DataError
@@ -47,9 +47,9 @@ def glyphs(
         store = build_store(folder, "glyphs", names, blocks)
     train, val = classes * 2 // 3, classes // 8
     splits = {
-        "train": unturned(np.arange(train)),
-        "val": unturned(np.arange(train, train + val)),
-        "test": unturned(np.arange(train + val, classes)),
+        "train": without_rotations(np.arange(train)),
+        "val": without_rotations(np.arange(train, train + val)),
+        "test": without_rotations(np.arange(train + val, classes)),
     }
     return ImageDataset("glyphs", store, splits)
 

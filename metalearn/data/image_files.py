@@ -1,4 +1,4 @@
-"""Pictures of many formats to uint8 arrays of one size, and where they lie: a folder or a zip."""
+"""Image files of many formats, in a folder or an archive, to uint8 arrays of one size."""
 
 import io
 import logging
@@ -29,11 +29,11 @@ FORMATS = {
     ".pgm": "PPM",
     ".ppm": "PPM",
 }
-PIXELS = 100_000_000  # a picture that claims more is not decoded
+PIXELS = 100_000_000  # an image that claims more is not decoded
 GREY = ("1", "L", "LA", "I", "I;16", "F")
 
 Fit = Literal["crop", "stretch"]
-"""How a picture gets its size: the middle square of it, or all of it, squeezed."""
+"""How an image is resized: its middle square, or the whole of it stretched to a square."""
 
 
 class Files(Protocol):
@@ -43,7 +43,7 @@ class Files(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """All of them."""
+        """The names of all files."""
         ...
 
     def read(self, name: str) -> bytes:
@@ -77,7 +77,7 @@ class Folder:
 
 
 def cannot_read(path: Path, error: OSError) -> str:
-    """One line about a file of the user's."""
+    """The message where a file of the user cannot be read."""
     return f"cannot read {path} ({error.strerror or error}); mend or remove it"
 
 
@@ -101,7 +101,7 @@ def open_files(path: Path, limits: Limits | None = None) -> Iterator[Files]:
 
 
 def by_class(files: Files) -> dict[str, list[str]]:
-    """The pictures by the folder they lie in, both sorted; other and hidden files left out."""
+    """The images by their folder, both sorted; other and hidden files left out."""
     found: dict[str, list[str]] = defaultdict(list)
     for name in files.names:
         path = PurePosixPath(name)
@@ -119,8 +119,8 @@ def shared_folders(labels: Sequence[str]) -> str:
     return "/".join(first) + "/" if first else ""
 
 
-def picture(files: Files, name: str) -> Image.Image:
-    """The picture `name`, upright, whatever it is made of. Raises DataError where it is none."""
+def read_image(files: Files, name: str) -> Image.Image:
+    """The image `name`, upright. Raises DataError where it cannot be read."""
     data = files.read(name)
     kind = FORMATS[PurePosixPath(name).suffix.lower()]
     try:
@@ -136,13 +136,13 @@ def picture(files: Files, name: str) -> Image.Image:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "of no known format, or damaged" if unknown else " ".join(str(error).split())
         raise DataError(
-            f"{name} in {files.path} is no picture that can be read ({reason}); mend or remove it"
+            f"{name} in {files.path} is no image that can be read ({reason}); mend or remove it"
         ) from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what Pillow warns of and logs: a picture can be read, or one line says why not."""
+    """Keep back what Pillow warns of and logs: an image can be read, or one line says why not."""
     logger = logging.getLogger("PIL.TiffImagePlugin")
     before, logger.disabled = logger.disabled, True
     try:
@@ -153,7 +153,7 @@ def _quiet() -> Iterator[None]:
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Whether the picture has one channel (beside transparency)."""
+    """Whether the image has one channel (beside transparency)."""
     return image.mode in GREY
 
 

@@ -13,15 +13,14 @@ import numpy as np
 
 from metalearn.data.class_splits import packaged
 from metalearn.data.dataset import ImageDataset
-from metalearn.data.image_files import Files, by_class, open_files, picture, pixels
-from metalearn.data.kept import kept
-from metalearn.data.paths import Source, forms, own_images
+from metalearn.data.image_files import Files, by_class, open_files, pixels, read_image
+from metalearn.data.paths import Source, image_folder_names, store_folder, user_images
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 
 VERSION = 1  # raise it whenever a change below changes a pixel
 CLASSES, EXAMPLES = 100, 600
-SOURCE = Source("yours", f"mini_imagenet-v{VERSION}", forms("mini_imagenet"))
+SOURCE = Source("yours", f"mini_imagenet-v{VERSION}", image_folder_names("mini_imagenet"))
 WNID = re.compile(r"n\d{8}")
 
 
@@ -33,17 +32,17 @@ def mini_imagenet(
 
     archive: a folder, zip or tar of the 60,000 images, by default `mini_imagenet` or
     `mini_imagenet.zip` in the data folder. A class is the WordNet number (n01532829) that a
-    picture's name, or else its folder, begins with. Decoded images stay in `root`, by default the
+    image's name, or else its folder, begins with. Decoded images stay in `root`, by default the
     cache folder, apart for an archive that is given, by its path and the sizes and times of its
     files. Raises DataError where the images are not there, or are others.
     """
     if size < 1:
         raise DataError(f"mini_imagenet: size must be 1 or more, not {size}")
-    folder = kept(root, f"{SOURCE.store}-{size}px", archive)
+    folder = store_folder(root, f"{SOURCE.store}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)
     else:
-        path = Path(archive).expanduser() if archive else own_images("mini_imagenet")
+        path = Path(archive).expanduser() if archive else user_images("mini_imagenet")
         store = decode(path, folder, size)
     return ImageDataset("mini_imagenet", store, packaged(store, "mini_imagenet"))
 
@@ -56,20 +55,22 @@ def decode(
         found = by_number(files)
         counts = sorted({len(names) for names in found.values()})
         if len(found) != classes or counts != [examples]:
-            told = f"{counts[0]} to {counts[-1]}" if counts else "no"
+            each = f"{counts[0]} to {counts[-1]}" if counts else "no"
             raise DataError(
-                f"{path} holds {len(found)} classes of {told} images, not {classes} of {examples}; "
-                "give miniImageNet's own images"
+                f"{path} holds {len(found)} classes of {each} images, not {classes} of "
+                f"{examples}; give miniImageNet's own images"
             )
         blocks = (
-            np.stack([pixels(picture(files, n), size, 3, "stretch") for n in sorted(found[wnid])])
+            np.stack(
+                [pixels(read_image(files, n), size, 3, "stretch") for n in sorted(found[wnid])]
+            )
             for wnid in sorted(found)
         )
         return build_store(folder, "mini_imagenet", sorted(found), blocks)
 
 
 def by_number(files: Files) -> dict[str, list[str]]:
-    """The pictures by the WordNet number in their names or folders; those without left out."""
+    """The images by the WordNet number in their names or folders; others are left out."""
     found: dict[str, list[str]] = defaultdict(list)
     for names in by_class(files).values():
         for name in names:
@@ -79,6 +80,6 @@ def by_number(files: Files) -> dict[str, list[str]]:
 
 
 def _wnid(name: str) -> str | None:
-    """Of the picture's own name, else of the nearest folder's."""
+    """The WordNet number in the file name, else in the nearest folder's name."""
     parts = reversed(name.split("/"))
     return next((match[0] for part in parts if (match := WNID.match(part))), None)

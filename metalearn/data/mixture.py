@@ -1,4 +1,4 @@
-"""Several data sets as one, for episodes of each in turn, as in Meta-Dataset."""
+"""Several data sets as one; each episode is drawn from one of them, as in Meta-Dataset."""
 
 import hashlib
 from collections.abc import Mapping

@@ -12,10 +12,9 @@ from PIL import Image, UnidentifiedImageError
 
 from metalearn.data.archive import Archive, open_archive
 from metalearn.data.class_splits import packaged, shuffled
-from metalearn.data.dataset import SPLITS, ImageDataset, turned, unturned
+from metalearn.data.dataset import SPLITS, ImageDataset, with_rotations, without_rotations
 from metalearn.data.download import download
-from metalearn.data.kept import kept
-from metalearn.data.paths import Source, data_folder
+from metalearn.data.paths import Source, data_folder, store_folder
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 
@@ -60,7 +59,7 @@ def omniglot(
         raise DataError(f"omniglot: split must be vinyals or random, not {split!r}")
     if not 1 <= size <= SIDE:
         raise DataError(f"omniglot: size must be 1 to {SIDE}, not {size}")
-    folder = kept(root, f"{SOURCE.store}-{size}px", archive)
+    folder = store_folder(root, f"{SOURCE.store}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)
     else:
@@ -71,7 +70,7 @@ def omniglot(
             for name in CHARACTERS
         ]
         store = decode(archives, folder, size)
-    as_classes = turned if rotations else unturned
+    as_classes = with_rotations if rotations else without_rotations
     alphabets = [name.split("/")[0] for name in store.classes]
     if split == "vinyals":
         splits = packaged(store, "omniglot_vinyals", as_classes)
@@ -155,5 +154,5 @@ def _image(archive: Archive, member: str, size: int) -> np.ndarray:
             f"member {member} of {archive.path} is no {SIDE}x{SIDE} PNG ({reason}); "
             "put a good copy of the archive in its place"
         ) from None
-    # Lanczos as in MAML's data preparation (cbfinn/maml, data/omniglot_resized).
+    # Lanczos as in MAML's data transform (cbfinn/maml, data/omniglot_resized).
     return np.asarray(ink.resize((size, size), Image.Resampling.LANCZOS))

@@ -1,18 +1,22 @@
-"""Where data is looked for."""
+"""Where data is looked for, and where decoded images are kept."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from metalearn.data.image_files import Folder, cannot_read
 from metalearn.errors import DataError
+from metalearn.runtime.files import cache_folder
 
 
 class Source(NamedTuple):
-    """Where a data set comes from: its `origin` where nothing of it is here yet.
+    """Where a data set comes from.
 
-    store: how the names of its stores begin. archives: what it is decoded from, one of them, in
-    the data folder or downloaded to the cache.
+    origin: what is shown where neither store nor archive is on this machine. store: prefix of the
+    names of its stores. archives: files that it can be decoded from, any one of them, in the data
+    folder or in the cache.
     """
 
     origin: Literal["download", "yours", "made"]
@@ -23,9 +27,9 @@ class Source(NamedTuple):
 def data_folder() -> Path | None:
     """The folder with data that the user already has, or None.
 
-    The environment variable `METALEARN_DATA` wins; without it `../shared/data`, seen from the
-    current directory and from the repository root. Raises DataError where the variable names
-    no folder: falling back in silence would hide a misspelling.
+    The environment variable `METALEARN_DATA`; where it is not set, `../shared/data` relative to
+    the current directory or to the repository. Raises DataError where the variable names no
+    folder: a silent fallback would hide a misspelling.
     """
     named = os.environ.get("METALEARN_DATA")
     if named:
@@ -41,18 +45,47 @@ def data_folder() -> Path | None:
     return None
 
 
-def forms(name: str) -> tuple[str, ...]:
-    """What a folder of images may be called in the data folder."""
+def image_folder_names(name: str) -> tuple[str, ...]:
+    """The names under which a set of images is looked for in the data folder."""
     return (name, f"{name}.zip", f"{name}.tar.gz", f"{name}.tar")
 
 
-def own_images(name: str) -> Path:
-    """The user's own images in the data folder. Raises DataError where there are none."""
+def user_images(name: str) -> Path:
+    """The path of the user's copy in the data folder. Raises DataError where there is none."""
     data = data_folder()
-    for form in forms(name):
-        if data is not None and (data / form).exists():
-            return data / form
+    for candidate in image_folder_names(name):
+        if data is not None and (data / candidate).exists():
+            return data / candidate
     raise DataError(
         f"{name} cannot be downloaded freely; give its images with dataset.archive=<folder or "
         f"zip>, or put them at {name}/ in a folder named by METALEARN_DATA"
     )
+
+
+def store_folder(root: Path | None, name: str, archive: Path | None = None) -> Path:
+    """The folder of the image store `name` in `root`, by default in the cache folder.
+
+    archive: the folder or file that the user names, if any. A digest of its path and of the sizes
+    and times of its files is part of the store's name, so that a store serves only the files that
+    it was decoded from. Raises DataError where the archive does not exist.
+    """
+    place = Path(root) if root else cache_folder()
+    if archive is None:
+        return place / name
+    path = Path(archive).expanduser().resolve()
+    if not path.exists():
+        raise DataError(f"there is no folder or archive {archive}; correct dataset.archive")
+    total = hashlib.sha256(f"{path}\n".encode(errors="surrogateescape"))
+    for inside in Folder(path).names if path.is_dir() else [""]:
+        total.update(f"{inside}\n".encode(errors="surrogateescape"))
+        hash_file(total, path / inside)
+    return place / f"{name}-{total.hexdigest()[:16]}"
+
+
+def hash_file(total: "hashlib._Hash", file: Path) -> None:
+    """Add the size and time of `file` to a digest. Raises DataError where it cannot be read."""
+    try:
+        facts = file.stat()
+    except OSError as error:
+        raise DataError(cannot_read(file, error)) from None
+    total.update(f"{facts.st_size} {facts.st_mtime_ns}\n".encode())

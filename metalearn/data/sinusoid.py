@@ -36,8 +36,8 @@ class Sinusoid:
 
 
 def rising(family: str, name: str, bounds: Sequence[float]) -> tuple[float, float]:
-    """A range in one form, whether it came as [0, 1] or (0.0, 1.0): the episodes' seeds come
-    from it. Raises DataError where it does not rise."""
+    """A range as a tuple of floats, also from [0, 1] or (0.0, 1.0): the seeds of episodes depend
+    on its form. Raises DataError where it does not rise."""
     low, high = map(float, bounds)
     if not -math.inf < low < high < math.inf:
         raise DataError(f"{family}: {name} must rise, but is [{low}, {high}]")

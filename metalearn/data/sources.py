@@ -1,4 +1,4 @@
-"""What of each data set is on this machine."""
+"""Which data sets are on this machine."""
 
 from metalearn.data.cifar import SOURCE as CIFAR
 from metalearn.data.cub import SOURCE as CUB
@@ -28,7 +28,7 @@ SOURCES = {
 
 def state(name: str) -> str:
     """`prepared` where a store is in the cache, `found` where its archive is here, else the origin
-    of the data set. Empty for one that is not ours."""
+    of the data set. Empty for an unknown one."""
     source = SOURCES.get(name)
     if source is None:
         return ""

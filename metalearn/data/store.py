@@ -1,4 +1,4 @@
-"""Images decoded once, kept as one memory-mapped array sorted by class."""
+"""Decoded images in one memory-mapped array, sorted by class."""
 
 import hashlib
 import json

@@ -12,18 +12,24 @@ import numpy as np
 
 from metalearn.data.archive import Limits
 from metalearn.data.class_splits import listed, packaged, superclasses
-from metalearn.data.dataset import SPLITS, ImageDataset, unturned
-from metalearn.data.folder import CALLED
-from metalearn.data.image_files import Files, by_class, open_files, picture, pixels, shared_folders
-from metalearn.data.kept import kept
+from metalearn.data.dataset import SPLITS, ImageDataset, without_rotations
+from metalearn.data.folder import SPLIT_FOLDERS
+from metalearn.data.image_files import (
+    Files,
+    by_class,
+    open_files,
+    pixels,
+    read_image,
+    shared_folders,
+)
 from metalearn.data.mini_imagenet import by_number
-from metalearn.data.paths import Source, forms, own_images
+from metalearn.data.paths import Source, image_folder_names, store_folder, user_images
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 
 VERSION = 1  # raise it whenever a change below changes a pixel
 NAME = "tiered_imagenet"
-SOURCE = Source("yours", f"{NAME}-v{VERSION}", forms(NAME))
+SOURCE = Source("yours", f"{NAME}-v{VERSION}", image_folder_names(NAME))
 LIMITS = Limits(members=2_000_000, total_bytes=300 << 30)  # ImageNet has 1.3 million in 140 GB
 
 Lists = dict[str, list[str]]
@@ -39,7 +45,7 @@ def tiered_imagenet(
     archive: a folder, zip or tar, by default `tiered_imagenet` or `tiered_imagenet.zip` in the
     data folder. It holds folders train, val and test with a folder for each class, under any
     names; or ImageNet's training images, of which those of the official classes are taken, a
-    class being the WordNet number (n01440764) that a picture's name, or else its folder, begins
+    class being the WordNet number (n01440764) that an image's name, or else its folder, begins
     with. Decoded images stay in `root`, by default the cache folder, apart for an archive that is
     given, by its path and the sizes and times of its files. Groups are the superclasses, where
     the classes are named by the official numbers. Raises DataError where the images are not
@@ -47,20 +53,20 @@ def tiered_imagenet(
     """
     if size < 1:
         raise DataError(f"{NAME}: size must be 1 or more, not {size}")
-    folder = kept(root, f"{SOURCE.store}-{size}px", archive)
+    folder = store_folder(root, f"{SOURCE.store}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)
     else:
-        store = decode(Path(archive).expanduser() if archive else own_images(NAME), folder, size)
-    return parted(store)
+        store = decode(Path(archive).expanduser() if archive else user_images(NAME), folder, size)
+    return with_splits(store)
 
 
-def parted(store: ImageStore) -> ImageDataset:
+def with_splits(store: ImageStore) -> ImageDataset:
     """The official splits and groups, or those that the names of the classes begin with."""
     tops = np.array([label.split("/")[0] for label in store.classes])
     if not set(tops) <= set(SPLITS):
         return ImageDataset(NAME, store, packaged(store, NAME), superclasses(store, NAME))
-    splits = {split: unturned(np.flatnonzero(tops == split)) for split in SPLITS}
+    splits = {split: without_rotations(np.flatnonzero(tops == split)) for split in SPLITS}
     return ImageDataset(NAME, store, splits)
 
 
@@ -70,14 +76,16 @@ def decode(path: Path, folder: Path, size: int, official: Lists | None = None) -
     with open_files(path, LIMITS) as files:
         found = _by_split(files, official) or _by_number(files, official)
         blocks = (
-            np.stack([pixels(picture(files, n), size, 3, "stretch") for n in sorted(found[label])])
+            np.stack(
+                [pixels(read_image(files, n), size, 3, "stretch") for n in sorted(found[label])]
+            )
             for label in sorted(found)
         )
         return build_store(folder, NAME, sorted(found), blocks)
 
 
 def _by_split(files: Files, official: Lists) -> dict[str, list[str]] | None:
-    """The pictures by class in folders train, val and test; None where there are no such folders.
+    """The images by class in folders train, val and test; None where there are no such folders.
 
     Classes are named `val/<folder>`, but by their folders alone where these are the official ones.
     """
@@ -86,8 +94,8 @@ def _by_split(files: Files, official: Lists) -> dict[str, list[str]] | None:
     found: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for label, names in labels.items():
         top, _, name = label[start:].partition("/")
-        if top.lower() in CALLED:
-            found[CALLED[top.lower()]][name] = names
+        if top.lower() in SPLIT_FOLDERS:
+            found[SPLIT_FOLDERS[top.lower()]][name] = names
     if not found:
         return None
     counts = [len(found[split]) for split in SPLITS]

@@ -25,18 +25,6 @@ class CompiledStep(NamedTuple):
             return self.code(tensors)
 
 
-def guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
-    """Whether others have the types, shapes and strides of `tensors`, in less than a microsecond:
-    what torch's own compiler asks by. None where this version of torch has it no more."""
-    try:
-        from torch._C._dynamo.guards import TensorGuards
-
-        # It crashes where these are left out.
-        return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
-    except (ImportError, TypeError):
-        return None
-
-
 def _parts(batch: Batch | None) -> Sequence[Any]:
     """x, y and weight; of dicts their values."""
     if batch is None:

@@ -21,6 +21,7 @@ from metalearn.engine.fx_passes import drop_unused, keep_layout, lift_constants,
 from metalearn.engine.lowering import channels_last, compiling
 from metalearn.engine.matmul import DECOMPOSITIONS, lower_product
 from metalearn.errors import UsageError
+from metalearn.functional.torch_private import compile_fx, functorch_config
 
 Cache = dict[Any, "Compiled"]
 """What was compiled for one algorithm, by what it was compiled for."""
@@ -127,20 +128,18 @@ def _machine_code(
     """`graph` compiled, without the layers that torch calls it through, which would look for
     inputs that are changed and outputs that alias: a piece has neither. They cost more than a
     step of a small network. The list is emptied."""
-    import torch._functorch.config as functorch
-    from torch._inductor.compile_fx import compile_fx, compile_fx_inner  # takes seconds to import
-
+    outer, inner = compile_fx()
     lower_product()
     made: list[Any] = []
 
     def compile_inner(*args: Any, **options: Any) -> Any:
-        made.append(compile_fx_inner(*args, **options))
+        made.append(inner(*args, **options))
         return made[-1]
 
     # A cache of those layers would not ask for what is inside them.
     # Where gradients are recorded, it would be one of two halves that torch compiles.
-    with _quiet(), functorch.patch(enable_autograd_cache=False), torch.no_grad():
-        compile_fx(graph, tensors, inner_compile=compile_inner, config_patches=options)
+    with _quiet(), functorch_config().patch(enable_autograd_cache=False), torch.no_grad():
+        outer(graph, tensors, inner_compile=compile_inner, config_patches=options)
     return made[0].current_callable
 
 

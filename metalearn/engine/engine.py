@@ -14,7 +14,6 @@ from metalearn.engine.batching import at_once, default_plan, mean_gradient
 from metalearn.engine.compiled_step import (
     Apart,
     CompiledStep,
-    guard,
     structure_of,
     tensors_of,
 )
@@ -32,6 +31,7 @@ from metalearn.engine.strategy import (
 from metalearn.engine.task import Task, TaskGradient, tasks_of
 from metalearn.errors import UsageError
 from metalearn.functional.precision import Precision, check_precision, computing_in
+from metalearn.functional.torch_private import same_layout
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Meta, MetaGradients, Metrics
 
@@ -217,7 +217,7 @@ class Engine:
         if not (plan.compile and self.capture == "none" and tasks.seed is None):
             return run(at_once, algo, meta, tasks, **options)
         code, tensors = run.compiled(at_once, algo, meta, tasks, **options)
-        if len(tensors) == len(given) and (serves := guard(tensors)):
+        if len(tensors) == len(given) and (serves := same_layout(tensors)):
             ready = all(map(operator.is_, tensors, code.laid_out(tensors)))
             called = code.ready if ready else code
             step = CompiledStep(serves, called, plan.serial, self.precision, tensors[0].device)

@@ -14,7 +14,7 @@ from metalearn import tree
 from metalearn.engine.compiler import Cache, Compiled, compiled
 from metalearn.engine.lowering import by_im2col
 from metalearn.engine.task import Task
-from metalearn.functional.norms import fused_norms
+from metalearn.functional.norm_functions import fused_norms
 from metalearn.functional.precision import mode
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Meta

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, library
 
+from metalearn.functional.torch_private import lowering, onednn_linear
+
 SMALL, SMALL_BY_ROWS = 5000, 20_000
 """Multiplications up to which a matrix product is cheaper inside another kernel than as a call, and
 where the rows of its second factor lie in memory as one (measured on MLPs of 40 and 64 units)."""
@@ -43,7 +45,7 @@ def mkl_at_half_speed() -> bool:
 @library.custom_op("metalearn::product", mutates_args=())
 def product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b` `[M, K] [K, N] -> [M, N]` by oneDNN, float32 on a CPU; any strides."""
-    return torch.ops.mkldnn._linear_pointwise(a, b.mT, None, "none", [], "")
+    return onednn_linear(a, b.mT)
 
 
 @product.register_fake
@@ -55,20 +57,19 @@ def _(a: Tensor, b: Tensor) -> Tensor:
 def lower_product() -> None:
     """Tell inductor how to call `product` from C++: its own call of oneDNN wants a second factor
     that is a constant."""
-    from torch._inductor.ir import TensorBox
-    from torch._inductor.lowering import permute, register_lowering
-    from torch._inductor.mkldnn_ir import LinearUnary
+    inductor = lowering()
 
-    class Product(LinearUnary):
+    class Product(inductor.LinearUnary):
         """Without the copies to contiguous memory that inductor makes for weights it packs."""
 
         @classmethod
         def require_contiguous(cls, x: Any) -> Any:
             return x
 
-    @register_lowering(torch.ops.metalearn.product.default, type_promotion_kind=None)
+    @inductor.register_lowering(torch.ops.metalearn.product.default, type_promotion_kind=None)
     def lowered(a: Any, b: Any) -> Any:
-        return TensorBox.create(Product.create(a, permute(b, (1, 0)), None, "none", [], ""))
+        second = inductor.permute(b, (1, 0))
+        return inductor.TensorBox.create(Product.create(a, second, None, "none", [], ""))
 
 
 def small_product(a: Tensor, b: Tensor) -> Any:

@@ -3,14 +3,14 @@
 import torch
 
 from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid, TensorDataset
-from metalearn.episodes.augment import Augmentation, AugmentedEpisodes, augmented
+from metalearn.episodes.augmentation import Augmentation, AugmentedEpisodes, augmented
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.manifest import Manifest, read_manifest, write_manifest
 from metalearn.episodes.mixed import MixedEpisodes
-from metalearn.episodes.prepared import Preparation, PreparedEpisodes
 from metalearn.episodes.regression import CurveEpisodes
 from metalearn.episodes.sizes import ImbalancedSizes, MetaDatasetSizes, Sizes
 from metalearn.episodes.source import EpisodeSource
+from metalearn.episodes.transform import ImageTransform, TransformedEpisodes
 
 __all__ = [
     "Augmentation",
@@ -18,13 +18,13 @@ __all__ = [
     "CurveEpisodes",
     "EpisodeSource",
     "FewShotEpisodes",
+    "ImageTransform",
     "ImbalancedSizes",
     "Manifest",
     "MetaDatasetSizes",
     "MixedEpisodes",
-    "Preparation",
-    "PreparedEpisodes",
     "Sizes",
+    "TransformedEpisodes",
     "augmented",
     "make_episodes",
     "read_manifest",

@@ -74,7 +74,7 @@ class FewShotEpisodes:
         """Raise UsageError where `split` cannot give one episode of this shape."""
         if split not in self.dataset.splits:
             raise UsageError(f"split={split!r} is not known; use {', '.join(self.dataset.splits)}")
-        ways = self.sizes.least_ways(self.ways) if self.sizes else self.ways
+        ways = self.sizes.fewest_ways(self.ways) if self.sizes else self.ways
         available = self.dataset.class_count(split)
         if not available:
             raise UsageError(
@@ -95,7 +95,7 @@ class FewShotEpisodes:
         examples = int(self.dataset.sizes[split].min())
         needed = self.shots + self.queries
         if self.sizes:
-            needed = self.sizes.least_examples(self.queries)
+            needed = self.sizes.min_examples(self.queries)
         if needed > examples:
             shots = "the shots of sampling.sizes" if self.sizes else "episodes.shots"
             raise UsageError(
@@ -138,7 +138,7 @@ class FewShotEpisodes:
     @cached_property
     def _pools(self) -> dict[str, list[np.ndarray]]:
         """By split, the classes of every superclass that has enough of them."""
-        ways = self.sizes.least_ways(self.ways) if self.sizes else self.ways
+        ways = self.sizes.fewest_ways(self.ways) if self.sizes else self.ways
         found = {}
         for split in self.dataset.splits:
             groups = self._groups(split)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metalearn.data import ImageDataset, Mixture, TensorDataset
-from metalearn.episodes.prepared import Preparation
+from metalearn.episodes.transform import ImageTransform
 from metalearn.types import Batch, Episodes
 
 
@@ -72,7 +72,7 @@ def scaled(pixels: Tensor) -> Tensor:
     return pixels.float().div_(torch.full((), 255.0, device=pixels.device))
 
 
-def room(examples: int) -> int:
+def padded_size(examples: int) -> int:
     """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: unequal tasks come in few sizes, so that
     what is measured, compiled or allocated for one serves another."""
     power = 1 << max(examples - 1, 0).bit_length()
@@ -101,7 +101,7 @@ def _one_by_one(
     """Episodes that differ in size or come from several data sets."""
 
     channels, size, _ = dataset.image_shape
-    fit = Preparation(size, channels) if isinstance(dataset, Mixture) else Preparation()
+    fit = ImageTransform(size, channels) if isinstance(dataset, Mixture) else ImageTransform()
 
     def examples(ids: EpisodeIds, which: np.ndarray) -> tuple[Tensor, Tensor]:
         order = which.T
@@ -114,7 +114,7 @@ def _one_by_one(
 
     def stacked(parts: Sequence[tuple[Tensor, Tensor]]) -> Batch:
         longest = max(len(y) for _, y in parts)
-        length = room(longest) if varied else longest
+        length = padded_size(longest) if varied else longest
         on = parts[0][0].device
         x = torch.zeros(len(parts), length, *dataset.image_shape, device=on)
         y = torch.zeros(len(parts), length, dtype=torch.int64)
@@ -144,7 +144,7 @@ def _of_tensors(
 
     def stacked(parts: Sequence[Batch]) -> Batch:
         longest = max(batch.shape[0] for batch in parts)
-        length = room(longest) if varied else longest
+        length = padded_size(longest) if varied else longest
         found: list[list[Tensor]] = []
         for batch in parts:
             tensors: list[Tensor] = []

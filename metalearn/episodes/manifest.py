@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metalearn.data import DataError, ImageDataset, Mixture
+from metalearn.data import DataError, ImageDataset, Mixture, TensorDataset
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.gather import EpisodeIds, gather
 from metalearn.episodes.mixed import MixedEpisodes
@@ -83,9 +83,9 @@ class RecordedEpisodes:
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Write `manifest` as JSON, an episode a line. Raises UsageError where it has no images."""
     source, split = manifest.source, manifest.split
-    if not isinstance(source, FewShotEpisodes | MixedEpisodes):
+    of_images = isinstance(source, FewShotEpisodes | MixedEpisodes)
+    if not of_images or isinstance(dataset := source.dataset, TensorDataset):
         raise UsageError("only episodes of images have a manifest file")
-    dataset = source.dataset
     sets = dataset.sets if isinstance(dataset, Mixture) else {"": dataset}
     names = {name: one.splits[split].names(one.store) for name, one in sets.items()}
     head = {
@@ -111,7 +111,7 @@ def read_manifest(
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["format"] != FORMAT:
             raise ValueError(f"its format is {saved['format']}, not {FORMAT}")
-        split, told = str(saved["split"]), str(saved["dataset_hash"])
+        split, digest = str(saved["split"]), str(saved["dataset_hash"])
         drawn = tuple(_drawn(episode) for episode in saved["episodes"])
         name, claimed = saved["dataset"], saved["hash"]
         ways, shots, queries = saved["shape"] if "shape" in saved else _shape(drawn)
@@ -119,8 +119,8 @@ def read_manifest(
         raise DataError(f"cannot read the manifest {path} ({error.strerror or error})") from None
     except _DAMAGED as error:
         raise DataError(_refused(path, f"it is damaged: {type(error).__name__} {error}")) from None
-    if told != dataset.digest:
-        reason = f"it lists images of {name} with hash {told[:12]}, and these are {dataset.name}"
+    if digest != dataset.digest:
+        reason = f"it lists images of {name} with hash {digest[:12]}, and these are {dataset.name}"
         raise DataError(_refused(path, f"{reason} with {dataset.digest[:12]}"))
     if problem := _problem(drawn, dataset, split, shots is None):
         raise DataError(_refused(path, problem))

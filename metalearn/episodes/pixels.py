@@ -1,4 +1,4 @@
-"""Changes of images `[B, C, H, W]` in [0, 1], each image by numbers of its own.
+"""Augmentations of images `[B, C, H, W]` in [0, 1], each image with its own parameters.
 
 A function whose name ends in an underscore changes `x` itself and returns it.
 """
@@ -15,8 +15,8 @@ RATIO = (0.3, 1 / 0.3)  # height over width of what is erased
 CACHED = 2**17  # numbers
 
 
-def picked(x: Tensor, rows: Tensor, columns: Tensor, which: Tensor | None = None) -> Tensor:
-    """Each pixel of image b the one nearest to `rows[b]` and `columns[b]`, black outside.
+def nearest_pixels(x: Tensor, rows: Tensor, columns: Tensor, which: Tensor | None = None) -> Tensor:
+    """Sample image b at `rows[b]` and `columns[b]`: the nearest pixel, black outside.
 
     rows, columns: float `[B, H, W]`, or what broadcasts to it; with `which`, int64 `[B]`, those of
     image b are `rows[which[b]]` and `columns[which[b]]`.
@@ -31,27 +31,27 @@ def picked(x: Tensor, rows: Tensor, columns: Tensor, which: Tensor | None = None
     return F.grid_sample(x, grid, "nearest", "zeros", align_corners=False)
 
 
-def turned(x: Tensor, turns: Tensor) -> Tensor:
-    """Image b turned counter-clockwise by `turns[b]` quarters. Images must be square."""
+def rotated(x: Tensor, quarters: Tensor) -> Tensor:
+    """Image b rotated counter-clockwise by `quarters[b]` quarter turns. Images must be square."""
     side = x.shape[-1]
     at = torch.arange(side, dtype=x.dtype, device=x.device).expand(side, side)
     rows, columns = (
-        torch.stack([places.rot90(quarters) for quarters in range(4)]) for places in (at.T, at)
+        torch.stack([places.rot90(number) for number in range(4)]) for places in (at.T, at)
     )
-    return picked(x, rows, columns, turns)
+    return nearest_pixels(x, rows, columns, quarters)
 
 
-def window(x: Tensor, frame: int, place: Tensor, mirrored: Tensor) -> Tensor:
-    """Crop and mirror. place: `[B, 2]` in [0, 1), of the window in the frame."""
+def crop_and_flip(x: Tensor, frame: int, place: Tensor, mirrored: Tensor) -> Tensor:
+    """Crop and mirror. place: `[B, 2]` in [0, 1), of the crop_and_flip in the frame."""
     h, w = x.shape[-2:]
     shift = (place * (2 * frame + 1)).floor() - frame
     rows = torch.arange(h, device=x.device) + shift[:, :1]
     columns = torch.arange(w, device=x.device).expand(len(x), w)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns) + shift[:, 1:]
-    return picked(x, rows[:, :, None], columns[:, None, :])
+    return nearest_pixels(x, rows[:, :, None], columns[:, None, :])
 
 
-def blended_(x: Tensor, other: Tensor | None, share: Tensor) -> Tensor:
+def blend_(x: Tensor, other: Tensor | None, share: Tensor) -> Tensor:
     """`share * x + (1 - share) * other`, kept in [0, 1]. other: None for black.
 
     share: `[B, 1, 1, 1]`; above 1 it leads away from `other`.
@@ -62,16 +62,16 @@ def blended_(x: Tensor, other: Tensor | None, share: Tensor) -> Tensor:
     return x.clamp_(0, 1)
 
 
-def jittered_(x: Tensor, factors: Tensor) -> Tensor:
+def jitter_(x: Tensor, factors: Tensor) -> Tensor:
     """Brightness, contrast and saturation times `factors` `[B, 3]`, as torchvision defines them."""
     # A dozen passes: on a CPU over as many images at a time as its cache holds.
     size = len(x) if x.is_cuda else max(1, CACHED // x[0].numel())
     for part, factor in zip(x.split(size), factors.split(size), strict=True):
         brightness, contrast, saturation = factor.view(-1, 3, 1, 1, 1).unbind(1)
-        blended_(part, None, brightness)
-        blended_(part, mean_grey(part), contrast)
+        blend_(part, None, brightness)
+        blend_(part, mean_grey(part), contrast)
         if x.shape[1] == 3:
-            blended_(part, grey(part), saturation)
+            blend_(part, grey(part), saturation)
     return x
 
 
@@ -89,7 +89,7 @@ def mean_grey(x: Tensor) -> Tensor:
     return grey(x.mean((2, 3), keepdim=True)).mean(1, keepdim=True)
 
 
-def erased_(x: Tensor, chosen: Tensor, place: Tensor, shape: Tensor) -> Tensor:
+def erase_(x: Tensor, chosen: Tensor, place: Tensor, shape: Tensor) -> Tensor:
     """A black rectangle where `chosen` `[B]`. place: area, row, column `[B, 3]`; shape: `[B]`."""
     h, w = x.shape[-2:]
     area = (ERASED[0] + (ERASED[1] - ERASED[0]) * place[:, 0]) * h * w

@@ -1,4 +1,4 @@
-"""Batches made in background threads while the engine computes."""
+"""Batches that background threads make while the engine computes."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -13,10 +13,10 @@ V = TypeVar("V")
 
 
 def prefetched(make: Callable[[K], V], keys: Iterable[K], workers: int) -> Generator[V, None, None]:
-    """`make(key)` for each of `keys`, in their order, by so many threads, each at most one ahead.
+    """`make(key)` for each of `keys`, in order, by `workers` threads, each at most one ahead.
 
-    0 workers make each when it is asked for. What `make` raises comes where its value would. Close
-    the iterator to stop the threads early.
+    With 0 workers each is made on demand. An exception of `make` is raised where its value would
+    come. Close the iterator to stop the threads early.
     """
     if not workers:
         yield from map(make, keys)
@@ -36,7 +36,7 @@ def prefetched(make: Callable[[K], V], keys: Iterable[K], workers: int) -> Gener
 
 
 def _pool(workers: int) -> ThreadPoolExecutor:
-    """Threads that leave torch's other cores to the engine."""
+    """Threads that use one core each, for torch too."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="metalearn-episodes")
     threads, gate = torch.get_num_threads(), Barrier(workers)
 

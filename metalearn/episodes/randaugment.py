@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al. 2020) of a batch, where it is: every image draws its own operations.
+"""RandAugment (Cubuk et al. 2020) of a batch on its device: every image draws its operations.
 
 The operations and their ranges are those of torchvision's `transforms.v2.RandAugment`. Images
 that drew the same operation are changed together.
@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.episodes.pixels import blended_, grey, mean_grey, picked
+from metalearn.episodes.pixels import blend_, grey, mean_grey, nearest_pixels
 
-STRONGEST = 30  # of the magnitudes
+MAX_MAGNITUDE = 30  # of the magnitudes
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 TONES = (
     "brightness",
@@ -36,33 +36,33 @@ def randaugment(x: Tensor, magnitude: int, draws: np.ndarray) -> Tensor:
     """
     for draw in draws:
         which = (draw[:, 0] * len(OPERATIONS)).astype(np.int64)
-        x = operated(x, which, np.where(draw[:, 1] < 0.5, -1, 1), magnitude)
+        x = apply_operations(x, which, np.where(draw[:, 1] < 0.5, -1, 1), magnitude)
     return x
 
 
-def operated(x: Tensor, which: np.ndarray, signs: np.ndarray, magnitude: int) -> Tensor:
+def apply_operations(x: Tensor, which: np.ndarray, signs: np.ndarray, magnitude: int) -> Tensor:
     """Operation `which[b]` of image b, in the direction `signs[b]`; both `[B]`.
 
     They are on the host, which then need not ask the device who drew what.
     """
     order = np.argsort(which, kind="stable")
     which, signs = which[order], signs[order]
-    places, share = sent(order, x.device), magnitude / STRONGEST
-    factors = sent((1 + 0.9 * share * signs).astype(np.float32), x.device).view(-1, 1, 1, 1)
+    places, share = to_device(order, x.device), magnitude / MAX_MAGNITUDE
+    factors = to_device((1 + 0.9 * share * signs).astype(np.float32), x.device).view(-1, 1, 1, 1)
     x = x[places]
     ends = np.cumsum(np.bincount(which, minlength=len(OPERATIONS))).tolist()
     moved = slice(ends[0], ends[len(MOVES)])
     if moved.start < moved.stop:
-        move = sent(2 * (which[moved] - 1) + (signs[moved] < 0), x.device)
-        x[moved] = _moved(x[moved], move, share)
+        move = to_device(2 * (which[moved] - 1) + (signs[moved] < 0), x.device)
+        x[moved] = _warp(x[moved], move, share)
     for number in range(len(MOVES) + 1, len(OPERATIONS)):
         start, end = ends[number - 1], ends[number]
         if start < end:
-            _toned_(x[start:end], OPERATIONS[number], factors[start:end], magnitude)
+            _adjust_(x[start:end], OPERATIONS[number], factors[start:end], magnitude)
     return torch.empty_like(x).index_copy_(0, places, x)
 
 
-def sent(array: np.ndarray, device: torch.device) -> Tensor:
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """`array` on `device`; the host does not wait for it."""
     host = torch.from_numpy(array)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
@@ -89,37 +89,37 @@ def _matrices(share: float, height: int, width: int) -> list[list[list[float]]]:
     return matrices
 
 
-def _moved(x: Tensor, move: Tensor, share: float) -> Tensor:
+def _warp(x: Tensor, move: Tensor, share: float) -> Tensor:
     """The nearest pixel of where each comes from. move: `[B]`, which of `_matrices`."""
     h, w = x.shape[-2:]
-    matrices = sent(np.array(_matrices(share, h, w), np.float32), x.device)
+    matrices = to_device(np.array(_matrices(share, h, w), np.float32), x.device)
     right, down = (w - 1) / 2, (h - 1) / 2
     column = torch.arange(w, device=x.device) - right
     row = torch.arange(h, device=x.device)[:, None] - down
     across, along = matrices[..., None, None].unbind(1)
     columns = across[:, 0] * column + across[:, 1] * row + across[:, 2] + right
     rows = along[:, 0] * column + along[:, 1] * row + along[:, 2] + down
-    return picked(x, rows, columns, move)
+    return nearest_pixels(x, rows, columns, move)
 
 
-def _toned_(x: Tensor, name: str, factor: Tensor, magnitude: int) -> Tensor:
-    """`x` itself changed by an operation that moves no pixel. factor: `[B, 1, 1, 1]`."""
+def _adjust_(x: Tensor, name: str, factor: Tensor, magnitude: int) -> Tensor:
+    """`x` changed in place by an operation that moves no pixel. factor: `[B, 1, 1, 1]`."""
     # Imported where it is used: seconds that no other run should cost.
     import torchvision.transforms.v2.functional as TF
 
     match name:
         case "brightness":
-            return blended_(x, None, factor)
+            return blend_(x, None, factor)
         case "color":
-            return blended_(x, grey(x), factor) if x.shape[1] == 3 else x
+            return blend_(x, grey(x), factor) if x.shape[1] == 3 else x
         case "contrast":
-            return blended_(x, mean_grey(x), factor)
+            return blend_(x, mean_grey(x), factor)
         case "sharpness":
-            return blended_(x, _blurred(x), factor)
+            return blend_(x, _blurred(x), factor)
         case "posterize":
-            return x.copy_(TF.posterize(x, round(8 - 4 * magnitude / STRONGEST)))
+            return x.copy_(TF.posterize(x, round(8 - 4 * magnitude / MAX_MAGNITUDE)))
         case "solarize":
-            return x.copy_(TF.solarize(x, 1 - magnitude / STRONGEST))
+            return x.copy_(TF.solarize(x, 1 - magnitude / MAX_MAGNITUDE))
         case "autocontrast":
             return x.copy_(TF.autocontrast(x))
         case _:

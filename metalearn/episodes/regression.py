@@ -53,7 +53,7 @@ class CurveEpisodes:
         return Episodes(*(Batch(part(x, query), part(y, query)) for query in (False, True)))
 
     def fingerprint(self, split: str, index: int) -> bytes:
-        """The curve's points, rounded to 1e-4 so that no rounding of a sine shows."""
+        """The curve's points, rounded to 1e-4 so that the rounding of a sine does not matter."""
         return b"".join(
             np.round(p * 1e4).astype("<i8").tobytes() for p in self._points(split, index)
         )

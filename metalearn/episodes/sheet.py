@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from metalearn.data import ImageDataset
+from metalearn.data import ImageDataset, TensorDataset
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.mixed import MixedEpisodes
+from metalearn.errors import UsageError
 
 TILE = 56  # pixels that an image gets at least, by whole multiples of its own
 GAP, MARGIN, LINE = 4, 12, 16
@@ -16,6 +17,8 @@ PAPER, INK, RULE = "white", "black", (200, 60, 40)
 
 def episode_sheet(source: FewShotEpisodes | MixedEpisodes, split: str, index: int) -> Image.Image:
     """Episode `index`: a column for each class, its support above the line, its queries below."""
+    if isinstance(source.dataset, TensorDataset):
+        raise UsageError(f"{source.dataset.name} has tensors, and no images to show")
     ids = source.draw(split, index)
     dataset = source.dataset.member(ids.member)
     names = dataset.splits[split].names(dataset.store)
@@ -83,7 +86,7 @@ def _page(width: int, height: int, title: str) -> Image.Image:
 
 
 def _tiles(images: np.ndarray) -> Sequence[Image.Image]:
-    """uint8 [n, C, H, W] as pictures, enlarged without smoothing."""
+    """uint8 [n, C, H, W] as PIL images, enlarged without smoothing."""
     times = max(1, -(-TILE // images.shape[-1]))
     channels = images.shape[1]
     shown = images[:, 0] if channels == 1 else images[:, :3].transpose(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""How many classes an episode has and how many examples each gives, where that differs."""
+"""Distributions of ways and shots, where they differ between episodes."""
 
 import math
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ class Sizes(Protocol):
     """Ways and shots drawn anew for every episode, from `rng.random` alone: unlike numpy's other
     draws it stays the same from version to version."""
 
-    def least_ways(self, most: int) -> int:
-        """The fewest ways of an episode of at most `most`."""
+    def fewest_ways(self, max_ways: int) -> int:
+        """The smallest number of ways of an episode of at most `max_ways`."""
         ...
 
-    def least_examples(self, queries: int) -> int:
+    def min_examples(self, queries: int) -> int:
         """How many examples every class must have, for at most `queries` queries of it."""
         ...
 
-    def ways(self, rng: np.random.Generator, most: int, classes: int) -> int:
+    def ways(self, rng: np.random.Generator, max_ways: int, classes: int) -> int:
         """The ways of an episode, out of so many classes."""
         ...
 
@@ -37,14 +37,14 @@ class Sizes(Protocol):
 class MetaDatasetSizes:
     """Ways and shots as Meta-Dataset draws them (Triantafillou et al. 2020, appendix A).
 
-        N ~ U{least, ..., min(most, classes)}
+        N ~ U{min_ways, ..., min(max_ways, classes)}
         q = min(queries, min_c |c| / 2)
         S = min(max_support, sum_c ceil(beta * min(max_class_support, |c| - q))),  beta ~ U(0, 1]
         R_c ~ |c| * exp(alpha_c),  alpha_c ~ U[log 0.5, log 2),  sum_c R_c = 1
         K_c = min(floor(R_c * (S - N)) + 1, |c| - q)
 
-    min_ways: fewest classes. max_support: most support examples in all. max_class_support: most
-    that a class counts for in S. Raises UsageError for numbers out of range.
+    min_ways: of an episode. max_support: support examples of an episode. max_class_support: what
+    one class counts for in S. Raises UsageError for numbers out of range.
     """
 
     min_ways: int = 5
@@ -59,36 +59,36 @@ class MetaDatasetSizes:
                 f"{self.max_class_support} 1 or more"
             )
 
-    def least_ways(self, most: int) -> int:
+    def fewest_ways(self, max_ways: int) -> int:
         """`min_ways`. Raises UsageError where an episode may not have so many."""
-        if not self.min_ways <= most <= self.max_support:
+        if not self.min_ways <= max_ways <= self.max_support:
             raise UsageError(
-                f"episodes.ways={most} is the most ways that sampling=meta_dataset draws; use "
-                f"{self.min_ways} to {self.max_support}, as 50"
+                f"episodes.ways={max_ways} is the largest number of ways that sampling="
+                f"meta_dataset draws; use {self.min_ways} to {self.max_support}, as 50"
             )
         return self.min_ways
 
-    def least_examples(self, queries: int) -> int:
+    def min_examples(self, queries: int) -> int:
         """One support example and one query."""
         return 2
 
-    def ways(self, rng: np.random.Generator, most: int, classes: int) -> int:
+    def ways(self, rng: np.random.Generator, max_ways: int, classes: int) -> int:
         """N."""
-        return self.min_ways + int(rng.random() * (min(most, classes) - self.min_ways + 1))
+        return self.min_ways + int(rng.random() * (min(max_ways, classes) - self.min_ways + 1))
 
     def shots(
         self, rng: np.random.Generator, examples: np.ndarray, queries: int
     ) -> tuple[np.ndarray, int]:
         """K_c `[N]` and q."""
-        asked = min(queries, int(examples.min()) // 2)
-        left = examples - asked
+        count = min(queries, int(examples.min()) // 2)
+        left = examples - count
         # floor + 1 of a number in [0, 1) is ceil of one in (0, 1].
         counted = np.floor(rng.random() * np.minimum(self.max_class_support, left)) + 1
         total = min(self.max_support, counted.sum())
         log_weight = math.log(0.5) + rng.random(len(examples)) * math.log(4)
         share = examples * np.exp(log_weight)
         wanted = np.floor(share / share.sum() * (total - len(examples))) + 1
-        return np.minimum(wanted, left).astype(np.int64), asked
+        return np.minimum(wanted, left).astype(np.int64), count
 
 
 @dataclass(frozen=True)
@@ -112,17 +112,17 @@ class ImbalancedSizes:
         if self.kind not in ("linear", "step", "random"):
             raise UsageError(f"sampling.sizes: kind={self.kind!r} must be linear, step or random")
 
-    def least_ways(self, most: int) -> int:
+    def fewest_ways(self, max_ways: int) -> int:
         """Ways do not vary."""
-        return most
+        return max_ways
 
-    def least_examples(self, queries: int) -> int:
+    def min_examples(self, queries: int) -> int:
         """`high` support examples and the queries."""
         return self.high + queries
 
-    def ways(self, rng: np.random.Generator, most: int, classes: int) -> int:
-        """`most`."""
-        return most
+    def ways(self, rng: np.random.Generator, max_ways: int, classes: int) -> int:
+        """`max_ways`."""
+        return max_ways
 
     def shots(
         self, rng: np.random.Generator, examples: np.ndarray, queries: int

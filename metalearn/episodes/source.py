@@ -1,4 +1,4 @@
-"""Where episodes come from: a source turns (split, index) into one few-shot task.
+"""Sources of episodes: (split, index) to one few-shot task.
 
 What an episode holds depends on (data set, split, seed, index) alone. Each index has its own
 generator, keyed by a hash of the four, so that no order of drawing, worker, rank or resume can
@@ -38,8 +38,8 @@ class EpisodeSource(Protocol):
         ...
 
 
-def described(shape: tuple[int | None, int | None, int]) -> str:
-    """The shape of a source's episodes in words."""
+def describe_shape(shape: tuple[int | None, int | None, int]) -> str:
+    """The shape of episodes in words, such as "5-way 1-shot"."""
     ways, shots, _ = shape
     if ways is None:
         return f"{shots} points"

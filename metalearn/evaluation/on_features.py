@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from metalearn.algorithms import Metric
 from metalearn.backbones.norms import inductive
 from metalearn.classifiers import Classifier
-from metalearn.data import ImageDataset
+from metalearn.data import TensorDataset
 from metalearn.engine import Engine
 from metalearn.engine.frozen_body import frozen_body
 from metalearn.engine.task import tasks_of
-from metalearn.episodes import FewShotEpisodes, Manifest, PreparedEpisodes
+from metalearn.episodes import FewShotEpisodes, Manifest, TransformedEpisodes
 from metalearn.episodes.gather import scaled
 from metalearn.evaluation.features import FeatureEpisodes, extract, used
 from metalearn.evaluation.protocol import EvalReport, evaluate
@@ -88,18 +88,17 @@ def evaluate_once(
     """`evaluate`, with each image through the network once where no inner step changes its features
     and the episodes use it more than once."""
     source, prepare = manifest.source, scaled
-    if isinstance(source, PreparedEpisodes):
-        preparation, source = source.preparation, source.source
+    if isinstance(source, TransformedEpisodes):
+        transform, source = source.transform, source.source
 
         def prepare(pixels: Tensor) -> Tensor:
-            return preparation(scaled(pixels))
+            return transform(scaled(pixels))
 
-    images_alone = isinstance(source, FewShotEpisodes) and isinstance(source.dataset, ImageDataset)
-    if not images_alone or source.sizes is not None:
+    if not isinstance(source, FewShotEpisodes) or source.sizes is not None:
         return evaluate(algo, meta, manifest, steps, engine, device)
-    ways, shots, queries = source.shape
-    split, many = manifest.split, manifest.episodes * ways * ((shots or 0) + queries)
-    if many < _WORTH * int(np.sum(source.dataset.sizes[split])):
+    dataset, split = source.dataset, manifest.split
+    many = manifest.episodes * source.ways * (source.shots + source.queries)
+    if isinstance(dataset, TensorDataset) or many < _WORTH * int(np.sum(dataset.sizes[split])):
         return evaluate(algo, meta, manifest, steps, engine, device)
     where = torch.device("cpu" if device is None else device)
     first = manifest.source.batch(split, [0]).map(lambda t: t.to(where))
@@ -111,7 +110,7 @@ def evaluate_once(
     def images() -> Iterator[Tensor]:
         for start in range(0, len(classes), _TOGETHER):
             rows = slice(start, start + _TOGETHER)
-            pixels = source.dataset.images(split, classes[rows], examples[rows])
+            pixels = dataset.images(split, classes[rows], examples[rows])
             yield prepare(torch.from_numpy(pixels)).to(where)
 
     features = extract(algo.net, {**meta["buffers"], **meta["init"]}, images(), found.path)

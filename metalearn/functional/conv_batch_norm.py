@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
+
+from metalearn.functional.torch_private import functorch
 
 
 class Convolution(NamedTuple):
@@ -69,10 +70,11 @@ def _convolution(
 
 def _is_data(x: Tensor) -> bool:
     """Whether no transform around here differentiates by `x`."""
-    while not x.requires_grad:
-        if not _functorch.is_functorch_wrapped_tensor(x):
+    transforms = functorch()
+    while transforms is not None and not x.requires_grad:
+        if not transforms.is_functorch_wrapped_tensor(x):
             return True
-        x = _functorch.get_unwrapped(x)
+        x = transforms.get_unwrapped(x)
     return False
 
 

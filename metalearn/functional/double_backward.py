@@ -11,6 +11,7 @@ from torch.func import functional_call, grad, vmap
 from metalearn.errors import UsageError
 from metalearn.functional import PureModule
 from metalearn.functional.overrides import Exact
+from metalearn.functional.torch_private import version
 from metalearn.types import Params
 
 
@@ -63,11 +64,11 @@ def _named(path: str, part: nn.Module) -> str:
 
 def _check_buffers(net: PureModule, params: Params, buffers: Params, x: Tensor) -> None:
     copies = {name: buffer.clone() for name, buffer in buffers.items()}
-    versions = {name: copy._version for name, copy in copies.items()}
+    versions = {name: version(copy) for name, copy in copies.items()}
     with torch.no_grad():
         net.apply({**params, **copies}, x)
     for name, copy in copies.items():
-        if copy._version != versions[name]:
+        if version(copy) != versions[name]:
             path, _, key = name.rpartition(".")
             raise UsageError(
                 f"{_named(path, net.module.get_submodule(path))} changes {key} in its forward; "

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metalearn import tree
-from metalearn.functional.norms import BatchNorm, Call, calling, replace_norms
+from metalearn.functional.norm_functions import Call, calling
+from metalearn.functional.norms import BatchNorm, replace_norms
 from metalearn.functional.overrides import Exact, needs_exact
 from metalearn.functional.precision import narrowed, widened
 from metalearn.types import META_STEP, Inputs, Outputs, Params, first_tensor, map_tensors
@@ -171,8 +172,9 @@ def _places(module: nn.Module) -> dict[str, tuple[str, ...]]:
     """Every place of a parameter or buffer, under the name that `named_parameters` gives it."""
     places: dict[int, list[str]] = {}
     for path, part in module.named_modules():
-        for key, tensor in [*part._parameters.items(), *part._buffers.items()]:
-            if tensor is not None:
+        # Only of this part, and under every name: the defaults give a tied tensor once.
+        for tensors in (part.named_parameters, part.named_buffers):
+            for key, tensor in tensors(recurse=False, remove_duplicate=False):
                 places.setdefault(id(tensor), []).append(f"{path}.{key}" if path else key)
     return {names[0]: tuple(names) for names in places.values()}
 

@@ -4,7 +4,7 @@
 and torchvision's norms, a user's attention) calls `F.layer_norm` or
 `F.scaled_dot_product_attention` itself, and `Exact` takes these calls:
 
-    norms       saved statistics carry no history under `torch.func` (see norms.py)
+    norms       saved statistics carry no history under `torch.func` (see norm_functions.py)
     attention   the flash and memory-efficient kernels have no double backward
     hardsigmoid no double backward
     dropout     and all that drops at random, by the seed of `dropout_stream` where there is one
@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from metalearn.errors import UsageError
 from metalearn.functional.dropout import bernoulli, current_seed, dropped, fold
-from metalearn.functional.norms import batch_norm, instance_norm, layer_norm, rms_norm
+from metalearn.functional.norm_functions import batch_norm, instance_norm, layer_norm, rms_norm
+from metalearn.functional.torch_private import DropoutBase
 
 
 def attention(
@@ -196,7 +197,7 @@ _INEXACT_OR_RANDOM = (
     nn.RMSNorm,
     nn.Hardsigmoid,
     nn.RReLU,
-    nn.modules.dropout._DropoutNd,
+    DropoutBase,
 )
 
 

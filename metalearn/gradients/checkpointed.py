@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.func import grad, vjp
-from torch.utils import _pytree as pytree
 
 from metalearn.engine import plain_loop
 from metalearn.engine.task import Run, Task
+from metalearn.functional.torch_private import pytree
 from metalearn.gradients.steps import query_loss
 from metalearn.inner.loop import inner_step
 from metalearn.inner.protocol import MetaAlgorithm

@@ -1,1 +1,1 @@
-"""What runs need of the machine: files, memory, devices."""
+"""Files, memory and devices of the machine."""

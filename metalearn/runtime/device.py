@@ -1,4 +1,4 @@
-"""The device that a run uses."""
+"""Which device a run uses."""
 
 import functools
 import platform

@@ -1,48 +1,50 @@
-"""Files that are whole or absent, where they are kept, and floats that JSON has no number for."""
+"""Atomic files, locks, the cache folder, and floats that JSON has no number for."""
 
-import fcntl
+import errno
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+from filelock import FileLock
 
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def cache_folder() -> Path:
-    """Where stores, downloads and plans are kept: `METALEARN_CACHE`, else the user's cache."""
+    """The folder of stores, downloads and plans: `METALEARN_CACHE`, else the user's cache."""
     named = os.environ.get("METALEARN_CACHE")
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("metalearn"))
 
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Hold `path`, a file made for this and removed after, while other processes wait for it.
+    """Hold the lock file `path`, which is created here and removed after; other processes wait.
 
-    Where the file system knows no locks nobody waits.
+    The lock ends with its process. Where the file system has no locks nobody waits.
     """
-    while True:
-        with path.open("w") as file:
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-            # Whoever held it has removed it: then this is no longer the file that others see.
-            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+    # Never a file that stands for a lock (fallback_to_soft): a killed process would leave it held.
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: who waits looks for the file anew
+        lock.release()
 
 
 def write_atomic(path: Path | str, content: str | bytes) -> None:
-    """Put `content` (text in UTF-8) at `path`: a reader, or a crash, sees the old file or the new.
+    """Write `content` (text in UTF-8) to `path` atomically: readers see the old file or the new.
 
-    A pipe or a device, as /dev/stdout, is written to and not replaced.
+    A pipe or a device, such as /dev/stdout, is written to and not replaced.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content

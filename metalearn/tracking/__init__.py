@@ -1,4 +1,4 @@
-"""What happens in a run, recorded: local files, Weights & Biases, the terminal."""
+"""Records of a run: local files, Weights & Biases, the terminal."""
 
 from metalearn.tracking.local import JsonLines, read_records
 from metalearn.tracking.progress import Progress

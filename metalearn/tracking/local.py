@@ -1,4 +1,4 @@
-"""Records as JSON lines in the run folder: the copy that is always there and always whole."""
+"""Records as JSON lines in the run folder: complete for every run, with or without W&B."""
 
 import json
 import time
@@ -34,7 +34,7 @@ class JsonLines:
         run.folder.mkdir(parents=True, exist_ok=True)
         self._step = run.resume_step or 0
         if path.exists():
-            _keep_until(path, run.resume_step)
+            _drop_after(path, run.resume_step)
         self._file = path.open("a", buffering=1, encoding="utf-8")
         return {}
 
@@ -82,8 +82,8 @@ def read_records(path: Path | str) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def _keep_until(path: Path, step: int | None) -> None:
-    kept: list[str] = []
+def _drop_after(path: Path, step: int | None) -> None:
+    lines: list[str] = []
     if step is not None:
         with path.open("rb") as file:
             for line in file:
@@ -92,8 +92,8 @@ def _keep_until(path: Path, step: int | None) -> None:
                 if record is None or record.get("split") == "test":
                     continue
                 if record.get("step", 0) <= step and record.get("kind") != "summary":
-                    kept.append(line.decode("utf-8").rstrip("\n") + "\n")
-    write_atomic(path, "".join(kept))
+                    lines.append(line.decode("utf-8").rstrip("\n") + "\n")
+    write_atomic(path, "".join(lines))
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

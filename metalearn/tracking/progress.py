@@ -1,4 +1,4 @@
-"""A live line on the terminal, or a plain line now and then where there is none."""
+"""A live progress line on a terminal; elsewhere a plain line at intervals."""
 
 import math
 import time
@@ -39,7 +39,7 @@ class Progress:
         self._bar: Bar | None = None
         self._task: Any = None
         self._steps = 0
-        self._end: float | None = None  # of the clock that ends the run
+        self._end: float | None = None  # when the clock ends the run
         self._first: tuple[int, float] | None = None
         self._shown = -math.inf
 
@@ -68,8 +68,8 @@ class Progress:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         now = self._clock()
         if "held_out_accuracy" in values:  # of a validation
-            told = _quantity("accuracy", values["held_out_accuracy"])
-            self._print(f"val at step {step}: {told} on held-out images of the base classes")
+            accuracy = _quantity("accuracy", values["held_out_accuracy"])
+            self._print(f"val at step {step}: {accuracy} on held-out images of the base classes")
         # The clock starts after the first step, which also pays for compilation and caches.
         self._first = self._first or (step, now)
         wait = self.interval if self._bar is None else _UPDATE_SECONDS
@@ -93,10 +93,10 @@ class Progress:
         self._print(" ".join(parts) + f" over {count} episodes")
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Nothing: the result table is printed by who made the result."""
+        """Prints nothing: the command prints the table of results."""
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Nothing, as for a summary."""
+        """Prints nothing."""
 
     def close(self, status: Status) -> None:
         if self._bar is not None:
@@ -120,7 +120,7 @@ def format_line(
 ) -> str:
     """Format one status line, such as `120/2000  loss 0.412  accuracy 87.5%  ...`.
 
-    steps: in all; None where it is not they that end the run.
+    steps: of the whole run; None where a clock ends it.
     """
     parts = [f"step {step}" if steps is None else f"{step}/{steps}"]
     parts += [_quantity(name, values[name]) for name in ("loss", "accuracy") if name in values]

@@ -1,4 +1,4 @@
-"""Whether a W&B server can be used at all, found out without wandb, which would ask or wait."""
+"""Checks of a W&B server before wandb starts, which would prompt for a key or retry."""
 
 import netrc
 import os
@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 
 
 def missing_key(base_url: str) -> str | None:
-    """Say that wandb has no key for this server, or None; asked here as wandb would prompt."""
+    """The reason where no API key for this server is configured, else None; wandb would prompt."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return None
     host = urlparse(base_url).hostname or base_url
@@ -24,10 +24,10 @@ def missing_key(base_url: str) -> str | None:
 
 
 def unreachable(base_url: str, timeout: float) -> str | None:
-    """Say why the server gives no answer within `timeout` seconds, or None if it does.
+    """The reason where the server does not answer within `timeout` seconds, else None.
 
-    wandb itself would retry for minutes, so its first query is asked here once. A refusal for
-    want of a key is an answer; an error of the server's own (5xx) is none.
+    wandb itself would retry for minutes, so one query is sent here first. A refusal for want of
+    a key counts as an answer, a server error (5xx) does not.
     """
     request = urllib.request.Request(
         base_url.rstrip("/") + "/graphql",
@@ -46,5 +46,5 @@ def unreachable(base_url: str, timeout: float) -> str | None:
 
 
 def one_line(error: object) -> str:
-    """What an error says, on one line of at most 200 characters."""
+    """The message of an error, on one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__

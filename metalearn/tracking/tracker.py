@@ -1,4 +1,4 @@
-"""One object for the training loop to talk to, made of sinks that each write one kind of record."""
+"""The tracker of a run: it passes every record to several sinks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,12 +8,12 @@ Status = Literal["finished", "failed", "interrupted"]
 
 
 class RunInfo(NamedTuple):
-    """What a sink may know of a run before its first step.
+    """A run before its first step, as the sinks see it.
 
     config: the composed configuration, plain dicts, lists and scalars.
-    steps: meta-steps that the whole run will have.
-    resume_step: meta-steps already done by the checkpoint that the run goes on from, so that
-        records of later steps are void; None for a run from its beginning.
+    steps: meta-steps of the whole run.
+    resume_step: meta-steps of the checkpoint that the run resumes from, so that records of later
+        steps are dropped; None for a new run.
     seconds: of training that are left, where a clock may end it before `steps` do.
     wandb_id: the id that an earlier `Tracker.start` returned, kept in the checkpoint.
     """
@@ -30,7 +30,7 @@ class RunInfo(NamedTuple):
 
 
 class Sink(Protocol):
-    """A place for records. Steps count finished meta-steps, so the first record has step 1."""
+    """A destination of records. Steps count finished meta-steps, so the first record has step 1."""
 
     def start(self, run: RunInfo) -> dict[str, Any]: ...
 
@@ -46,7 +46,7 @@ class Sink(Protocol):
 
 
 class Tracker:
-    """Hands every record to every sink; itself a sink.
+    """Passes every record to every sink; itself a sink.
 
     Keys that the sinks know: `loss`, `accuracy` (fraction), `learning_rate`,
     `tasks_per_second`, `images_per_second`, `held_out_accuracy`, `peak_memory_bytes`. Others are
@@ -61,11 +61,11 @@ class Tracker:
         self._closed = False
 
     def start(self, run: RunInfo) -> dict[str, Any]:
-        """Open every sink; returns what the checkpoint should keep (`wandb_id`)."""
-        kept: dict[str, Any] = {}
+        """Open every sink; returns what the checkpoint should hold (`wandb_id`)."""
+        identity: dict[str, Any] = {}
         for sink in self.sinks:
-            kept |= sink.start(run)
-        return kept
+            identity |= sink.start(run)
+        return identity
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record one value a name for a meta-step; zero-dimensional tensors are taken too."""

@@ -1,4 +1,4 @@
-"""Records to Weights & Biases, from a thread of their own: the run never waits for a server.
+"""Records to Weights & Biases, sent by a background thread: the run never waits for a server.
 
 Nothing else in the project imports wandb, and this module does so only when a run starts.
 """
@@ -21,7 +21,7 @@ from metalearn.tracking.tracker import RunInfo, Status
 
 Mode = Literal["online", "offline", "disabled"]
 
-_BACKLOG = 20_000  # records kept for a W&B that has not started or does not keep up
+_MAX_QUEUE = 20_000  # records that wait for W&B to start or to keep up
 
 
 class WandB:
@@ -68,7 +68,7 @@ class WandB:
         self._warned = False
         self._warning = threading.Lock()
         self._run_folder = "offline-run-*" if mode == "offline" else "run-*"
-        self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(_BACKLOG)
+        self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(_MAX_QUEUE)
         self._thread: threading.Thread | None = None
         self._exit_code = 0
         self._defined: set[str] = set()
@@ -143,7 +143,7 @@ class WandB:
         )
 
     def _work(self, info: RunInfo, identity: str) -> None:
-        """Own every call to wandb, in one thread, in order; no exception leaves it."""
+        """The background thread: makes every call to wandb, in order; no exception leaves it."""
         try:
             run = self._open(info, identity)
         except Exception as error:

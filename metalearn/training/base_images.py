@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from metalearn.data import ImageDataset
-from metalearn.episodes import Augmentation, Preparation
-from metalearn.episodes.augment import NUMBERS
+from metalearn.episodes import Augmentation, ImageTransform
+from metalearn.episodes.augmentation import NUMBERS
 from metalearn.episodes.gather import scaled
 from metalearn.episodes.prefetch import prefetched
-from metalearn.episodes.randaugment import sent
+from metalearn.episodes.randaugment import to_device
 from metalearn.episodes.source import generator
 from metalearn.errors import UsageError
 from metalearn.training.held_out_split import SPLIT, Subset
@@ -26,7 +26,7 @@ class ImageReader:
     gathered, None for the host, straight from the store."""
 
     dataset: ImageDataset
-    preparation: Preparation
+    transform: ImageTransform
     device: torch.device | None = None
 
     def unprepared(self, split: str, classes: np.ndarray, examples: np.ndarray) -> Tensor:
@@ -37,7 +37,7 @@ class ImageReader:
 
     def __call__(self, split: str, classes: np.ndarray, examples: np.ndarray) -> Tensor:
         """`[n, C, H, W]`, prepared."""
-        return self.preparation(self.unprepared(split, classes, examples))
+        return self.transform(self.unprepared(split, classes, examples))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class BaseImages:
         if self.augmentation is not None:
             x = _changed(self.augmentation, x, self._rng("augmented", step))
         y = torch.from_numpy(subset.classes).to(x.device)
-        return self.mixing(self.reader.preparation(x), y, self._rng("mixed", step))
+        return self.mixing(self.reader.transform(x), y, self._rng("mixed", step))
 
     def _rng(self, use: str, index: int) -> np.random.Generator:
         digest = self.reader.dataset.digest
@@ -100,4 +100,4 @@ def _changed(how: Augmentation, x: Tensor, rng: np.random.Generator) -> Tensor:
     quarters = (rng.random(len(x)) * 4).astype(np.int64)
     numbers = rng.random((len(x), NUMBERS), np.float32)
     draws = rng.random((how.randaugment, len(x), 2), np.float32)
-    return how(x, sent(quarters, x.device), sent(numbers, x.device), draws)
+    return how(x, to_device(quarters, x.device), to_device(numbers, x.device), draws)

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from metalearn.backbones.heads import head_name
 from metalearn.errors import UsageError
 from metalearn.functional.norms import BatchNorm
+from metalearn.functional.torch_private import NormBase, children
 from metalearn.training.mixing import Labelled
 from metalearn.types import Params
 
@@ -32,10 +32,10 @@ def torch_norms(module: nn.Module) -> nn.Module:
             done[part] = _torch_norm(part) if isinstance(part, BatchNorm) else part
             if done[part] is part:
                 # Not named_children(), which leaves out a layer's second place.
-                for name, child in part._modules.items():
+                for name, child in children(part).items():
                     if child is not None:
                         part.add_module(name, replaced(child))
-        if isinstance(part := done[part], _NormBase) and part.momentum is not None:
+        if isinstance(part := done[part], NormBase) and part.momentum is not None:
             part.num_batches_tracked = None
         return part
 
@@ -43,7 +43,7 @@ def torch_norms(module: nn.Module) -> nn.Module:
 
 
 def _torch_norm(norm: BatchNorm) -> nn.Module:
-    features = next(t for t in (norm.weight, norm._buffers.get("running_mean")) if t is not None)
+    features = next(t for t in (norm.weight, getattr(norm, "running_mean", None)) if t is not None)
     new = nn.BatchNorm2d(len(features), norm.eps, _MOMENTUM, affine=norm.weight is not None)
     new.register_parameter("weight", norm.weight)
     new.register_parameter("bias", norm.bias)

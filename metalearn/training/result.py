@@ -9,7 +9,7 @@ import torch
 
 from metalearn.backbones.norms import describe
 from metalearn.episodes import Manifest
-from metalearn.episodes.source import described
+from metalearn.episodes.source import describe_shape
 from metalearn.evaluation.plots import plot_accuracy_by_step
 from metalearn.evaluation.protocol import EvalReport
 from metalearn.evaluation.report import write_episode_file, write_json
@@ -77,7 +77,7 @@ def write_result(
         **extra,
     }
     write_episode_file(folder / "episodes.csv", _rows(report))
-    task = described(test.source.shape)
+    task = describe_shape(test.source.shape)
     plot_accuracy_by_step(
         by_step,
         folder / f"{measure}_by_step.png",

@@ -17,7 +17,7 @@ class EpisodeSettings:
 
 @dataclass
 class ImageSettings:
-    """What every image of every split becomes before the network sees it; see `Preparation`."""
+    """What every image of every split becomes before the network sees it; see `ImageTransform`."""
 
     size: int | None = None
     channels: int | None = None

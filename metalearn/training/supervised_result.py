@@ -64,7 +64,7 @@ def save_backbone(
     accuracy: on held-out images of the base classes, None where there are none.
     """
     dataset = reader.dataset
-    channels, height, width = reader.preparation.shape(dataset.image_shape)
+    channels, height, width = reader.transform.shape(dataset.image_shape)
     given = config.get("images") or {}
     told = {
         "images": {

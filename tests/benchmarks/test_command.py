@@ -46,7 +46,7 @@ def test_a_small_race(workplace: Path) -> None:
     assert len(record["workers"]) == 2
     for worker in record["workers"].values():
         assert worker["reason"] == "" and worker["gradient_error"] < 1e-4
-        assert len(worker["seconds"]) == 1 and 0 < worker["seconds"][0] < 10
+        assert len(worker["seconds"]) == 1 and worker["seconds"][0] > 0
         assert worker["first"] > 0 and worker["memory"] > 0
     for told in ("ours@unroll:loop:fp32", "learn2learn", "tiny K=1 T=1"):
         assert told in outcome.out

@@ -59,7 +59,9 @@ def test_the_steadiest_tasks_are_drawn() -> None:
     def drawn() -> int:
         asked.clear()
         settings = speed.Settings(("ours",))
-        cell, told = speed.drawn(CELL, settings, cast(speed.Process, Reference()), Path("exact"))
+        cell, told = speed.steady_cell(
+            CELL, settings, cast(speed.Process, Reference()), Path("exact")
+        )
         assert told["rounding_error"] == moves[cell.draw] and asked[-1] == cell.draw
         return cell.draw
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metalearn.data import Classes, DataError, ImageDataset, ImageStore
-from metalearn.data.dataset import turned, unturned
+from metalearn.data.dataset import with_rotations, without_rotations
 from metalearn.episodes import FewShotEpisodes
 from metalearn.errors import UsageError
 
@@ -26,9 +26,9 @@ def store(side: tuple[int, int] = (6, 6), channels: int = 3) -> ImageStore:
 
 def dataset() -> ImageDataset:
     splits = {
-        "train": turned(np.array([3, 0])),
-        "val": unturned(np.array([1])),
-        "test": unturned(np.array([5, 2])),
+        "train": with_rotations(np.array([3, 0])),
+        "val": without_rotations(np.array([1])),
+        "test": without_rotations(np.array([5, 2])),
     }
     return ImageDataset("tiny", store(), splits)
 
@@ -64,7 +64,7 @@ def test_the_device_gathers_the_same(rows: int, monkeypatch: pytest.MonkeyPatch)
 
 def test_images_that_do_not_turn_need_not_be_square() -> None:
     parts = {"train": [3, 0], "val": [1], "test": [5]}
-    splits = {name: unturned(np.array(index)) for name, index in parts.items()}
+    splits = {name: without_rotations(np.array(index)) for name, index in parts.items()}
     data = ImageDataset("flat", store((4, 6)), splits)
     chosen = "train", np.array([[0], [1]]), np.arange(2)
     assert np.array_equal(data.images_on(CPU, *chosen).numpy(), data.images(*chosen))
@@ -82,8 +82,8 @@ def test_a_quarter_turn_is_counter_clockwise() -> None:
     images = np.zeros((1, 3, 3, 1), np.uint8)
     images[0, 0, 2] = 255  # top right
     one = ImageStore("one", np.repeat(images, 3, 0), tuple("abc"), np.arange(4), "")
-    splits = {"train": turned(np.array([0])), "val": unturned(np.array([1]))}
-    data = ImageDataset("one", one, splits | {"test": unturned(np.array([2]))})
+    splits = {"train": with_rotations(np.array([0])), "val": without_rotations(np.array([1]))}
+    data = ImageDataset("one", one, splits | {"test": without_rotations(np.array([2]))})
     corners = [tuple(np.argwhere(i[0])[0]) for i in data.images("train", np.arange(4), np.array(0))]
     assert corners == [(0, 2), (0, 0), (2, 0), (2, 2)]
 
@@ -112,18 +112,18 @@ def test_digest_follows_the_splits_and_is_the_same_in_another_process() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"val": unturned(np.array([0]))}, "class a is in both train and val"),
+        ({"val": without_rotations(np.array([0]))}, "class a is in both train and val"),
         ({"test": Classes(np.array([3]), np.array([2]))}, "class d is in both train and test"),
-        ({"val": unturned(np.array([6]))}, "lacks"),
-        ({"val": unturned(np.array([-1]))}, "lacks"),
-        ({"val": unturned(np.array([1, 1]))}, "twice"),
+        ({"val": without_rotations(np.array([6]))}, "lacks"),
+        ({"val": without_rotations(np.array([-1]))}, "lacks"),
+        ({"val": without_rotations(np.array([1, 1]))}, "twice"),
         ({"val": Classes(np.array([1]), np.array([], int))}, "one length"),
         (
-            {s: unturned(np.array([], int)) for s in ("train", "val", "test")},
+            {s: without_rotations(np.array([], int)) for s in ("train", "val", "test")},
             "no split has a class",
         ),
         ({"val": Classes(np.array([1]), np.array([4]))}, "0 to 3"),
-        ({"dev": unturned(np.array([1]))}, "splits are"),
+        ({"dev": without_rotations(np.array([1]))}, "splits are"),
     ],
 )
 def test_wrong_splits_are_refused(change: dict[str, Classes], message: str, one_line) -> None:
@@ -133,7 +133,7 @@ def test_wrong_splits_are_refused(change: dict[str, Classes], message: str, one_
 
 
 def test_a_split_may_be_empty() -> None:
-    none = unturned(np.array([], int))
+    none = without_rotations(np.array([], int))
     data = ImageDataset("tiny", store(), {**dataset().splits, "train": none, "val": none})
     assert [data.class_count(s) for s in ("train", "val", "test")] == [0, 0, 2]
     assert data.examples_in("train", np.arange(0)).tolist() == []
@@ -157,7 +157,7 @@ def test_groups_are_one_a_class(groups: list[str], one_line) -> None:
 
 
 def test_only_square_images_turn() -> None:
-    with pytest.raises(DataError, match="only square images can turn, not 4x6"):
+    with pytest.raises(DataError, match="only square images can be rotated, not 4x6"):
         ImageDataset("tiny", store((4, 6)), dataset().splits)
 
 

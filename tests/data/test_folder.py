@@ -10,7 +10,7 @@ from PIL import Image
 
 from metalearn.data import DataError, ImageDataset, folder
 from tests.inputs.files import cut, damage, loose, unreadable, vast
-from tests.inputs.files import write_pictures as write
+from tests.inputs.files import write_images as write
 
 SPLITS = ("train", "val", "test")
 
@@ -166,7 +166,7 @@ BAD = {
     "loose": (loose, {}, "1.png lies in"),
     "dangling link": (unreadable, {}, "cannot read"),
     "two classes": (lambda root: shutil.rmtree(root / "cow"), {}, "2 classes"),
-    "empty": (lambda root: [shutil.rmtree(p) for p in root.iterdir()], {}, "no pictures"),
+    "empty": (lambda root: [shutil.rmtree(p) for p in root.iterdir()], {}, "no images"),
     "gone": (shutil.rmtree, {}, "no folder or archive"),
     "size": (None, {"size": 0}, "size=0"),
     "channels": (None, {"channels": 2}, "channels=2"),

@@ -10,8 +10,8 @@ from PIL import Image
 
 from metalearn.data import DataError, cub, mini_imagenet
 from metalearn.data.cub import decode as decode_cub
-from metalearn.data.kept import kept
 from metalearn.data.mini_imagenet import decode as decode_mini
+from metalearn.data.paths import store_folder
 from metalearn.data.store import build_store
 
 SPLITS = ("train", "val", "test")
@@ -92,12 +92,12 @@ def test_an_archive_that_is_given_is_never_ignored(tmp_path: Path, one_line, mak
 def test_a_file_changed_in_a_folder_is_another_store(tmp_path: Path) -> None:
     picture = tmp_path / "in" / "a" / "0.jpg"
     write(picture, (0, 0, 0))
-    before = kept(tmp_path, "name", tmp_path / "in")
-    assert before == kept(tmp_path, "name", tmp_path / "in" / ".." / "in")
+    before = store_folder(tmp_path, "name", tmp_path / "in")
+    assert before == store_folder(tmp_path, "name", tmp_path / "in" / ".." / "in")
     assert before.parent == tmp_path and before.name.startswith("name-")
     write(picture, (90, 20, 200))
-    assert kept(tmp_path, "name", tmp_path / "in") != before
-    assert kept(tmp_path, "name") == tmp_path / "name"
+    assert store_folder(tmp_path, "name", tmp_path / "in") != before
+    assert store_folder(tmp_path, "name") == tmp_path / "name"
 
 
 def test_cub(tmp_path: Path, one_line) -> None:

@@ -204,7 +204,7 @@ def test_two_processes_do_the_work_once(tmp_path: Path) -> None:
         )
         for number in range(3)
     ]
-    digests = {process.communicate(timeout=120)[0] for process in builders}
+    digests = {process.communicate(timeout=600)[0] for process in builders}
     assert [process.returncode for process in builders] == [0, 0, 0] and len(digests) == 1
     assert len(list(tmp_path.glob("began-*"))) == 1
     assert sorted(p.name for p in tmp_path.iterdir() if "began" not in p.name) == ["store"]

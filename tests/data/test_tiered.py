@@ -11,7 +11,7 @@ from PIL import Image
 from metalearn.data import DataError, tiered_imagenet
 from metalearn.data.class_splits import PACKAGED, listed
 from metalearn.data.store import build_store
-from metalearn.data.tiered_imagenet import decode, parted
+from metalearn.data.tiered_imagenet import decode, with_splits
 
 SPLITS = ("train", "val", "test")
 # Of the sorted names, a line each: another value means another split.
@@ -87,7 +87,7 @@ def test_classes_with_other_names(tmp_path: Path) -> None:
     root = write(tmp_path / "t", "train/cat", "train/dog", "valid/cow", "test/fox")
     store = decode(root, tmp_path / "store", 8, SMALL)
     assert store.classes == ("test/fox", "train/cat", "train/dog", "val/cow")
-    data = parted(store)
+    data = with_splits(store)
     assert data.groups is None
     assert [data.splits[s].names(store) for s in SPLITS] == [
         ["train/cat", "train/dog"],
@@ -101,7 +101,7 @@ BAD = {
     "too few": (["train/cat", "val/cow", "test/fox"], "1/1/1 classes in train, val and test"),
     "shared": (["train/cat", "train/dog", "val/cow", "test/dog"], "class dog in two of"),
     "lacking": (["n00000001", "n00000002"], "lacks 2 of the 4 classes .* such as n00000003"),
-    "no pictures": ([], "lacks 4 of the 4"),
+    "no images": ([], "lacks 4 of the 4"),
 }
 
 

@@ -6,8 +6,8 @@ import torch
 
 from metalearn.commands import episodes as build
 from metalearn.data import Classes, ImageDataset, Sinusoid
-from metalearn.data.dataset import unturned
-from metalearn.episodes import FewShotEpisodes, Manifest, Preparation, make_episodes
+from metalearn.data.dataset import without_rotations
+from metalearn.episodes import FewShotEpisodes, ImageTransform, Manifest, make_episodes
 from metalearn.episodes.few_shot import smallest
 from metalearn.episodes.gather import scaled
 from metalearn.episodes.source import generator
@@ -23,7 +23,7 @@ devices = pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=gpu
 def odd(tiny: ImageDataset) -> ImageDataset:
     """The store of `tiny` with classes out of order, and other turns in each split."""
     splits = {
-        "train": unturned(np.array([11, 3, 7])),
+        "train": without_rotations(np.array([11, 3, 7])),
         "val": Classes(np.array([9, 2, 9]), np.array([3, 1, 1])),
         "test": Classes(np.array([10, 10]), np.array([0, 3])),
     }
@@ -102,7 +102,7 @@ def read(dataset, device: str) -> build.Data:
     shape = {"ways": 3, "shots": 1, "queries": 1}
     config = {"device": device, "episodes": shape, "outputs": 3, "training": {}, "seed": 0}
     uniform = {"sizes": None, "within_superclass": False}
-    return build.Data(config, lambda: dataset, uniform, {}, Preparation())
+    return build.Data(config, lambda: dataset, uniform, {}, ImageTransform())
 
 
 @pytest.mark.parametrize(

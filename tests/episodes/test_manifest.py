@@ -43,7 +43,7 @@ def test_another_process_draws_the_same(tmp_path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.stdout.split() == [FEW_SHOT, SINUSOID]
 

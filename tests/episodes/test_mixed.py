@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from scipy.stats import chisquare
 
 from metalearn.data import DataError, ImageDataset, Mixture
-from metalearn.data.dataset import unturned
+from metalearn.data.dataset import without_rotations
 from metalearn.data.store import build_store
 from metalearn.episodes import (
     FewShotEpisodes,
@@ -32,7 +32,7 @@ def colours(tmp_path_factory) -> ImageDataset:
     folder = tmp_path_factory.mktemp("colours") / "colours"
     store = build_store(folder, "colours", [f"c{i}" for i in range(12)], blocks)
     parts = np.split(np.arange(12), [4, 8])
-    splits = dict(zip(("train", "val", "test"), map(unturned, parts), strict=True))
+    splits = dict(zip(("train", "val", "test"), map(without_rotations, parts), strict=True))
     return ImageDataset("colours", store, splits)
 
 

@@ -7,8 +7,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandAugment
 
 from metalearn.episodes import FewShotEpisodes
-from metalearn.episodes.augment import NUMBERS, Augmentation, AugmentedEpisodes, augmented
-from metalearn.episodes.randaugment import OPERATIONS, operated, randaugment
+from metalearn.episodes.augmentation import NUMBERS, Augmentation, AugmentedEpisodes, augmented
+from metalearn.episodes.randaugment import OPERATIONS, apply_operations, randaugment
 from metalearn.episodes.source import generator
 from metalearn.errors import UsageError
 from tests.images import tiny_dataset
@@ -45,7 +45,7 @@ def test_an_operation_is_torchvisions(number: int, channels: int, magnitude: int
     x = images(channels)
     before = x.clone()
     signs = np.where(np.arange(len(x)) % 2, -1, 1)
-    got = operated(x, np.full(len(x), number), signs, magnitude)
+    got = apply_operations(x, np.full(len(x), number), signs, magnitude)
     assert torch.equal(x, before)
     want = torch.stack(
         [
@@ -64,7 +64,7 @@ def test_an_operation_is_torchvisions(number: int, channels: int, magnitude: int
 def test_images_that_are_not_square() -> None:
     x = images()[:, :, :7]
     for number in range(14):
-        got = operated(x, np.full(len(x), number), np.ones(len(x), np.int64), 9)
+        got = apply_operations(x, np.full(len(x), number), np.ones(len(x), np.int64), 9)
         want = torch.stack([reference(image, number, 1, 9) for image in x])
         torch.testing.assert_close(got, want, atol=1e-4, rtol=0)
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from metalearn.data import ImageDataset
-from metalearn.data.dataset import unturned
+from metalearn.data.dataset import without_rotations
 from metalearn.data.store import build_store
 from metalearn.episodes import FewShotEpisodes, ImbalancedSizes, MetaDatasetSizes
-from metalearn.episodes.gather import room
+from metalearn.episodes.gather import padded_size
 from metalearn.errors import UsageError
 
 quick = settings(deadline=None, max_examples=60, database=None)
@@ -30,9 +30,9 @@ def many(tmp_path_factory) -> ImageDataset:
     )
     store = build_store(tmp_path_factory.mktemp("many") / "many", "many", classes, blocks)
     index = np.arange(60)
-    splits = {"train": unturned(index[:40]), "val": unturned(index[40:48])}
+    splits = {"train": without_rotations(index[:40]), "val": without_rotations(index[40:48])}
     groups = [f"group{c % 6}" for c in range(60)]
-    return ImageDataset("many", store, {**splits, "test": unturned(index[48:])}, groups)
+    return ImageDataset("many", store, {**splits, "test": without_rotations(index[48:])}, groups)
 
 
 def meta_dataset(dataset: ImageDataset, ways: int = 30, queries: int = 10, **more):
@@ -149,7 +149,7 @@ def test_a_batch_of_unequal_tasks(many) -> None:
             assert part.y[t, :real].tolist() == [n for n, _ in want]
             got = (part.x[t, :real].flatten() * 255).round()
             assert got.tolist() == [float(pixel) for _, pixel in want]
-        assert part.x.shape[1] == room(max(counts))
+        assert part.x.shape[1] == padded_size(max(counts))
 
 
 def test_what_a_task_holds_does_not_depend_on_its_batch(many) -> None:
@@ -165,7 +165,7 @@ def test_what_a_task_holds_does_not_depend_on_its_batch(many) -> None:
 
 
 def test_room_is_little_and_of_few_sizes() -> None:
-    rooms = [room(n) for n in range(1, 600)]
+    rooms = [padded_size(n) for n in range(1, 600)]
     assert all(n <= r < 1.5 * n for n, r in zip(range(2, 600), rooms[1:], strict=True))
     assert all(a <= b for a, b in pairwise(rooms)) and len(set(rooms)) <= 20 and rooms[0] == 1
 
@@ -221,5 +221,5 @@ def test_settings_out_of_range(many, tiny) -> None:
         ImbalancedSizes(2, 1)
     with pytest.raises(UsageError, match="must be linear, step or random"):
         ImbalancedSizes(1, 2, "steps")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="episodes.ways=4 is the most"):
+    with pytest.raises(UsageError, match="episodes.ways=4 is the largest number of ways"):
         meta_dataset(many, ways=4).check("train")

@@ -11,7 +11,7 @@ from metalearn.algorithms import ANIL, MAML, R2D2, ProtoNet, SoftKMeans
 from metalearn.backbones import Conv4
 from metalearn.classifiers import Cosine, LinearProbe, LogisticRegression
 from metalearn.classifiers import SoftKMeans as Refined
-from metalearn.episodes import FewShotEpisodes, Manifest, Preparation, PreparedEpisodes
+from metalearn.episodes import FewShotEpisodes, ImageTransform, Manifest, TransformedEpisodes
 from metalearn.evaluation import evaluate
 from metalearn.evaluation.features import FeatureEpisodes, standardised, unit_length, used
 from metalearn.evaluation.on_features import (
@@ -173,7 +173,7 @@ def test_an_image_passes_through_the_network_once_where_that_changes_nothing(
 ) -> None:
     dataset = tiny_dataset(tmp_path, side=20)
     source = FewShotEpisodes(dataset, WAYS, 2, 3, seed=2)
-    prepared = PreparedEpisodes(source, Preparation(size=16))
+    prepared = TransformedEpisodes(source, ImageTransform(size=16))
     algo, seen = make(), []
     algo.net.module.register_forward_hook(lambda module, given, _: seen.append(given[0].shape[0]))
     meta = algo.init()

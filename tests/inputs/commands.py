@@ -16,7 +16,7 @@ from PIL import Image
 from tests.command import FAST, Outcome, metalearn
 from tests.inputs import files
 from tests.inputs.case import Case, Place
-from tests.inputs.files import png_claiming, write_pictures
+from tests.inputs.files import png_claiming, write_images
 from tests.inputs.server import serving
 
 SMALL = ("dataset=glyphs", "dataset.classes=24", "dataset.size=8")
@@ -34,7 +34,7 @@ def pets(
     """`data prepare dataset=folder` on three class folders, spoilt."""
 
     def ready(place: Place) -> None:
-        write_pictures(place.user / "pets", "cat", "cow", "dog")
+        write_images(place.user / "pets", "cat", "cow", "dog")
         if spoil:
             spoil(place.user / "pets")
 
@@ -73,7 +73,7 @@ def only(*labels: str) -> Callable[[Path], object]:
             for file in folder.iterdir():
                 file.unlink()
             folder.rmdir()
-        write_pictures(root, *labels)
+        write_images(root, *labels)
 
     return spoil
 
@@ -89,9 +89,9 @@ FOLDERS = [
         lambda root: (root / "cow" / "1.png").write_bytes(png_claiming(12_000, 10_000)),
     ),
     pets("with a TIFF of 244 samples a pixel", "cow/0.tif in", bad_tiff),
-    pets("with a picture at the top", "1.png lies in pets itself", files.loose),
+    pets("with an image at the top", "1.png lies in pets itself", files.loose),
     pets("with a link to nowhere", "cannot read pets/cow/1.png", files.unreadable),
-    pets("without pictures", "there are no pictures in pets", only()),
+    pets("without images", "there are no images in pets", only()),
     pets("of two classes", "has 2 classes, and fractions=", only("cat", "dog")),
     pets("without a folder val", "no folder val", only("train/cat", "test/dog")),
     pets(
@@ -342,7 +342,7 @@ PRETRAIN = [
             *("pretrain", "dataset=folder", "dataset.root=pets", "dataset.size=8"),
             *("dataset.fractions=[0.5,0,0.5]", "held_out.val=0", "held_out.test=0"),
         ),
-        lambda place: write_pictures(place.user / "pets", *(f"c{c}" for c in range(10))),
+        lambda place: write_images(place.user / "pets", *(f"c{c}" for c in range(10))),
     ),
 ]
 
@@ -360,7 +360,7 @@ def process(*words: str) -> "subprocess.Popen[str]":
 
 
 def finished(process: "subprocess.Popen[str]") -> Outcome:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     return Outcome(process.returncode, out, err)
 
 
@@ -368,7 +368,7 @@ def killed(place: Place) -> Outcome:
     """Two prepare the same data; the one that writes is killed, the one that waits takes over.
     What it made is verified."""
     first = process("data", "prepare")
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not list(place.cache.glob(".*.building-*/images.npy")):
         assert time.monotonic() < deadline and first.poll() is None, "too late to kill it"
         time.sleep(0.02)

@@ -68,9 +68,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     return info
 
 
-def write_pictures(
-    root: Path, *labels: str, count: int = 3, size: tuple[int, int] = (12, 8)
-) -> Path:
+def write_images(root: Path, *labels: str, count: int = 3, size: tuple[int, int] = (12, 8)) -> Path:
     """`count` colour pictures in every folder of `labels`."""
     for number, label in enumerate(labels):
         (root / label).mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from metalearn.data.download import download
 from metalearn.data.omniglot import decode
 from tests.inputs.case import Case, Place
 from tests.inputs.cifar import Evil, official, zipped
-from tests.inputs.files import member, omniglot_zip, png_claiming, tar, write_pictures
+from tests.inputs.files import member, omniglot_zip, png_claiming, tar, write_images
 from tests.inputs.server import Server, serving
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -275,7 +275,7 @@ CIFAR = [
 
 
 def few_birds(place: Place) -> None:
-    write_pictures(place.data / "mini_imagenet", "n01532829", "n02165456")
+    write_images(place.data / "mini_imagenet", "n01532829", "n02165456")
 
 
 def mini(place: Place) -> None:

@@ -1,10 +1,14 @@
 """Files are whole or absent, and what is no plain file is written to and stays what it is."""
 
 import os
+import select
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
-from metalearn.runtime.files import write_atomic
+from metalearn.runtime.files import one_at_a_time, write_atomic
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -24,6 +28,58 @@ def test_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: got.append(pipe.read_text()), daemon=True)
     reader.start()
     write_atomic(pipe, "told")
-    reader.join(10)
+    reader.join(60)
     assert got == ["told"] and pipe.is_fifo()
     assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
+
+
+WAIT = """
+import sys
+from pathlib import Path
+from metalearn.runtime.files import one_at_a_time
+with one_at_a_time(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_dies_with_its_process_and_leaves_no_file(tmp_path: Path) -> None:
+    """The second waits for as long as the first lives, also where that is killed."""
+    words = [sys.executable, "-c", WAIT, str(tmp_path / "lock")]
+    with (
+        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first,
+        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as second,
+    ):
+        ready = {p: select.select([p.stdout], [], [], 0)[0] for p in (first, second)}
+        while not any(ready.values()):
+            assert first.poll() is None and second.poll() is None
+            ready = {p: select.select([p.stdout], [], [], 0.1)[0] for p in (first, second)}
+        holder, waiter = (first, second) if ready[first] else (second, first)
+        assert holder.stdout and holder.stdout.readline() == b"held\n"
+        assert not select.select([waiter.stdout], [], [], 1.0)[0]
+        holder.kill()
+        assert waiter.stdout and waiter.stdout.readline() == b"held\n"
+        waiter.communicate()
+        assert waiter.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_threads_take_turns(tmp_path: Path) -> None:
+    """Who waits for a file that is removed finds the next one: no two hold it at once."""
+    inside, most = 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(5):
+            with one_at_a_time(tmp_path / "lock"):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.005)
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1 and list(tmp_path.iterdir()) == []

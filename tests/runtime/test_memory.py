@@ -15,7 +15,7 @@ MIB = 2**20
 def printed(script: str) -> list[int]:
     """The numbers that a fresh process prints: this one's allocator may hold what it freed."""
     ran = subprocess.run(
-        [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=600
     )
     return [int(word) for word in ran.stdout.split()]
 

@@ -79,10 +79,10 @@ def test_a_terminal_shows_one_live_line_below_printed_ones(tmp_path):
 
 def test_a_step_costs_little(tmp_path):
     sink, _ = progress(tmp_path, True, time.monotonic, steps=10**6)
-    begin = time.perf_counter()
+    begin = time.thread_time()  # not lengthened by other programs
     for step in range(1, 2001):
         sink.scalars(step, {"loss": 0.25, "accuracy": 0.5, "tasks_per_second": 8.0})
-    spent = time.perf_counter() - begin
+    spent = time.thread_time() - begin
     sink.close("finished")
     assert spent / 2000 < 1e-3
 

@@ -3,6 +3,7 @@ import math
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -48,7 +49,7 @@ def history(path):
 def recorded(folder):
     """The file of a finished run, whole: wandb's own process may still be writing its end."""
     (path,) = folder.glob("wandb/offline-run-*/*.wandb")
-    end = time.monotonic() + 10
+    end = time.monotonic() + 300
     while time.monotonic() < end:
         if any(r.WhichOneof("record_type") == "exit" for r in wandb_records(path)):
             break
@@ -58,7 +59,7 @@ def recorded(folder):
 
 def test_offline_records_everything(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    sink = WandB("offline", warn=pytest.fail)
+    sink = WandB("offline", finish_timeout=300, warn=pytest.fail)
     run = RunInfo("my run", tmp_path, {"inner": {"rate": 0.1}}, "c0ffee", seed=3, steps=2)
     identity = sink.start(run)["wandb_id"]
     assert len(identity) == 8
@@ -102,7 +103,7 @@ def test_offline_records_everything(tmp_path, monkeypatch):
 
 def test_a_table_is_recorded_offline(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    tracker = Tracker([JsonLines(), WandB("offline", warn=pytest.fail)])
+    tracker = Tracker([JsonLines(), WandB("offline", finish_timeout=300, warn=pytest.fail)])
     tracker.start(RunInfo("n", tmp_path, {}, None, seed=0, steps=0))
     rows = [["protonet", 0.5, True], ["maml", None, False]]
     tracker.table("comparison", ["method", "accuracy", "best"], rows)
@@ -128,7 +129,7 @@ def test_without_a_key_online_goes_offline_in_one_line_and_a_resumed_run_keeps_i
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.invalid")
     warnings = []
-    sink = WandB("online", warn=warnings.append)
+    sink = WandB("online", finish_timeout=300, warn=warnings.append)
     run = RunInfo("n", tmp_path, {}, None, seed=0, steps=9, resume_step=4, wandb_id="abcd1234")
     assert sink.start(run) == {"wandb_id": "abcd1234"}
     sink.scalars(5, {"loss": 0.5})
@@ -144,7 +145,7 @@ def test_without_a_key_online_goes_offline_in_one_line_and_a_resumed_run_keeps_i
 
 def test_a_sweep_agent_names_the_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "sweep001")
-    sink = WandB("offline", warn=pytest.fail)
+    sink = WandB("offline", finish_timeout=300, warn=pytest.fail)
     assert sink.start(RunInfo("n", tmp_path, {}, None, 0, 9)) == {"wandb_id": "sweep001"}
     sink.close("interrupted")
     assert recorded(tmp_path).name == "run-sweep001.wandb"
@@ -152,7 +153,7 @@ def test_a_sweep_agent_names_the_run(tmp_path, monkeypatch):
 
 def test_records_that_wandb_refuses_do_not_raise(tmp_path):
     warnings = []
-    sink = WandB("offline", warn=warnings.append)
+    sink = WandB("offline", finish_timeout=300, warn=warnings.append)
     sink.start(RunInfo("n", tmp_path, {}, None, 0, 9))
     sink.scalars("one", {3: object()})  # type: ignore[arg-type]
     sink.scalars(2, {"loss": 0.5})
@@ -168,26 +169,43 @@ def test_disabled_does_nothing_and_does_not_import_wandb(tmp_path):
         "assert tracker.start(RunInfo('n', Path(sys.argv[1]), {}, None, 0, 9)) == {}\n"
         "tracker.scalars(1, {'loss': 1.0})\ntracker.close()\nassert 'wandb' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=600)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_call_does_not_wait_for_wandb(tmp_path):
-    tracker = Tracker([JsonLines(), WandB("offline", warn=pytest.fail)])
+def test_a_call_does_not_wait_for_wandb(tmp_path, monkeypatch):
+    """While W&B has not even started, every record is taken, and none is lost."""
+    opened, opening = WandB._open, threading.Event()
+
+    def held(sink, *arguments):
+        assert opening.wait(300)
+        return opened(sink, *arguments)
+
+    monkeypatch.setattr(WandB, "_open", held)
+    tracker = Tracker([JsonLines(), WandB("offline", finish_timeout=300, warn=pytest.fail)])
     tracker.start(RunInfo("n", tmp_path, {}, None, 0, 200))
-    spent = []
     for step in range(1, 201):
-        begin = time.perf_counter()
         tracker.scalars(step, {"loss": 0.5})
         tracker.episodes(step, "train", {"accuracy": [0.5] * 16, "loss": [0.5] * 16})
-        spent.append(time.perf_counter() - begin)
+    opening.set()  # a call that waited for W&B would not have let us come here
     tracker.close()
-    assert sorted(spent)[100] < 2e-3
     assert len(history(recorded(tmp_path))) == 200 * 17
 
 
+def test_a_call_costs_little(tmp_path):
+    """In time of this thread's processor, which other programs do not lengthen."""
+    sink = WandB("offline", finish_timeout=300, warn=pytest.fail)
+    sink.start(RunInfo("n", tmp_path, {}, None, 0, 200))
+    begin = time.thread_time()
+    for step in range(1, 201):
+        sink.scalars(step, {"loss": 0.5})
+        sink.episodes(step, "train", {"accuracy": [0.5] * 16, "loss": [0.5] * 16})
+    assert (time.thread_time() - begin) / 200 < 1e-3
+    sink.close("finished")
+
+
 def test_rows_of_training_episodes_can_be_left_out(tmp_path):
-    sink = WandB("offline", train_episodes=False, warn=pytest.fail)
+    sink = WandB("offline", train_episodes=False, finish_timeout=300, warn=pytest.fail)
     sink.start(RunInfo("n", tmp_path, {}, None, 0, 9))
     sink.episodes(1, "train", {"accuracy": [0.5] * 16})
     sink.scalars(1, {"loss": 0.5})

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from metalearn.data import glyphs
-from metalearn.episodes import Augmentation, Preparation
+from metalearn.episodes import Augmentation, ImageTransform
 from metalearn.errors import UsageError
 from metalearn.training.base_images import BaseImages, ImageReader
 from metalearn.training.held_out_split import hold_out
@@ -18,7 +18,7 @@ def data(workplace):
 
 
 def source(data, seed: int = 0, device: torch.device | None = None, **more) -> BaseImages:
-    reader = ImageReader(data, more.pop("preparation", Preparation()), device)
+    reader = ImageReader(data, more.pop("transform", ImageTransform()), device)
     return BaseImages(reader, hold_out(data, 0.25, 0).train, 30, seed, **more)
 
 
@@ -53,7 +53,7 @@ def test_the_same_from_any_step_in_any_thread_on_a_device(data) -> None:
     how = {
         "augmentation": Augmentation(crop=2, flip=0.5, erase=0.5, turn=True, randaugment=1),
         "mixing": Mixing(mixup=0.4, cutmix=1.0),
-        "preparation": Preparation(size=16, channels=3, mean=[0.5], std=[0.2]),
+        "transform": ImageTransform(size=16, channels=3, mean=[0.5], std=[0.2]),
     }
     whole = found(source(data, **how), STEPS)
     assert whole[0].x.shape == (30, 3, 16, 16)
@@ -83,4 +83,4 @@ def test_what_is_asked_for_does_not_shift_the_rest(data) -> None:
 def test_a_batch_larger_than_all_images_is_refused(data) -> None:
     subset = hold_out(data, 0.25, 0).train
     with pytest.raises(UsageError, match=f"but {len(subset)} images are there to train on"):
-        BaseImages(ImageReader(data, Preparation()), subset, len(subset) + 1)
+        BaseImages(ImageReader(data, ImageTransform()), subset, len(subset) + 1)

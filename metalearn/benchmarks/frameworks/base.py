@@ -28,7 +28,7 @@ class Runner(NamedTuple):
 @dataclass(frozen=True)
 class Framework:
     """package: what has to be installed. path: the module here that has `prepare`.
-    options: what `prepare` is told beside the cell and the device."""
+    options: further keyword arguments of `prepare`."""
 
     package: str
     path: str
@@ -37,7 +37,7 @@ class Framework:
 
 
 class NotInstalled(Exception):
-    """The framework's package is not there."""
+    """The framework's package is not installed."""
 
 
 def _ours(strategy: str) -> Framework:

@@ -17,7 +17,7 @@ from metalearn.backbones.norms import describe, inductive
 from metalearn.backbones.weights import Report
 from metalearn.data import ImageDataset
 from metalearn.engine.task import tasks_of
-from metalearn.episodes import FewShotEpisodes, Manifest, Preparation, PreparedEpisodes
+from metalearn.episodes import FewShotEpisodes, ImageTransform, Manifest, TransformedEpisodes
 from metalearn.episodes.gather import scaled
 from metalearn.errors import UsageError
 from metalearn.evaluation.comparison.plan import ComparisonPlan
@@ -59,14 +59,14 @@ class Cost(NamedTuple):
 class Setting:
     """A plan, and what it names.
 
-    preparation: what is done to every image. module: from a backbone node and the shape of a
+    transform: what is done to every image. module: from a backbone node and the shape of a
     prepared image to the network, and what became of the weights that it starts from. device:
     where networks run; heads on features run on the host.
     """
 
     plan: ComparisonPlan
     dataset: ImageDataset
-    preparation: Preparation
+    transform: ImageTransform
     module: Callable[[dict[str, Any], tuple[int, int, int]], tuple[nn.Module, Report | None]]
     device: torch.device
 
@@ -88,19 +88,19 @@ class Setting:
 
     def check(self, split: str) -> None:
         """Raise UsageError where `split` cannot give the episodes, or images do not fit."""
-        self.preparation.shape(self.dataset.image_shape)
+        self.transform.shape(self.dataset.image_shape)
         for shots in self.shots:
             self.source(shots).check(split)
 
     def images(self, shots: int, split: str, episodes: int) -> Manifest:
         """Episodes of images as the network sees them."""
-        source, how = self.source(shots), self.preparation
-        prepared = source if how.nothing else PreparedEpisodes(source, how)
+        source, how = self.source(shots), self.transform
+        prepared = source if how.is_identity else TransformedEpisodes(source, how)
         return Manifest(prepared, split, episodes)
 
     def network(self, node: dict[str, Any]) -> Network:
         """The network of a backbone node. Raises UsageError."""
-        shape = self.preparation.shape(self.dataset.image_shape)
+        shape = self.transform.shape(self.dataset.image_shape)
         module, report = self.module(node, shape)
         net = pure(module)
         return Network(net, self.placed({**net.params, **net.buffers}), report)
@@ -156,7 +156,7 @@ class Setting:
         for start in range(0, len(classes), _BATCH):
             rows = slice(start, start + _BATCH)
             pixels = self.dataset.images(split, classes[rows], examples[rows])
-            yield self.preparation(scaled(torch.from_numpy(pixels)))
+            yield self.transform(scaled(torch.from_numpy(pixels)))
 
     def extracted(self, network: Network, batches: Iterator[Tensor]) -> Tensor:
         """Features `[n, D]` of batches of prepared images, on the host."""

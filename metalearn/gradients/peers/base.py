@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.functional import PureModule
-from metalearn.functional.norms import BatchNorm, fused_norms
+from metalearn.functional.norm_functions import fused_norms
+from metalearn.functional.norms import BatchNorm
 from metalearn.functional.precision import computing_in
 from metalearn.inner.protocol import HasPlain, MetaAlgorithm, Plain
 from metalearn.inner.rules import InnerRule

@@ -9,7 +9,7 @@ from metalearn.commands.build import build
 from metalearn.commands.config import compose
 from metalearn.data import Sinusoid
 from metalearn.episodes import CurveEpisodes, FewShotEpisodes, ImbalancedSizes
-from metalearn.episodes.augment import NUMBERS, Augmentation, AugmentedEpisodes, augmented
+from metalearn.episodes.augmentation import NUMBERS, Augmentation, AugmentedEpisodes, augmented
 from metalearn.errors import UsageError
 from tests.images import tiny_dataset
 
@@ -49,7 +49,7 @@ def test_windows(flip: float):
         framed = torch.nn.functional.pad(x[b], (2, 2, 2, 2))
         want = framed[:, top : top + 6, left : left + 6]
         if u[b, 2] < flip:
-            # The window of the mirrored image, whose frame is mirrored with it.
+            # The crop_and_flip of the mirrored image, whose frame is mirrored with it.
             want = framed.flip(2)[:, top : top + 6, 4 - left : 10 - left]
             flips += 1
         assert torch.equal(got[b], want)
@@ -134,7 +134,7 @@ def test_the_sources_images_stay_as_they_are(source):
         assert torch.equal(x, images())
 
 
-@pytest.mark.parametrize("augmentation", ["standard", "turns", "randaugment"])
+@pytest.mark.parametrize("augmentation", ["standard", "rotations", "randaugment"])
 def test_only_training_images_are_changed(augmentation: str, workplace):
     shape = ["dataset.classes=60", "episodes.queries=5", "backbone.filters=4", "device=cpu"]
     plain, built = (

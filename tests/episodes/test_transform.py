@@ -9,7 +9,7 @@ import yaml
 
 from metalearn.commands.build import build
 from metalearn.commands.config import compose
-from metalearn.episodes import FewShotEpisodes, Manifest, Preparation, PreparedEpisodes
+from metalearn.episodes import FewShotEpisodes, ImageTransform, Manifest, TransformedEpisodes
 from metalearn.errors import UsageError
 from tests.command import metalearn
 
@@ -33,7 +33,7 @@ def images(channels: int = 1, height: int = 6, width: int = 8) -> torch.Tensor:
 @pytest.mark.parametrize("size", [4, 8, 13])
 def test_resized(size: int) -> None:
     x = images()
-    got = Preparation(size=size)(x)
+    got = ImageTransform(size=size)(x)
     assert got.shape == (5, 1, size, size)
     for b in range(5):
         want = F.interpolate(x[b : b + 1], size=(size, size), mode="bilinear", antialias=True)
@@ -42,7 +42,7 @@ def test_resized(size: int) -> None:
 
 def test_halved_by_hand() -> None:
     """Antialiased: over four pixels with weights 1, 3, 3, 1, that bilinear alone would skip."""
-    got = Preparation(size=4)(torch.arange(8.0).pow(2).expand(1, 1, 8, 8))
+    got = ImageTransform(size=4)(torch.arange(8.0).pow(2).expand(1, 1, 8, 8))
     weights = torch.tensor([1.0, 3, 3, 1]) / 8
     inner = [(weights * torch.arange(2 * i - 1, 2 * i + 3.0).pow(2)).sum() for i in (1, 2)]
     torch.testing.assert_close(got[0, 0, 2, 1:3], torch.stack(inner))
@@ -50,25 +50,25 @@ def test_halved_by_hand() -> None:
 
 def test_grey_images_get_channels_and_are_normalised() -> None:
     x = images()
-    got = Preparation(channels=3, mean=MEAN, std=STD)(x)
+    got = ImageTransform(channels=3, mean=MEAN, std=STD)(x)
     assert got.shape == (5, 3, 6, 8) and got.is_contiguous()
     for c in range(3):
         torch.testing.assert_close(got[:, c], (x[:, 0] - MEAN[c]) / STD[c], atol=1e-6, rtol=0)
-    torch.testing.assert_close(Preparation(std=[0.5])(images(3)), images(3) / 0.5)
-    assert torch.equal(Preparation(channels=3)(images(3)), images(3))
+    torch.testing.assert_close(ImageTransform(std=[0.5])(images(3)), images(3) / 0.5)
+    assert torch.equal(ImageTransform(channels=3)(images(3)), images(3))
 
 
 def test_the_images_given_stay_as_they_are() -> None:
     x = images(3)
-    Preparation(size=4, mean=[0.5], std=[0.5])(x)
+    ImageTransform(size=4, mean=[0.5], std=[0.5])(x)
     assert torch.equal(x, images(3))
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_episodes_of_every_split(tiny, split: str) -> None:
     source = FewShotEpisodes(tiny, 3, 1, 2)
-    how = Preparation(size=6, channels=3, mean=MEAN, std=STD)
-    prepared = PreparedEpisodes(source, how)
+    how = ImageTransform(size=6, channels=3, mean=MEAN, std=STD)
+    prepared = TransformedEpisodes(source, how)
     for got, given in zip(prepared.batch(split, [2, 7]), source.batch(split, [2, 7]), strict=True):
         assert got.x.shape == (2, given.x.shape[1], 3, 6, 6)
         assert torch.equal(got.x[1], how(given.x[1])) and torch.equal(got.y, given.y)
@@ -88,7 +88,7 @@ def test_episodes_of_every_split(tiny, split: str) -> None:
 )
 def test_what_is_refused(how: dict, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        Preparation(**how).shape((3, 8, 8))
+        ImageTransform(**how).shape((3, 8, 8))
 
 
 def test_a_run_has_prepared_images_on_every_split(workplace: Path) -> None:

@@ -1,6 +1,6 @@
-"""Images as a network expects them: their size, their channels, their scale; on every split.
+"""The fixed transform of images before the network: size, channels and scale, on every split.
 
-No augmentation: nothing here is random, and evaluation has it too.
+Not an augmentation: nothing here is random, and evaluation applies it too.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from metalearn.types import Episodes
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """What is done to images `[B, C, H, W]`, in this order. None leaves them as they are.
+class ImageTransform:
+    """A fixed transform of images `[B, C, H, W]`, in this order. None leaves them unchanged.
 
     size: resized to `size x size`, bilinear and antialiased, whatever their sides were.
     channels: a single channel is repeated so many times.
@@ -42,13 +42,14 @@ class Preparation:
             raise UsageError(f"images.std={list(self.std)} must be above 0")
 
     @property
-    def nothing(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether images stay as they are."""
-        return self == Preparation()
+        return self == ImageTransform()
 
-    def shape(self, given: Sequence[int]) -> tuple[int, int, int]:
-        """`(C, H, W)` of what was `given` (C, H, W). Raises UsageError where they do not fit."""
-        channels, height, width = given
+    def shape(self, before: Sequence[int]) -> tuple[int, int, int]:
+        """`(C, H, W)` after the transform of `before` (C, H, W). Raises UsageError where they do
+        not fit."""
+        channels, height, width = before
         if self.channels not in (None, channels):
             if channels != 1:
                 raise UsageError(
@@ -66,7 +67,7 @@ class Preparation:
         return (channels, height, width) if self.size is None else (channels, self.size, self.size)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`x` prepared: a new tensor, or `x` itself where nothing changes."""
+        """The transform of `x`: a new tensor, or `x` itself where nothing changes."""
         channels, height, width = self.shape(x.shape[1:])
         if x.shape[2:] != (height, width):
             x = F.interpolate(x, (height, width), mode="bilinear", antialias=True)
@@ -79,11 +80,11 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class PreparedEpisodes:
-    """The episodes of `source`, their images prepared: an `EpisodeSource`."""
+class TransformedEpisodes:
+    """The episodes of `source` with their images transformed: an `EpisodeSource`."""
 
     source: EpisodeSource
-    preparation: Preparation
+    transform: ImageTransform
 
     @property
     def shape(self) -> tuple[int | None, int | None, int]:
@@ -95,21 +96,21 @@ class PreparedEpisodes:
         self.source.check(split)
 
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
-        """Episodes `indices`, all parts prepared alike."""
+        """Episodes `indices`, all parts transformed alike."""
 
-        def prepared(x: Tensor) -> Tensor:
-            return self.preparation(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        def transformed(x: Tensor) -> Tensor:
+            return self.transform(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
         support, query, rest = self.source.batch(split, indices)
-        support, query = (batch._replace(x=prepared(batch.x)) for batch in (support, query))
-        return Episodes(support, query, rest and rest._replace(x=prepared(rest.x)))
+        support, query = (batch._replace(x=transformed(batch.x)) for batch in (support, query))
+        return Episodes(support, query, rest and rest._replace(x=transformed(rest.x)))
 
     def fingerprint(self, split: str, index: int) -> bytes:
-        """That of the source: which images, not how they were prepared."""
+        """That of the source: which images, not how they were transformed."""
         return self.source.fingerprint(split, index)
 
 
 def _each(values: Sequence[float], x: Tensor) -> Tensor:
     """`values` for the channels of `x`; the host does not wait for its device."""
-    given = torch.tensor(values, dtype=x.dtype).view(-1, 1, 1)
-    return given.pin_memory().to(x.device, non_blocking=True) if x.is_cuda else given
+    channels = torch.tensor(values, dtype=x.dtype).view(-1, 1, 1)
+    return channels.pin_memory().to(x.device, non_blocking=True) if x.is_cuda else channels

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from metalearn.data import TensorDataset
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.mixed import MixedEpisodes
-from metalearn.episodes.pixels import erased_, jittered_, turned, window
-from metalearn.episodes.randaugment import STRONGEST, randaugment, sent
+from metalearn.episodes.pixels import crop_and_flip, erase_, jitter_, rotated
+from metalearn.episodes.randaugment import MAX_MAGNITUDE, randaugment, to_device
 from metalearn.episodes.source import EpisodeSource, generator
 from metalearn.errors import UsageError
 from metalearn.types import Batch, Episodes
@@ -26,7 +27,7 @@ class Augmentation:
     """What is done to images `[B, C, H, W]` in [0, 1], in this order.
 
     turn: each class of an episode by a random quarter turn, the same for support and queries.
-    crop: a window of the image's size out of the image in a frame of so many black pixels.
+    crop: a crop_and_flip of the image's size out of the image in a frame of so many black pixels.
     flip: probability of a mirror image, left for right.
     randaugment: how many of RandAugment's operations (Cubuk et al. 2020), of strength `magnitude`,
         0 to 30.
@@ -51,14 +52,16 @@ class Augmentation:
         for name in ("crop", "randaugment"):
             if getattr(self, name) < 0:
                 raise UsageError(f"augmentation: {name}={getattr(self, name)} must be 0 or more")
-        if not 0 <= self.magnitude <= STRONGEST:
-            raise UsageError(f"augmentation: magnitude={self.magnitude} must be 0 to {STRONGEST}")
+        if not 0 <= self.magnitude <= MAX_MAGNITUDE:
+            raise UsageError(
+                f"augmentation: magnitude={self.magnitude} must be 0 to {MAX_MAGNITUDE}"
+            )
 
     def check(self, shape: Sequence[int]) -> None:
         """Raise UsageError where images of `shape` (C, H, W) cannot be changed so."""
         channels, height, width = shape
         if self.turn and height != width:
-            raise UsageError("augmentation: only square images can turn; use turn=false")
+            raise UsageError("augmentation: only square images can be rotated; use turn=false")
         if self.randaugment and channels not in (1, 3):
             raise UsageError(
                 f"augmentation: RandAugment takes 1 or 3 channels, not {channels}; use "
@@ -75,18 +78,18 @@ class Augmentation:
         """
         given = x
         if self.turn:
-            x = turned(x, turns)
+            x = rotated(x, turns)
         if self.crop or self.flip:
-            x = window(x, self.crop, numbers[:, 0:2], numbers[:, 2] < self.flip)
+            x = crop_and_flip(x, self.crop, numbers[:, 0:2], numbers[:, 2] < self.flip)
         if self.randaugment:
             assert draws is not None, "RandAugment needs draws"
             x = randaugment(x, self.magnitude, draws[: self.randaugment])
         if x is given and (self.jitter or self.erase):
             x = x.clone()  # the source's own
         if self.jitter:
-            jittered_(x, 1 + self.jitter * (2 * numbers[:, 3:6] - 1))
+            jitter_(x, 1 + self.jitter * (2 * numbers[:, 3:6] - 1))
         if self.erase:
-            erased_(x, numbers[:, 6] < self.erase, numbers[:, 7:10], numbers[:, 10])
+            erase_(x, numbers[:, 6] < self.erase, numbers[:, 7:10], numbers[:, 10])
         return x
 
 
@@ -132,7 +135,7 @@ class AugmentedEpisodes:
                 numbers[part][task, : sizes[part][task]] = each[there]
                 rolls[part][:, task, : sizes[part][task]] = roll[:, there]
         device = episodes.support.device
-        turn = sent(np.stack(turns), device)
+        turn = to_device(np.stack(turns), device)
 
         def changed(batch: Batch, how: Augmentation | None, part: int) -> Batch:
             if how is None:
@@ -140,7 +143,7 @@ class AugmentedEpisodes:
             x = how(
                 batch.x.flatten(0, 1),
                 turn.gather(1, batch.y).flatten(),
-                sent(numbers[part], device).flatten(0, 1),
+                to_device(numbers[part], device).flatten(0, 1),
                 rolls[part].reshape(rounds, batch.y.numel(), 2),
             )
             return batch._replace(x=x.view_as(batch.x))
@@ -167,7 +170,8 @@ def augmented(
     square and are to be turned, or have channels that RandAugment does not know."""
     if support is None and query is None:
         return source
-    if not isinstance(source, FewShotEpisodes | MixedEpisodes):
+    of_images = isinstance(source, FewShotEpisodes | MixedEpisodes)
+    if not of_images or isinstance(source.dataset, TensorDataset):
         raise UsageError("augmentation is for images; use augmentation=none")
     for part in (support, query):
         if part is not None:
