@@ -56,6 +56,11 @@ class Batch(NamedTuple):
         return Batch(x, y, None if self.weight is None else f(self.weight))
 
     @property
+    def labels(self) -> Tensor:
+        """The classes, int64: `y` itself, or of a dict its `label`."""
+        return self.y["label"] if isinstance(self.y, dict) else self.y
+
+    @property
     def shape(self) -> torch.Size:
         """`[T, B]`, or `[B]` of one task, with the shape of one example of the first input behind
         it."""

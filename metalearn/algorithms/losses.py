@@ -1,7 +1,7 @@
 """Losses of one task that can be differentiated twice under every transform.
 
-A class that a task lacks has the logit `ABSENT` for every example: no loss and no derivative
-sees it.
+Of targets that are a dict they take the classes, under `label`. A class that a task lacks has the
+logit `absent` for every example: no loss and no derivative sees it.
 """
 
 from collections.abc import Callable
@@ -27,21 +27,21 @@ def mean(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _labels(batch: Batch, name: str) -> Tensor:
-    if batch.y.is_floating_point():
+    if batch.labels.is_floating_point():
         raise UsageError(f"loss={name} is for classes; use loss=auto or mean_squared")
-    return batch.y.unsqueeze(1)
+    return batch.labels.unsqueeze(1)
 
 
 def _judged(values: Tensor, logits: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
     """The mean of the losses `[B]`; metrics loss and accuracy."""
     loss = mean(values, batch.weight)
-    right = (logits.detach().argmax(1) == batch.y).to(logits.dtype)
+    right = (logits.detach().argmax(1) == batch.labels).to(logits.dtype)
     return loss, {"loss": loss.detach(), "accuracy": mean(right, batch.weight)}
 
 
 def auto(outputs: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
     """`cross_entropy` of classes, `mean_squared` of real targets."""
-    return (mean_squared if batch.y.is_floating_point() else cross_entropy)(outputs, batch)
+    return (mean_squared if batch.labels.is_floating_point() else cross_entropy)(outputs, batch)
 
 
 def cross_entropy(logits: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
@@ -96,7 +96,7 @@ def present(loss: Loss) -> Loss:
     that may have fewer classes than the network has outputs."""
 
     def among_present(logits: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
-        member = batch.y.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device)
+        member = batch.labels.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device)
         if batch.weight is not None:
             member = member & (batch.weight > 0).unsqueeze(1)
         return loss(torch.where(member.any(0), logits, absent(logits)), batch)
@@ -114,11 +114,11 @@ def mean_squared(values: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
     Compare: Relation Network for Few-Shot Learning, 2018, eq. 2; metrics loss and accuracy.
     """
     # Written out: forward mode over the gradient of F.mse_loss raises (pytorch 123996).
-    if batch.y.is_floating_point():
-        error = values - batch.y
+    if batch.labels.is_floating_point():
+        error = values - batch.labels
         loss = mean((error * error).flatten(1).mean(1), batch.weight)
         return loss, {"loss": loss.detach()}
     there = _there(values)
-    hot = batch.y.unsqueeze(1) == torch.arange(values.shape[1], device=values.device)
+    hot = batch.labels.unsqueeze(1) == torch.arange(values.shape[1], device=values.device)
     error = torch.where(there, values - hot.to(values.dtype), 0)
     return _judged((error * error).sum(1) / there.sum(1), values, batch)

@@ -17,8 +17,9 @@ def absent(like: Tensor) -> float:
 
 def membership(support: Batch, dtype: torch.dtype) -> Tensor:
     """`[S, S]`: row n has the weight of every support example of class n, 0 for the others."""
-    classes = torch.arange(len(support.y), device=support.y.device)
-    member = (support.y.unsqueeze(0) == classes.unsqueeze(1)).to(dtype)
+    labels = support.labels
+    classes = torch.arange(len(labels), device=labels.device)
+    member = (labels.unsqueeze(0) == classes.unsqueeze(1)).to(dtype)
     return member if support.weight is None else member * support.weight
 
 

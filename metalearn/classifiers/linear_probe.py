@@ -63,7 +63,7 @@ class LinearProbe:
 
         def loss(layer: Params, batch: Batch) -> Tensor:
             logits = masked(F.linear(batch.x, layer["weight"], layer["bias"]), there)
-            hot = (batch.y.unsqueeze(1) == classes).to(x.dtype)
+            hot = (batch.labels.unsqueeze(1) == classes).to(x.dtype)
             losses, weight = cross_entropies(logits, hot), batch.weight
             return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
 

@@ -114,7 +114,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     images = ImageTransform(**(config.get("images") or {}))
     data = replace(method.data, config=config, transform=images)
     train = data.prepared(augmented(data.source("train"), **data.augmentation))
-    method.task.check_loss(data.images)
+    method.task.check_loss(train.batch("train", [0]).support)
     test = data.test()
     evaluation = config["evaluation"]
     validation = data.prepared(data.source("val"))
@@ -123,7 +123,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     method.check_fit(algo)
     meta = tree.map_meta(lambda t: t.to(device), algo.init())
     if algo.steps and getattr(method.gradient, "kind", "exact") in ("exact", "implicit"):
-        one = train.batch("train", [0]).support.x[0].to(device)
+        one = train.batch("train", [0]).support.map(lambda t: t[0].to(device)).x
         check_twice_differentiable(algo.net, one)
     stage = Episodic(
         algo,
@@ -172,13 +172,10 @@ def _method(config: Mapping[str, Any]) -> Method:
 
 def _module(method: Method, data: Data, weights: Weights | None) -> tuple[nn.Module, Report | None]:
     config, node = data.config, data.config["backbone"]
-    if not data.images:
-        if config["outputs"] is None or "rule" not in method.parameters:
-            name = option(config["algorithm"])
-            raise UsageError(
-                f"algorithm={name} classifies; use algorithm=maml or anil for regression"
-            )
-        if "channels" in node:
-            images = f"backbone={option(node)} needs images, not {option(config['dataset'])}"
-            raise UsageError(f"{images}; use backbone=mlp")
+    if not data.classes and (config["outputs"] is None or "rule" not in method.parameters):
+        name = option(config["algorithm"])
+        raise UsageError(f"algorithm={name} classifies; use algorithm=maml or anil for regression")
+    if not data.images and "channels" in node and len(data.shape) != 3:
+        images = f"backbone={option(node)} needs images, not {option(config['dataset'])}"
+        raise UsageError(f"{images}; use backbone=mlp")
     return build_module(node, data.shape, config["seed"], weights)

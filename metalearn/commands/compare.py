@@ -18,7 +18,7 @@ from metalearn.commands.config import compose
 from metalearn.commands.episodes import read_data
 from metalearn.commands.network import build_module, find_weights
 from metalearn.commands.sweep import split_options
-from metalearn.data import ImageDataset
+from metalearn.data import ImageDataset, TensorDataset
 from metalearn.errors import UsageError
 from metalearn.evaluation.comparison.methods import METHODS
 from metalearn.evaluation.comparison.plan import ComparisonPlan, family
@@ -90,16 +90,17 @@ def run(overrides: Sequence[str], console: Console) -> int:
 
 
 def setting_of(asked: ComparisonPlan) -> Setting:
-    """What the methods are measured on. Raises UsageError for what is not one set of images."""
+    """What the methods are measured on. Raises UsageError for what is not one set of classes."""
     data = read_data({**asked.config, "sampling": None, "augmentation": None})
-    if not isinstance(data.dataset, ImageDataset):
-        raise UsageError("compare needs one data set of images; see metalearn list dataset")
+    if not isinstance(data.dataset, ImageDataset | TensorDataset):
+        raise UsageError("compare needs one data set with classes; see metalearn list dataset")
+    data.check_transform()
 
     @functools.cache
     def weights():
         return find_weights(asked.bare)
 
-    def module(node: dict[str, Any], shape: tuple[int, int, int]):
+    def module(node: dict[str, Any], shape: tuple[int, ...]):
         found = weights() if node.get("weights") is not None else None
         return build_module(node, shape, asked.config["seed"], found)
 

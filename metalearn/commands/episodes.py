@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from metalearn.commands.arguments import check_values, factory, make
-from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid
+from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid, TensorDataset
 from metalearn.episodes import (
     Augmentation,
     EpisodeSource,
@@ -36,20 +36,25 @@ class Data:
     """
 
     config: Mapping[str, Any]
-    open: Callable[[], Images | Curves]
+    open: Callable[[], Images | TensorDataset | Curves]
     sampling: dict[str, Any]
     augmentation: dict[str, Augmentation | None]
     transform: ImageTransform
 
     @cached_property
-    def dataset(self) -> Images | Curves:
+    def dataset(self) -> Images | TensorDataset | Curves:
         """Opened at the first use. Raises DataError where it is missing or damaged."""
         return self.open()
 
     @property
     def images(self) -> bool:
-        """Whether there are images, of classes; else curves."""
+        """Whether there are images."""
         return isinstance(self.dataset, Images)
+
+    @property
+    def classes(self) -> bool:
+        """Whether there are classes; else curves."""
+        return isinstance(self.dataset, Images | TensorDataset)
 
     @cached_property
     def held_on(self) -> torch.device | None:
@@ -62,11 +67,13 @@ class Data:
     def shape(self) -> tuple[int, ...]:
         """Of one example, prepared."""
         dataset = self.dataset
+        if isinstance(dataset, TensorDataset):
+            return dataset.example_shape
         return self.transform.shape(dataset.image_shape) if isinstance(dataset, Images) else (1,)
 
     def source(self, split: str) -> EpisodeSource:
         """The numbered episodes of `split`, of images as they are stored. Raises UsageError."""
-        config, images = self.config, self.images
+        config = self.config
         training = split == "train"
         own = config["training"] if training else {}
         seed = config["seed"] if training else config["evaluation"]["seed"]
@@ -74,14 +81,14 @@ class Data:
             name: value if own.get(name) is None else own[name]
             for name, value in config["episodes"].items()
         }
-        if images and config["outputs"] is not None and shape["ways"] != config["outputs"]:
+        if self.classes and config["outputs"] is not None and shape["ways"] != config["outputs"]:
             name = "episodes" if own.get("ways") is None else "training"
             raise UsageError(
                 f"{name}.ways={shape['ways']}, but the network has {config['outputs']} outputs; "
                 "only algorithms without a head, as algorithm=protonet, can take other ways"
             )
         how = self.sampling
-        if not images and (how["sizes"] or how["within_superclass"]):
+        if not self.classes and (how["sizes"] or how["within_superclass"]):
             raise UsageError(
                 "sampling is of classes, and regression has none; use sampling=uniform"
             )
@@ -94,10 +101,14 @@ class Data:
         asked for does not fit them."""
         if self.transform.is_identity:
             return source
-        if not self.images:
-            raise UsageError("images is for images; use images=as_they_are")
-        _ = self.shape  # raises where it does not fit
+        self.check_transform()
         return TransformedEpisodes(source, self.transform)
+
+    def check_transform(self) -> None:
+        """Raise UsageError for a transform where there are no images, or that does not fit them."""
+        if not (self.images or self.transform.is_identity):
+            raise UsageError("images is for images; use images=as_they_are")
+        _ = self.shape
 
     def test(self) -> Manifest:
         """The episodes of `evaluation.split`, or those of `evaluation.manifest`; prepared."""
@@ -106,7 +117,7 @@ class Data:
             source = self.prepared(self.source(asked["split"]))
             return Manifest(source, asked["split"], asked["episodes"])
         if not isinstance(self.dataset, Images):
-            raise UsageError("evaluation.manifest lists images; regression has none")
+            raise UsageError("evaluation.manifest lists images, and this data set has none")
         manifest = read_manifest(Path(asked["manifest"]), self.dataset, self.held_on)
         (ways, shots, _), outputs = manifest.source.shape, self.config["outputs"]
         if outputs not in (None, ways):

@@ -144,11 +144,15 @@ class TaskChoices:
             module = self.adaptation.prepare(module, path)
         return module, self.adaptation.adapting(module, path)
 
-    def check_loss(self, images: bool) -> None:
-        """Raise UsageError for a loss that is not for the data: classes (`images`) or real
-        targets."""
+    def check_loss(self, support: Batch) -> None:
+        """Raise UsageError for a loss that is not for the data: classes, or real targets.
+
+        support: of one task, `[1, S, *X]`. Targets that are a dict are for a loss of the user's.
+        """
+        if isinstance(support.y, dict):
+            return
         x = torch.zeros(2, 2)
-        self.loss(x, Batch(x, torch.zeros(2, dtype=torch.int64) if images else x))
+        self.loss(x, Batch(x, x if support.y.is_floating_point() else torch.zeros(2).long()))
 
 
 def task_choices(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metalearn.data.dataset import SPLITS
 from metalearn.errors import DataError
-from metalearn.types import Inputs, Targets, map_tensors
+from metalearn.types import Inputs, Targets, first_tensor, map_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,11 @@ class TensorDataset:
             )
         total.update(repr([(split, list(self.splits[split])) for split in SPLITS]).encode())
         return total.hexdigest()
+
+    @property
+    def example_shape(self) -> tuple[int, ...]:
+        """Of one example of the first input; `(1,)` where that is a number."""
+        return tuple(first_tensor(self.x).shape[1:]) or (1,)
 
     def class_count(self, split: str) -> int:
         """How many classes `split` has."""

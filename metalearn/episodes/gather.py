@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn.data import ImageDataset, Mixture, TensorDataset
 from metalearn.episodes.transform import ImageTransform
-from metalearn.types import Batch, Episodes
+from metalearn.types import Batch, Episodes, Inputs
 
 
 class EpisodeIds(NamedTuple):
@@ -70,6 +70,18 @@ def scaled(pixels: Tensor) -> Tensor:
         return torch.from_numpy(np.divide(pixels.numpy(), np.float32(255)))
     # By a tensor: a plain 255 CUDA turns into a factor of 1/255, a bit off for half the values.
     return pixels.float().div_(torch.full((), 255.0, device=pixels.device))
+
+
+def inputs_of(
+    dataset: ImageDataset | TensorDataset, split: str, classes: np.ndarray, examples: np.ndarray
+) -> tuple[Inputs, dict[str, Tensor]]:
+    """What a network is given of single examples, `[n, ...]`, and their further targets.
+
+    classes, examples: int64 `[n]`, numbered within `split` and within the class.
+    """
+    if isinstance(dataset, TensorDataset):
+        return dataset.examples(split, classes, examples)
+    return scaled(torch.from_numpy(dataset.images(split, classes, examples))), {}
 
 
 def padded_size(examples: int) -> int:

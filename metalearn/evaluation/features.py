@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from metalearn.data import TensorDataset
 from metalearn.episodes import FewShotEpisodes
 from metalearn.functional import PureModule
-from metalearn.types import Batch, Episodes, Params
+from metalearn.types import Batch, Episodes, Inputs, Params, map_tensors
 
 
 class Used(NamedTuple):
@@ -43,9 +45,9 @@ def used(sources: Iterable[FewShotEpisodes], split: str, episodes: int) -> Used:
 
 
 def extract(
-    net: PureModule, weights: Params, images: Iterable[Tensor], path: str | None = None
+    net: PureModule, weights: Params, inputs: Iterable[Inputs], path: str | None = None
 ) -> Tensor:
-    """What `net` makes of batches of images `[B, C, H, W]`: `[n, D]`, on the host.
+    """What `net` makes of batches of inputs `[B, *X]`: `[n, D]`, on the host.
 
     path: a submodule, for what that is given, `[n, *F]`. The norm layers must not look at the
     batch, or a feature depends on what it came with.
@@ -53,13 +55,13 @@ def extract(
     # Worth a fifth of the time on a CPU; bfloat16 takes several times as long without AMX.
     weights = {name: _channels_last(t) for name, t in weights.items()}
 
-    def features(x: Tensor) -> Tensor:
+    def features(x: Inputs) -> Tensor:
         if path is None:
             return net.apply(weights, x).flatten(1)
         return net.before(path, weights, x)
 
     with torch.no_grad(), net.evaluating():
-        return torch.cat([features(_channels_last(x)).cpu() for x in images])
+        return torch.cat([features(map_tensors(_channels_last, x)).cpu() for x in inputs])
 
 
 def _channels_last(t: Tensor) -> Tensor:
@@ -74,12 +76,14 @@ class FeatureEpisodes:
     """The episodes of `source` with features for images: an `EpisodeSource` of one split.
 
     features: `[n, D]`. row: `[C, most]`, of example e of class c, as `Used` has it.
-    change: of a batch of episodes before it is handed out.
+    split: that `row` numbers the classes of. change: of a batch of episodes before it is handed
+        out.
     """
 
     source: FewShotEpisodes
     features: Tensor
     row: np.ndarray
+    split: str
     change: Change | None = None
 
     @property
@@ -91,6 +95,16 @@ class FeatureEpisodes:
         """Raise UsageError where `split` cannot give one episode of this shape."""
         self.source.check(split)
 
+    @cached_property
+    def targets(self) -> dict[str, Tensor]:
+        """Those that the data set has beside the classes, `[n, *Y]`, in the order of `features`."""
+        dataset = self.source.dataset
+        if not isinstance(dataset, TensorDataset) or not dataset.targets:
+            return {}
+        classes, examples = np.nonzero(self.row >= 0)
+        order = np.argsort(self.row[classes, examples])
+        return dataset.examples(self.split, classes[order], examples[order])[1]
+
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
         """Episodes `indices`: features, support `[T, S, D]` and query `[T, Q, D]`."""
         drawn = [self.source.draw(split, index) for index in indices]
@@ -100,8 +114,11 @@ class FeatureEpisodes:
             # Shot by shot, one of every class, as the images of an episode go.
             rows = self.row[classes, which.transpose(0, 2, 1)]
             tasks, each, ways = rows.shape
-            x = self.features[torch.from_numpy(rows.reshape(tasks, -1))]
-            return Batch(x, torch.arange(ways).repeat(tasks, each))
+            places = torch.from_numpy(rows.reshape(tasks, -1))
+            labels = torch.arange(ways).repeat(tasks, each)
+            further = {name: t[places] for name, t in self.targets.items()}
+            y = {"label": labels, **further} if further else labels
+            return Batch(self.features[places], y)
 
         episodes = Episodes(
             examples(np.stack([ids.support for ids in drawn])),

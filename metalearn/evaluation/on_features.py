@@ -6,22 +6,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metalearn.algorithms import Metric
 from metalearn.backbones.norms import inductive
 from metalearn.classifiers import Classifier
-from metalearn.data import TensorDataset
 from metalearn.engine import Engine
 from metalearn.engine.frozen_body import frozen_body
 from metalearn.engine.task import tasks_of
-from metalearn.episodes import FewShotEpisodes, Manifest, TransformedEpisodes
-from metalearn.episodes.gather import scaled
+from metalearn.episodes import FewShotEpisodes, ImageTransform, Manifest, TransformedEpisodes
+from metalearn.episodes.gather import inputs_of
 from metalearn.evaluation.features import FeatureEpisodes, extract, used
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.inner import protocol
 from metalearn.inner.protocol import MetaAlgorithm, OnFeatures
-from metalearn.types import Episodes, Meta
+from metalearn.types import Episodes, Inputs, Meta, map_tensors
 
 _AT_ONCE = 2**25  # numbers of one operation over the tasks that are adapted at a time
 _TOGETHER = 128  # images that pass through a network at a time
@@ -87,18 +86,14 @@ def evaluate_once(
 ) -> EvalReport:
     """`evaluate`, with each image through the network once where no inner step changes its features
     and the episodes use it more than once."""
-    source, prepare = manifest.source, scaled
+    source, transform = manifest.source, ImageTransform()
     if isinstance(source, TransformedEpisodes):
         transform, source = source.transform, source.source
-
-        def prepare(pixels: Tensor) -> Tensor:
-            return transform(scaled(pixels))
-
     if not isinstance(source, FewShotEpisodes) or source.sizes is not None:
         return evaluate(algo, meta, manifest, steps, engine, device)
     dataset, split = source.dataset, manifest.split
     many = manifest.episodes * source.ways * (source.shots + source.queries)
-    if isinstance(dataset, TensorDataset) or many < _WORTH * int(np.sum(dataset.sizes[split])):
+    if many < _WORTH * int(np.sum(dataset.sizes[split])):
         return evaluate(algo, meta, manifest, steps, engine, device)
     where = torch.device("cpu" if device is None else device)
     first = manifest.source.batch(split, [0]).map(lambda t: t.to(where))
@@ -107,14 +102,15 @@ def evaluate_once(
         return evaluate(algo, meta, manifest, steps, engine, device)
     classes, examples, row = used([source], split, manifest.episodes)
 
-    def images() -> Iterator[Tensor]:
+    def inputs() -> Iterator[Inputs]:
         for start in range(0, len(classes), _TOGETHER):
             rows = slice(start, start + _TOGETHER)
-            pixels = dataset.images(split, classes[rows], examples[rows])
-            yield prepare(torch.from_numpy(pixels)).to(where)
+            x, _ = inputs_of(dataset, split, classes[rows], examples[rows])
+            x = x if transform.is_identity else transform(x)
+            yield map_tensors(lambda t: t.to(where), x)
 
-    features = extract(algo.net, {**meta["buffers"], **meta["init"]}, images(), found.path)
-    taken = replace(manifest, source=FeatureEpisodes(source, features, row))
+    features = extract(algo.net, {**meta["buffers"], **meta["init"]}, inputs(), found.path)
+    taken = replace(manifest, source=FeatureEpisodes(source, features, row, split))
     most = algo.steps if steps is None else steps
     return measure(head_on_host(found.algo, meta), taken, at=range(most + 1))
 

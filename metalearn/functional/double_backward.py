@@ -12,10 +12,10 @@ from metalearn.errors import UsageError
 from metalearn.functional import PureModule
 from metalearn.functional.overrides import Exact
 from metalearn.functional.torch_private import version
-from metalearn.types import Params
+from metalearn.types import Inputs, Params, first_tensor, map_tensors
 
 
-def check_twice_differentiable(net: PureModule, x: Tensor, batched: bool = False) -> None:
+def check_twice_differentiable(net: PureModule, x: Inputs, batched: bool = False) -> None:
     """Raise UsageError, with the name of the layer, where `net` has no second derivative.
 
     x: a few inputs `[B, *X]` on the device of the run, where it matters: of torch's recurrent
@@ -26,17 +26,19 @@ def check_twice_differentiable(net: PureModule, x: Tensor, batched: bool = False
     quantised layers, buffers that a forward pass changes, and a network whose weights get no
     gradient at all. An error of the forward pass itself is raised as it is.
     """
-    x = x[:2].detach()
-    params, buffers = ({n: t.to(x.device) for n, t in p.items()} for p in (net.params, net.buffers))
+    x = map_tensors(lambda t: t[:2].detach(), x)
+    device = first_tensor(x).device
+    params, buffers = ({n: t.to(device) for n, t in p.items()} for p in (net.params, net.buffers))
     for path, part in net.module.named_modules():
         if "quantized" in type(part).__module__.split("."):
             raise UsageError(f"{_named(path, part)} is quantised: use the float network")
     _check_buffers(net, params, buffers, x)
 
     def output(inputs: Params) -> Tensor:
-        return net.apply({**buffers, **{n: inputs[n] for n in params}}, inputs["input 0"])
+        given = {n: inputs[f"input {n}"] for n in x} if isinstance(x, dict) else inputs["input 0"]
+        return net.apply({**buffers, **{n: inputs[n] for n in params}}, given)
 
-    data = {"input 0": x}
+    data = {f"input {n}": t for n, t in (x if isinstance(x, dict) else {"0": x}).items()}
     failure = _failure(output, params, data, batched)
     if failure is not None:
         culprit, (how, reason) = _culprit(net, {**buffers, **params}, x, batched, failure)
@@ -62,7 +64,7 @@ def _named(path: str, part: nn.Module) -> str:
     return f"{path} ({type(part).__name__})" if path else type(part).__name__
 
 
-def _check_buffers(net: PureModule, params: Params, buffers: Params, x: Tensor) -> None:
+def _check_buffers(net: PureModule, params: Params, buffers: Params, x: Inputs) -> None:
     copies = {name: buffer.clone() for name, buffer in buffers.items()}
     versions = {name: version(copy) for name, copy in copies.items()}
     with torch.no_grad():
@@ -140,7 +142,7 @@ def _failure(
 
 
 def _culprit(
-    net: PureModule, weights: Params, x: Tensor, batched: bool, failure: tuple[str, str]
+    net: PureModule, weights: Params, x: Inputs, batched: bool, failure: tuple[str, str]
 ) -> tuple[str, tuple[str, str]]:
     """The innermost module that fails by itself on what it met in one forward pass."""
     met: dict[nn.Module, tuple[tuple, dict[str, Any]]] = {}

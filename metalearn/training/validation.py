@@ -75,6 +75,7 @@ def few_shot(
     features = forward(network, split, Subset(classes, examples))[1].double().cpu()
     head = classifying(Cosine(of_unit_length=False))
     manifests = (
-        Manifest(FeatureEpisodes(source, features, row), split, episodes) for source in sources
+        Manifest(FeatureEpisodes(source, features, row, split), split, episodes)
+        for source in sources
     )
     return [measure(head, manifest).accuracies for manifest in manifests]

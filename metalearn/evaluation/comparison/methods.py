@@ -22,7 +22,7 @@ from metalearn.evaluation.protocol import evaluate
 from metalearn.inner.adaptive import adamw
 from metalearn.inner.loop import adapt, detached_gradient
 from metalearn.inner.rules import sgd
-from metalearn.types import Batch, Episodes, Given, Meta
+from metalearn.types import Batch, Episodes, Given, Meta, map_tensors
 
 
 class Shot(NamedTuple):
@@ -140,7 +140,7 @@ def features_of(
     """What is given of one task, from images `[B, C, H, W]` to features `[B, D]`."""
 
     def taken(batch: Batch) -> Batch:
-        return Batch(setting.extracted(network, iter([batch.x])), batch.y.cpu())
+        return Batch(setting.extracted(network, iter([batch.x])), map_tensors(Tensor.cpu, batch.y))
 
     support = taken(images.support)
     rest = None if images.unlabelled is None else taken(images.unlabelled)

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from metalearn.backbones.norms import describe, inductive
 from metalearn.backbones.weights import Report
-from metalearn.data import ImageDataset
+from metalearn.data import ImageDataset, TensorDataset
 from metalearn.engine.task import tasks_of
 from metalearn.episodes import FewShotEpisodes, ImageTransform, Manifest, TransformedEpisodes
-from metalearn.episodes.gather import scaled
+from metalearn.episodes.gather import inputs_of
 from metalearn.errors import UsageError
 from metalearn.evaluation.comparison.plan import ComparisonPlan
 from metalearn.evaluation.features import Change, FeatureEpisodes, extract, used
 from metalearn.functional import PureModule, pure
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.runtime.memory import peak_memory_bytes, reset_peak_memory
-from metalearn.types import Given, Params
+from metalearn.types import Given, Inputs, Params, map_tensors
 
 _BATCH = 128  # images that pass through a network at a time
 
@@ -65,9 +65,9 @@ class Setting:
     """
 
     plan: ComparisonPlan
-    dataset: ImageDataset
+    dataset: ImageDataset | TensorDataset
     transform: ImageTransform
-    module: Callable[[dict[str, Any], tuple[int, int, int]], tuple[nn.Module, Report | None]]
+    module: Callable[[dict[str, Any], tuple[int, ...]], tuple[nn.Module, Report | None]]
     device: torch.device
 
     @property
@@ -88,9 +88,16 @@ class Setting:
 
     def check(self, split: str) -> None:
         """Raise UsageError where `split` cannot give the episodes, or images do not fit."""
-        self.transform.shape(self.dataset.image_shape)
+        _ = self.shape
         for shots in self.shots:
             self.source(shots).check(split)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example as the network sees it. Raises UsageError where images do not fit."""
+        if isinstance(self.dataset, TensorDataset):
+            return self.dataset.example_shape
+        return self.transform.shape(self.dataset.image_shape)
 
     def images(self, shots: int, split: str, episodes: int) -> Manifest:
         """Episodes of images as the network sees them."""
@@ -100,8 +107,7 @@ class Setting:
 
     def network(self, node: dict[str, Any]) -> Network:
         """The network of a backbone node. Raises UsageError."""
-        shape = self.transform.shape(self.dataset.image_shape)
-        module, report = self.module(node, shape)
+        module, report = self.module(node, self.shape)
         net = pure(module)
         return Network(net, self.placed({**net.params, **net.buffers}), report)
 
@@ -149,18 +155,18 @@ class Setting:
             part = path.with_name(f".{path.name}.{os.getpid()}.part")
             save_file({"features": features}, part)
             os.replace(part, path)
-        source = FeatureEpisodes(self.source(shots), features, found.row, change)
+        source = FeatureEpisodes(self.source(shots), features, found.row, split, change)
         return Manifest(source, split, episodes)
 
-    def _batches(self, split: str, classes: Any, examples: Any) -> Iterator[Tensor]:
+    def _batches(self, split: str, classes: Any, examples: Any) -> Iterator[Inputs]:
         for start in range(0, len(classes), _BATCH):
             rows = slice(start, start + _BATCH)
-            pixels = self.dataset.images(split, classes[rows], examples[rows])
-            yield self.transform(scaled(torch.from_numpy(pixels)))
+            x, _ = inputs_of(self.dataset, split, classes[rows], examples[rows])
+            yield x if self.transform.is_identity else self.transform(x)
 
-    def extracted(self, network: Network, batches: Iterator[Tensor]) -> Tensor:
-        """Features `[n, D]` of batches of prepared images, on the host."""
-        images = (x.to(self.device) for x in batches)
+    def extracted(self, network: Network, batches: Iterator[Inputs]) -> Tensor:
+        """Features `[n, D]` of batches of prepared inputs, on the host."""
+        images = (map_tensors(lambda t: t.to(self.device), x) for x in batches)
         return extract(network.net, network.weights, images, network.path)
 
     def cost(self, shots: int, algo: MetaAlgorithm, fit: Callable[[Given], object]) -> Cost:
