@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metalearn.commands.arguments import check_choice, check_values
+from metalearn.commands.arguments import at, check_choice, check_values
 from metalearn.commands.config import compose
 from metalearn.commands.network import check_backbone, with_weights
 from metalearn.errors import UsageError, nearest
@@ -67,9 +67,8 @@ def _check(config: Mapping[str, Any]) -> None:
     for norm in ("norm", "scratch_norm"):
         check_choice(norm, config[norm], ("frozen", "running", "group", "none"))
     for name in _ABOVE_ZERO.split():
-        section, key = name.split(".")
-        if not config[section][key] > 0:
-            raise UsageError(f"{name}={config[section][key]} must be above 0")
+        if not at(config, name) > 0:
+            raise UsageError(f"{name}={at(config, name)} must be above 0")
     shots = config["episodes"]["shots"]
     _check_list("episodes.shots", shots, 1)
     if len(set(shots)) < len(shots):
