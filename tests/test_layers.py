@@ -57,13 +57,13 @@ def test_the_top_level_is_small() -> None:
     assert len([p for p in entries if p.suffix == ".py"]) <= 5
 
 
-def test_only_commands_and_the_command_line_know_hydra() -> None:
+def test_only_commands_know_hydra() -> None:
     users = [
         path.relative_to(ROOT / "metalearn").parts[0]
         for path in (ROOT / "metalearn").rglob("*.py")
         if re.search(r"^\s*(from|import) (hydra|omegaconf)", path.read_text(), re.M)
     ]
-    assert set(users) == {"cli.py", "commands"}
+    assert set(users) == {"commands"}
 
 
 def test_only_one_file_knows_wandb() -> None:

@@ -49,19 +49,20 @@ def check_values(config: Mapping[str, Any]) -> None:
     """
     for low, names in _LOWEST.items():
         for name in names.split():
-            value = _at(config, name)
+            value = at(config, name)
             if isinstance(value, int | float) and not value >= low:
                 raise UsageError(f"{name}={value} must be {low} or more")
     for name in _ABOVE_ZERO.split():
-        value = _at(config, name)
+        value = at(config, name)
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name}={value} must be above 0, or null")
     check_choice("resume", config["resume"], ("auto", "never"))
     check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
 
 
-def _at(config: Any, name: str) -> Any:
-    for part in name.split("."):
+def at(config: Any, name: str) -> Any:
+    """What stands at a dotted path, "" for all; None where there is nothing."""
+    for part in filter(None, name.split(".")):
         config = config.get(part) if isinstance(config, Mapping) else None
     return config
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metalearn.commands.arguments import check_choice, check_values
+from metalearn.commands.arguments import at, check_choice, check_values
 from metalearn.commands.config import compose
 from metalearn.commands.network import check_backbone, with_weights
 from metalearn.errors import UsageError, nearest
@@ -12,16 +12,9 @@ from metalearn.evaluation.comparison.plan import FEATURES, SCRATCH, TUNED, Compa
 from metalearn.runtime.device import torch_device
 
 _ONE_FOR_ALL = ("backbone", "dataset", "images", "device", "seed", "run_dir", "tracker", "outputs")
-_POSITIVE = (
-    "evaluation.timed",
-    "evaluation.timed_seconds",
-    "logistic_regression.strength",
-    "linear_probe.rate",
-    "linear_probe.steps",
-    "tuning.episodes",
-    "tuning.network_episodes",
-    "meta.seconds",
-    "meta.shots",
+_ABOVE_ZERO = (
+    "evaluation.timed evaluation.timed_seconds logistic_regression.strength linear_probe.rate "
+    "linear_probe.steps tuning.episodes tuning.network_episodes meta.seconds meta.shots"
 )
 
 
@@ -73,10 +66,9 @@ def _check(config: Mapping[str, Any]) -> None:
     torch_device(config["device"])
     for norm in ("norm", "scratch_norm"):
         check_choice(norm, config[norm], ("frozen", "running", "group", "none"))
-    for name in _POSITIVE:
-        section, key = name.split(".")
-        if not config[section][key] > 0:
-            raise UsageError(f"{name}={config[section][key]} must be above 0")
+    for name in _ABOVE_ZERO.split():
+        if not at(config, name) > 0:
+            raise UsageError(f"{name}={at(config, name)} must be above 0")
     shots = config["episodes"]["shots"]
     _check_list("episodes.shots", shots, 1)
     if len(set(shots)) < len(shots):
@@ -89,8 +81,8 @@ def _check(config: Mapping[str, Any]) -> None:
             f"evaluation.network_episodes={given} must be a whole number above 0, or a list of "
             f"one for each of the {len(shots)} shots"
         )
-    for name, low in (("head_rates", 0), ("rates", 0), ("head_steps", 0), ("steps", 0)):
-        _check_list(f"tuning.{name}", config["tuning"][name], low)
+    for name in ("head_rates", "rates", "head_steps", "steps"):
+        _check_list(f"tuning.{name}", config["tuning"][name], 0)
 
 
 def _check_list(name: str, values: Sequence[float], low: float) -> None:

@@ -10,8 +10,7 @@ from rich.console import Console
 from metalearn.commands.build import build
 from metalearn.commands.config import reopen
 from metalearn.errors import UsageError
-from metalearn.evaluation.plots import plot_learning_curve
-from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB, read_records
+from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB
 from metalearn.training.episodic import Episodic, last_step
 from metalearn.training.folder import commit, config_hash, load_weights, weights_sha256
 from metalearn.training.result import write_result
@@ -55,10 +54,8 @@ def evaluate(
             "commit": source,
             "weights_sha256": weights_sha256(meta),
         }
-        result = write_result(config, stage.algo, test, stage.device, report, folder, extra)
+        result = write_result(config, stage.algo, test, stage.device, report, folder, run, extra)
         tracker.summary(result)
-    records = list(read_records(run / "metrics.jsonl"))
-    plot_learning_curve(records, folder / "learning_curve.png")
     console.print(stage.table(result))
     console.print(f"evaluation folder: {folder}", soft_wrap=True, highlight=False)
     return result

@@ -10,25 +10,19 @@ from metalearn.commands.config import conf_folder
 from metalearn.errors import UsageError, nearest
 
 GROUPS = (
-    "algorithm",
-    "gradient",
-    "engine",
-    "inner",
-    "backbone",
-    "adaptation",
-    "head",
-    "loss",
-    "dataset",
-    "sampling",
-    "augmentation",
-    "images",
-    "outer",
-    "outer/schedule",
-    "pretrain/optimizer",
-    "pretrain/schedule",
-    "tracker",
-    "experiment",
-    "debug",
+    *(
+        "algorithm",
+        "gradient",
+        "engine",
+        "inner",
+        "backbone",
+        "adaptation",
+        "head",
+        "loss",
+        "dataset",
+    ),
+    *("sampling", "augmentation", "images", "outer", "outer/schedule", "pretrain/optimizer"),
+    *("pretrain/schedule", "tracker", "experiment", "debug"),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
 
-from metalearn.commands.arguments import arguments
+from metalearn.commands.arguments import arguments, at
 from metalearn.errors import nearest
 from metalearn.training.old_configs import KEYS
 
@@ -72,9 +72,7 @@ def _unknown(key: str, config: Mapping[str, Any], job: str) -> str:
         if new and f"{key}.".startswith(f"{old}."):
             return f"no key {key}; it is {new}{key.removeprefix(old)} now"
     folder, _, last = key.rpartition(".")
-    parent: Any = config
-    for part in filter(None, folder.split(".")):
-        parent = parent.get(part) if isinstance(parent, Mapping) else None
+    parent = at(config, folder)
     if isinstance(parent, Mapping) and last in arguments(parent.get("_target_")):
         return f"{key} is not in the configuration; add it with a plus: +{key}=..."
     return f"no key {key}{_nearest_key(key, config)}; see metalearn {job} --cfg job"

@@ -21,12 +21,11 @@ from metalearn.episodes import EpisodeSource, Manifest
 from metalearn.episodes.prefetch import prefetched
 from metalearn.errors import UsageError
 from metalearn.evaluation.on_features import evaluate_once
-from metalearn.evaluation.plots import plot_learning_curve
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.evaluation.report import result_table
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.runtime.files import write_atomic
-from metalearn.tracking import Tracker, read_records
+from metalearn.tracking import Tracker
 from metalearn.training.folder import save_weights, weights_sha256
 from metalearn.training.outer import Outer, meta_step
 from metalearn.training.result import write_result
@@ -189,9 +188,7 @@ class Episodic:
             before = self.evaluate(self.untrained, self.test).interval(test.measure)
             extra[f"untrained_{test.measure}"] = before.mean
             extra[f"untrained_{test.measure}_half_width"] = before.half_width
-        records = list(read_records(folder / "metrics.jsonl"))
-        plot_learning_curve(records, folder / "learning_curve.png")
-        return write_result(config, self.algo, self.test, self.device, test, folder, extra)
+        return write_result(config, self.algo, self.test, self.device, test, folder, folder, extra)
 
     def table(self, result: Mapping[str, Any]) -> Table:
         """A result for people."""

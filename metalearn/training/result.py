@@ -10,11 +10,12 @@ import torch
 from metalearn.backbones.norms import describe
 from metalearn.episodes import Manifest
 from metalearn.episodes.source import describe_shape
-from metalearn.evaluation.plots import plot_accuracy_by_step
+from metalearn.evaluation.plots import plot_accuracy_by_step, plot_learning_curve
 from metalearn.evaluation.protocol import EvalReport
 from metalearn.evaluation.report import write_episode_file, write_json
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.runtime.memory import peak_memory_bytes
+from metalearn.tracking import read_records
 from metalearn.training.folder import config_hash
 
 
@@ -37,9 +38,11 @@ def write_result(
     device: torch.device,
     report: EvalReport,
     folder: Path,
+    run: Path,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write `result.json`, `episodes.csv` and the plot by inner step; returns the result.
+    """Write `result.json`, `episodes.csv`, the learning curve of the training in `run` and the
+    plot by inner step; returns the result.
 
     report: of `algo` on the episodes `test`. extra: more of the result.
     """
@@ -77,6 +80,7 @@ def write_result(
         **extra,
     }
     write_episode_file(folder / "episodes.csv", _rows(report))
+    plot_learning_curve(list(read_records(run / "metrics.jsonl")), folder / "learning_curve.png")
     task = describe_shape(test.source.shape)
     plot_accuracy_by_step(
         by_step,
