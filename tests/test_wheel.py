@@ -142,9 +142,9 @@ def test_a_foreign_init_is_not_run(tmp_path: Path, content: str | None) -> None:
 
 
 def test_another_metalearn_on_the_path_is_named(tmp_path: Path) -> None:
-    for name in ("first", "ours"):
+    for name, content in (("first", "# somebody else's\n"), ("ours", metalearn_start.MARK)):
         (tmp_path / name / "metalearn").mkdir(parents=True)
-        (tmp_path / name / "metalearn" / "__init__.py").write_text(metalearn_start.MARK)
+        (tmp_path / name / "metalearn" / "__init__.py").write_text(content)
     path = f"{tmp_path / 'first'}{os.pathsep}{tmp_path / 'ours'}"
     line = start(tmp_path / "ours", path)
     other = tmp_path / "first" / "metalearn"

@@ -1,4 +1,5 @@
-"""The command `metalearn`, beside the package: it runs even where another one wrote over it.
+"""The command `metalearn`. A wheel installs this file beside the package, so that it runs even
+where another one wrote over it.
 
 Two other projects install an import of the name `metalearn`: pip lets the last one win, file by
 file, and removes what they share with either. What is left of ours would fail for missing names.
@@ -31,16 +32,16 @@ def problem() -> str | None:
     found = util.find_spec("metalearn")
     if found is None:
         return f"the package is gone; {_again()}"
-    here = Path(__file__).resolve().parent
-    places = [Path(place).resolve() for place in found.submodule_search_locations or ()]
-    if here / "metalearn" not in places:
-        other = places[0] if places else found.origin
-        return f"Python finds another metalearn first, at {other}; take it off PYTHONPATH"
     try:
-        ours = MARK in Path(found.origin or "").read_text(encoding="utf-8").splitlines()
+        if MARK in Path(found.origin or "").read_text(encoding="utf-8").splitlines():
+            return None
     except (OSError, UnicodeDecodeError):  # no __init__.py, or not one of ours
-        ours = False
-    return None if ours else overwritten()
+        pass
+    places = [Path(place).resolve() for place in found.submodule_search_locations or ()]
+    if Path(__file__).resolve().with_name("metalearn") in places:
+        return overwritten()
+    other = places[0] if places else found.origin
+    return f"Python finds another metalearn first, at {other}; take it off PYTHONPATH"
 
 
 def overwritten() -> str:
