@@ -5,14 +5,19 @@ __version__ = "0.1.0"
 __distribution__ = "metalearn-torch"
 
 from metalearn import algorithms, backbones, classifiers, gradients, inner
+from metalearn.engine import Engine
 from metalearn.evaluation.protocol import evaluate
 from metalearn.inner.loop import adapt
-from metalearn.types import Batch, Episodes, Meta
+from metalearn.training.outer import Outer, meta_step
+from metalearn.types import Batch, Episodes, Given, Meta
 
 __all__ = [
     "Batch",
+    "Engine",
     "Episodes",
+    "Given",
     "Meta",
+    "Outer",
     "adapt",
     "algorithms",
     "backbones",
@@ -20,4 +25,5 @@ __all__ = [
     "evaluate",
     "gradients",
     "inner",
+    "meta_step",
 ]
