@@ -10,10 +10,10 @@ import venv
 import zipfile
 from pathlib import Path
 
+import metalearn_start
 import pytest
 
 import metalearn
-import metalearn_start
 from metalearn.commands.config import conf_folder
 from tests.command import FAST
 

@@ -29,7 +29,7 @@ def plan(overrides: Sequence[str]) -> ComparisonPlan:
         for outputs in (config["episodes"]["ways"], "null")
     )
     config, _ = with_weights({**config, "backbone": headed})
-    headed, bare = config["backbone"], {**bare, "sha256": config["backbone"]["sha256"]}
+    headed, bare = config["backbone"], {**bare, "sha256": config["backbone"].get("sha256")}
     for node in (headed, bare):
         check_backbone(node)
     methods = _methods(config)
