@@ -39,7 +39,7 @@ def main() -> None:
         if command not in COMMANDS:
             near = nearest(command, COMMANDS)
             raise UsageError(f"no command {command}{near}; use {', '.join(COMMANDS)}")
-        # A strategy's name may hold ":loop:", which rich would draw as a picture.
+        # A strategy's name may hold ":loop:", which rich would draw as an emoji.
         import_module(f"metalearn.commands.{command}").main(arguments, Console(emoji=False))
     except (UsageError, DataError) as error:
         print(f"metalearn: {' '.join(str(error).split())}", file=sys.stderr)

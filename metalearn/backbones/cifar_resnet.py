@@ -16,7 +16,7 @@ def convolution(inputs: int, outputs: int, stride: int, norm: NormPolicy) -> nn.
     return layer
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside the input itself: where it has to shrink, every other pixel of
     it, with channels of zeros ("option A" of the paper, which has no weights)."""
 
@@ -66,8 +66,8 @@ class CifarResNet(nn.Module):
         self.bn1 = norm2d(norm, WIDTHS[0])
 
         def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-            first = Block(inputs, outputs, stride, norm)
-            rest = (Block(outputs, outputs, 1, norm) for _ in range((depth - 2) // 6 - 1))
+            first = BasicBlock(inputs, outputs, stride, norm)
+            rest = (BasicBlock(outputs, outputs, 1, norm) for _ in range((depth - 2) // 6 - 1))
             return nn.Sequential(first, *rest)
 
         self.layer1 = stage(WIDTHS[0], WIDTHS[0], 1)

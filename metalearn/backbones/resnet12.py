@@ -38,7 +38,7 @@ class DropBlock(nn.Dropout):
         return input * (kept / share)
 
 
-class Block(nn.Module):
+class ThreeConvBlock(nn.Module):
     """Three 3x3 convolutions beside a 1x1 one, joined, then halved by max-pooling."""
 
     def __init__(self, inputs: int, outputs: int, norm: NormPolicy, drop: nn.Module):
@@ -111,7 +111,7 @@ class ResNet12(nn.Module):
 
         self.features = nn.Sequential(
             *(
-                Block(fan_in, fan_out, norm, drop(block))
+                ThreeConvBlock(fan_in, fan_out, norm, drop(block))
                 for block, (fan_in, fan_out) in enumerate(pairwise((channels, *widths)))
             )
         )

@@ -153,7 +153,7 @@ def _dicts(held: Any) -> Iterable[Params]:
     return [own, *inside]
 
 
-def load_into(module: nn.Module, weights: Weights, least: float = 0.9) -> Report:
+def load_into(module: nn.Module, weights: Weights, min_match: float = 0.9) -> Report:
     """Copy `weights` into `module`, in place, and say what reached it.
 
     Names match after what stands before all of them (`module.`, `backbone.`) is taken away. The
@@ -161,7 +161,7 @@ def load_into(module: nn.Module, weights: Weights, least: float = 0.9) -> Report
     others it keeps its start. A first convolution for other channels takes the sum or a repetition
     of the file's; position embeddings for another image size are resampled.
 
-    Raises UsageError where less than `least` of the body's numbers would be loaded.
+    Raises UsageError where less than `min_match` of the body's numbers would be loaded.
     """
     wanted = {n: t for n, t in module.state_dict().items() if not n.endswith(COUNTER)}
     given = {n: t for n, t in weights.tensors.items() if not n.endswith(COUNTER)}
@@ -195,10 +195,10 @@ def load_into(module: nn.Module, weights: Weights, least: float = 0.9) -> Report
         share=share,
         changed=changed,
     )
-    if share < least:
+    if share < min_match:
         raise UsageError(
             f"{weights.source} has {share:.1%} of the numbers of this network's body, and at least "
-            f"{least:.0%} are needed (missing: {_listed(report.missing)}; unexpected: "
+            f"{min_match:.0%} are needed (missing: {_listed(report.missing)}; unexpected: "
             f"{_listed(report.unexpected)}); choose the backbone that it was saved from"
         )
     with torch.no_grad():
@@ -277,8 +277,8 @@ def _told(
     return f"the head ({head}) is new, with {ours} outputs ({theirs})"
 
 
-def _listed(names: list[str], most: int = 4) -> str:
+def _listed(names: list[str], max_names: int = 4) -> str:
     if not names:
         return "none"
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    return ", ".join(names[:max_names]) + more

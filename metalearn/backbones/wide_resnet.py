@@ -9,7 +9,7 @@ from metalearn.backbones.norms import NormPolicy, norm2d
 from metalearn.errors import UsageError
 
 
-class Block(nn.Module):
+class WideBlock(nn.Module):
     """Norm, ReLU and 3x3 convolution, twice, beside the input (through a 1x1 convolution of the
     first activation where the shape changes)."""
 
@@ -68,7 +68,7 @@ class WideResNet(nn.Module):
         for stage, (inputs, outputs) in enumerate(pairwise(widths)):
             for place in range((depth - 4) // 6):
                 fan_in, stride = (inputs, 2 if stage else 1) if place == 0 else (outputs, 1)
-                blocks.append(Block(fan_in, outputs, stride, drop_rate, norm))
+                blocks.append(WideBlock(fan_in, outputs, stride, drop_rate, norm))
         self.features = nn.Sequential(*blocks)
         self.bn = norm2d(norm, widths[-1])
         self.head = nn.Identity() if ways is None else nn.Linear(widths[-1], ways)

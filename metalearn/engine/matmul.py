@@ -76,8 +76,8 @@ def small_product(a: Tensor, b: Tensor) -> Any:
     """`a @ b` of two or three dimensions as a sum, which a compiler fuses; NotImplemented for
     larger ones."""
     wide = a.dtype in (torch.float32, torch.float64)
-    most = SMALL_BY_ROWS if b.stride(-1) == 1 else SMALL
-    if _multiplications(a, b) > most or a.device.type != "cpu" or not wide:
+    limit = SMALL_BY_ROWS if b.stride(-1) == 1 else SMALL
+    if _multiplications(a, b) > limit or a.device.type != "cpu" or not wide:
         return NotImplemented
     return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
 

@@ -78,7 +78,7 @@ class Stopwatch:
         reset_peak_memory(self.device)
         self._run(plan, few)  # compiles, warms up
         grown = max(0, peak_memory_bytes(self.device) - before)
-        quick = self._least(plan, few, 2)
+        quick = self._minimum(plan, few, 2)
         free = free_memory_bytes(self.device)
         at_once = plan.tasks is not None and (plan.tasks or self.tasks)
         if at_once and free is not None and grown / few * at_once > free * _MARGIN:
@@ -92,10 +92,10 @@ class Stopwatch:
             self.notes[str(plan)] = "on two tasks; too far behind to go on"
             return quick
         self._run(plan, self.tasks)
-        return self._least(plan, self.tasks, 3)
+        return self._minimum(plan, self.tasks, 3)
 
-    def _least(self, plan: Plan, tasks: int, readings: int) -> float:
-        """The least of so many readings, because what else the machine does only ever adds; each
+    def _minimum(self, plan: Plan, tasks: int, readings: int) -> float:
+        """The minimum of so many readings, because what else the machine does only ever adds; each
         of as many runs as last, because threads that miss one another now and then are the plan's
         own."""
         once = self._run(plan, tasks)

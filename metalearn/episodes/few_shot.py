@@ -39,7 +39,7 @@ class FewShotEpisodes:
 
     device: where the images are kept and gathered, None for the host, straight from the store.
     What an episode holds is the same to the bit.
-    sizes: draws ways and shots anew for every episode; `ways` and `queries` are the most then,
+    sizes: draws ways and shots anew for every episode; `ways` and `queries` are the largest then,
     and `shots` has no meaning.
     within_superclass: all classes of an episode are of one superclass, which is drawn uniformly
     from those that have enough.
@@ -67,7 +67,7 @@ class FewShotEpisodes:
 
     @property
     def shape(self) -> tuple[int, int | None, int]:
-        """(N, K, queries a class); the most of each, and None for K, where sizes are drawn."""
+        """(N, K, queries a class); the largest of each, and None for K, where sizes are drawn."""
         return self.ways, None if self.sizes else self.shots, self.queries
 
     def check(self, split: str) -> None:
@@ -121,9 +121,9 @@ class FewShotEpisodes:
             examples = _first(rng, available, self.shots + self.queries)
             return EpisodeIds(classes, examples[:, : self.shots], examples[:, self.shots :])
         shots, queries = self.sizes.shots(rng, available, self.queries)
-        most = int(shots.max())
-        examples = _first(rng, available, queries + most)
-        support = np.where(np.arange(most) < shots[:, None], examples[:, queries:], -1)
+        max_shots = int(shots.max())
+        examples = _first(rng, available, queries + max_shots)
+        support = np.where(np.arange(max_shots) < shots[:, None], examples[:, queries:], -1)
         return EpisodeIds(classes, support, examples[:, :queries])
 
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
@@ -163,12 +163,12 @@ def _lowest(uniform: np.ndarray, count: int) -> np.ndarray:
 def _first(rng: np.random.Generator, available: np.ndarray, count: int) -> np.ndarray:
     """`[N, count]`: the first examples of each class in a random order of all that it has;
     those past the end of a smaller class are no examples of it."""
-    most = int(available.max())
+    largest = int(available.max())
     total = int(available.sum())
     # Class by class from one stream; what a smaller class lacks is never among the first.
-    if total == most * len(available):
-        order = rng.random((len(available), most))
+    if total == largest * len(available):
+        order = rng.random((len(available), largest))
     else:
-        order = np.full((len(available), most), np.inf)
-        order[np.arange(most) < available[:, None]] = rng.random(total)
+        order = np.full((len(available), largest), np.inf)
+        order[np.arange(largest) < available[:, None]] = rng.random(total)
     return smallest(order, count)

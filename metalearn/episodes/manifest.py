@@ -55,7 +55,7 @@ class Manifest:
 class RecordedEpisodes:
     """Episodes that a file lists, all of one split: an `EpisodeSource` that draws nothing.
 
-    shape: (N, K, queries a class); the most of each, and None for K, where they differ.
+    shape: (N, K, queries a class); the largest of each, and None for K, where they differ.
     """
 
     dataset: ImageDataset | Mixture

@@ -21,7 +21,7 @@ class EpisodeSource(Protocol):
     @property
     def shape(self) -> tuple[int | None, int | None, int]:
         """Ways (None for regression), shots, queries (a class, or in all for regression). Where
-        they differ from episode to episode: the most ways and queries, and None for shots."""
+        they differ from episode to episode: the largest ways and queries, and None for shots."""
         ...
 
     def check(self, split: str) -> None:

@@ -111,8 +111,8 @@ def evaluate_once(
 
     features = extract(algo.net, {**meta["buffers"], **meta["init"]}, inputs(), found.path)
     taken = replace(manifest, source=FeatureEpisodes(source, features, row, split))
-    most = algo.steps if steps is None else steps
-    return measure(head_on_host(found.algo, meta), taken, at=range(most + 1))
+    last = algo.steps if steps is None else steps
+    return measure(head_on_host(found.algo, meta), taken, at=range(last + 1))
 
 
 class Choice(NamedTuple):

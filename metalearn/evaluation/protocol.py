@@ -40,7 +40,7 @@ class EvalReport:
 
     @property
     def measure(self) -> str:
-        """What the episodes are judged by: "accuracy" (a fraction), or "loss" in regression."""
+        """The main metric: "accuracy" (a fraction), or "loss" in regression."""
         return "accuracy" if "accuracy" in self.by_step else "loss"
 
     @property

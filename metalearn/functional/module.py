@@ -141,7 +141,7 @@ class PureModule:
     def evaluating(self) -> Iterator[None]:
         """Inside, what depends on the mode of a module (dropout) behaves as in evaluation.
 
-        The norm layers do not: their statistics were settled when the module was made pure.
+        The norm layers do not: their statistics were chosen when the module was made pure.
         """
         training = [part for part in self.module.modules() if part.training]
         self.module.eval()

@@ -87,7 +87,7 @@ def test_part_of_a_network_is_refused_and_changes_nothing(tmp_path):
     with pytest.raises(UsageError, match=f"has {share:.1%} .*missing: features.4.weight"):
         load_into(net, read_weights(path))
     assert same(net, before)
-    report = load_into(net, read_weights(path), least=0.5)
+    report = load_into(net, read_weights(path), min_match=0.5)
     assert report.share == pytest.approx(share) and len(report.missing) == 2
     assert torch.equal(net.features[0].weight, source.features[0].weight)
     assert torch.equal(net.features[4].weight, before.features[4].weight)
