@@ -1,4 +1,4 @@
-"""Each change that CONTRIBUTING.md shows applies to this checkout, and the lines below it run."""
+"""Each change that CONTRIBUTING.md shows applies to this checkout, and the line below it runs."""
 
 import os
 import re
@@ -9,17 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).parents[1]
 SECTION = re.compile(
     r"^## Add an? ([^\n]+)\n(?:(?!^## ).)*?^```diff\n(.*?)^```\n\n((?:    [^\n]+\n)+)", re.M | re.S
 )
 CHANGES = {
-    what: (diff, [shlex.split(line) for line in commands.replace("\\\n", " ").splitlines()])
-    for what, diff, commands in SECTION.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8"))
+    what: (diff, shlex.split(command.replace("\\\n", " ")))
+    for what, diff, command in SECTION.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8"))
 }
-MODULES = {"pytest": ["pytest", "-q", "-n", "0"], "metalearn": ["metalearn.cli"]}
 
 
 @pytest.fixture
@@ -57,11 +55,7 @@ def test_there_is_a_change_of_each_kind() -> None:
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_change_applies_and_runs(what: str, copy: Path) -> None:
-    diff, commands = CHANGES[what]
+    diff, (program, *arguments) = CHANGES[what]
     run(["git", "apply", "-"], copy, diff)
-    for program, *arguments in commands:
-        told = run([sys.executable, "-m", *MODULES[program], *arguments], copy)
-        if program == "pytest":
-            assert re.search(r"^\d+ passed(, \d+ deselected)? in", told, re.M), told
-        else:
-            assert f"torch {torch.__version__}\n" in told
+    told = run([sys.executable, "-m", program, "-q", "-n", "0", *arguments], copy)
+    assert re.search(r"^[1-9]\d* passed(, \d+ deselected)? in", told, re.M), told
