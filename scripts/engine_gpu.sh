@@ -26,7 +26,7 @@ bench() {  # name, seconds, overrides
     part "$name" "$seconds" metalearn.cli bench engine device=cuda allocator=default out="$out" "$@"
 }
 
-ours=ours@exact:vmap:fp32:graph,ours@exact:vmap+unfold:fp32:graph,ours@exact:vmap:bf16:graph
+ours=ours@exact:vmap:fp32:graph,ours@exact:vmap+im2col:fp32:graph,ours@exact:vmap:bf16:graph
 ours=$ours,ours@exact:vmap:fp32,ours@exact:vmap+compile:bf16
 race="repeats=3 budget=100 frameworks=$ours,learn2learn,higher,torchopt,jax-vmap"
 

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from metalearn.commands.config import conf_folder
 from metalearn.functional.precision import slowdown
 from metalearn.training import run, stage
 from metalearn.training.result import _dataset
 from tests.command import FAST, metalearn
 from tests.data.idx import write
 
-ALGORITHMS = (
-    "anil, imaml, maml, meta_baseline, metric, proto_maml, protonet, r2d2, reptile, soft_kmeans"
-)
+ALGORITHMS = ", ".join(sorted(path.stem for path in (conf_folder() / "algorithm").iterdir()))
 
 MISTAKES = {
     "episodes.wyas=5": "no key episodes.wyas (did you mean episodes.ways?)",
@@ -68,7 +67,7 @@ MISTAKES = {
     "evaluation.split=tset": "split='tset' is not known; use train, val, test",
     "algorithm=protonet gradient=first_order": "use gradient=adjoint or gradient=unroll",
     "algorithm=reptile gradient=adjoint": (
-        "algorithm=reptile cannot use gradient=adjoint; use gradient=reptile"
+        "algorithm=reptile cannot use gradient=adjoint; use gradient=displacement"
     ),
     "algorithm=reptile inner=lslr": "algorithm=reptile learns no rates, as inner=lslr does",
     "algorithm=anil algorithm.head=x": "no weights under head='x'; name a submodule",
@@ -77,7 +76,7 @@ MISTAKES = {
     "dataset.classes=3": "glyphs: needs classes >= 24",
     "precision=bf61": "precision='bf61' is not known (did you mean bf16?); use fp32, tf32, bf16",
     "batching=foo": "use auto, or loop, threads, vmap or a number of tasks",
-    "batching=loop+fast": "with any of +compile, +forward, +unfold",
+    "batching=loop+fast": "with any of +compile, +forward_over_reverse, +im2col",
     "capture=graph": "capture=graph needs a CUDA device; use capture=none on a CPU",
     "gradient=implicit": "set algorithm.proximal=2",
     "device=tpu": "device='tpu' is not known; use auto, cpu or cuda",

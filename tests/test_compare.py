@@ -232,8 +232,8 @@ def test_a_killed_comparison_goes_on_and_ends_with_the_same_numbers(workplace: P
     assert numbers() == numbers("whole")
 
 
-BAD = '+meta.overrides.bad=["algorithm=maml","gradient=reptile"]'
-WHY = "algorithm=maml cannot use gradient=reptile; use gradient=adjoint"
+BAD = '+meta.overrides.bad=["algorithm=maml","gradient=displacement"]'
+WHY = "algorithm=maml cannot use gradient=displacement; use gradient=adjoint"
 
 
 def test_a_method_that_fails_is_named_and_the_others_are_kept(workplace: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metalearn.commands.arguments import target
 from metalearn.commands.config import compose, conf_folder
 from metalearn.commands.list import GROUPS
 from metalearn.data import data_folder
@@ -111,7 +112,7 @@ def stand_in(name: str, workplace: Path) -> list[str]:
 
 
 ALIASES = {"imaml": "maml", "meta_baseline": "protonet"}  # config: the algorithm that it sets up
-MADE_FOR = {"reptile": "reptile", "implicit": "imaml"}  # gradient: the algorithm it is for
+MADE_FOR = {"displacement": "reptile", "implicit": "imaml"}  # kind: an algorithm it is for
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.with_suffix("")) for path in FILES])
@@ -120,8 +121,9 @@ def test_a_config_composes_and_takes_one_step(
 ) -> None:
     group = path.parent.as_posix()
     chosen = [] if group == "." else [f"{group}={path.stem}"]
-    if path.stem in MADE_FOR and group == "gradient":
-        chosen.append(f"algorithm={MADE_FOR[path.stem]}")
+    kind = target(compose(chosen)["gradient"]["_target_"]).kind
+    if kind in MADE_FOR and group == "gradient":
+        chosen.append(f"algorithm={MADE_FOR[kind]}")
     if path.stem == "superclass":
         chosen.append("dataset=fc100")
     dataset = compose(chosen)["dataset"]
@@ -154,7 +156,7 @@ def test_debug_fast_is_what_it_says() -> None:
 
 def test_a_choice_of_algorithm_brings_what_it_needs() -> None:
     assert compose(["algorithm=protonet"])["outputs"] is None
-    assert compose(["algorithm=reptile"])["gradient"]["_target_"].endswith("Reptile")
+    assert compose(["algorithm=reptile"])["gradient"]["_target_"].endswith("Displacement")
     assert compose(["algorithm=reptile"])["inner"]["batch_size"] == 10
     assert compose(["dataset=sinusoid"])["backbone"]["outputs"] == 1
     assert compose(["episodes.ways=7"])["backbone"]["ways"] == 7

@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+from scripts import tour
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -55,6 +57,25 @@ def test_the_top_level_is_small() -> None:
     entries = [p for p in (ROOT / "metalearn").iterdir() if p.name != "__pycache__"]
     assert len(entries) <= 22
     assert len([p for p in entries if p.suffix == ".py"]) <= 5
+
+
+def test_no_file_is_long() -> None:
+    assert [p.name for p in (ROOT / "metalearn").rglob("*.py") if tour.lines(p) > 300] == []
+
+
+def test_the_tour_counts_files_and_lines(tmp_path: Path) -> None:
+    lengths = {"engine/plan.py": 40, "engine/parts/a.py": 7, "errors.py": 12, "conf/notes.txt": 5}
+    for name, length in {**lengths, "__pycache__/b.py": 99}.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x = 1\n" * length)
+    assert tour.tour(tmp_path).splitlines() == [
+        "entry      files  lines  longest file",
+        "engine         2     47  engine/plan.py (40)",
+        "errors.py      1     12  errors.py (12)",
+        "2 entries, 1 of them modules; 3 files, 59 lines; median file 12, "
+        "longest engine/plan.py (40)",
+    ]
 
 
 def test_only_commands_know_hydra() -> None:

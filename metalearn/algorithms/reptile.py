@@ -4,7 +4,7 @@
     theta <- theta + epsilon * mean over tasks of (theta_K - theta)                  (alg. 2)
 
 Nichol, Achiam, Schulman: On First-Order Meta-Learning Algorithms, 2018. One task is MAML's;
-the rule lives in the strategy `metalearn.gradients.Reptile`, whose gradient `theta - theta_K`
+the rule lives in the strategy `metalearn.gradients.Displacement`, whose gradient `theta - theta_K`
 an outer SGD of rate epsilon turns into the update above. No backward pass leaves the inner loop.
 """
 
@@ -21,7 +21,7 @@ def Reptile(  # a method of the field, named as the others are
     rule: InnerRule = sgd(0.1, batch_size=10),
     loss: Loss = cross_entropy,
 ) -> MAML:
-    """MAML's task, held to the strategy `Reptile`.
+    """MAML's task, held to the strategy `Displacement`.
 
     rule: its minibatches matter. On one fixed batch the K steps follow one loss, and the
         inner products between gradients of different minibatches, from which Reptile learns
