@@ -88,6 +88,11 @@ class Episodes(NamedTuple):
         return Episodes(self.support.map(f), self.query.map(f), rest)
 
     @property
+    def parts(self) -> tuple[Batch, ...]:
+        """Support, query and, where there is one, the batch without labels."""
+        return tuple(batch for batch in self if batch is not None)
+
+    @property
     def tasks(self) -> int:
         """T."""
         return self.support.shape[0]

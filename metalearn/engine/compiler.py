@@ -17,7 +17,13 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from metalearn import tree
-from metalearn.engine.fx_passes import drop_unused, keep_layout, lift_constants, write_apart
+from metalearn.engine.fx_passes import (
+    drop_unused,
+    keep_layout,
+    lift_constants,
+    reshape_not_view,
+    write_apart,
+)
 from metalearn.engine.lowering import channels_last, compiling
 from metalearn.engine.matmul import DECOMPOSITIONS, lower_product
 from metalearn.errors import UsageError
@@ -86,6 +92,7 @@ class Compiled:
         self.constants = lift_constants(graph)
         drop_unused(graph)
         keep_layout(graph)
+        reshape_not_view(graph)
         write_apart(graph)
         graph.recompile()
         for node in graph.graph.nodes:

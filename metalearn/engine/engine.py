@@ -134,7 +134,7 @@ class Engine:
         coming: tasks that are still to be run, None for many; a few are not worth compiling for.
         """
         made, device = self._of(algo), episodes.support.device
-        if any(batch.weight is not None for batch in episodes if batch is not None):
+        if any(batch.weight is not None for batch in episodes.parts):
             # Tasks of unequal size: every batch has other shapes, and what is measured or
             # compiled for these may never be used again.
             return Autotuned(default_plan(device), {}, {"": "tasks of unequal size: not measured"})

@@ -58,6 +58,13 @@ def keep_layout(graph: torch.fx.GraphModule) -> None:
             node.replace_input_with(node.args[0], view)
 
 
+def reshape_not_view(graph: torch.fx.GraphModule) -> None:
+    """Let what was a view at the trace be a copy: inductor may lay images out with their channels
+    last, and then no view of them is flat."""
+    for node in graph.graph.find_nodes(op="call_function", target=_aten.view.default):
+        node.target = _aten.reshape.default
+
+
 _WRITES = {
     getattr(_aten, name)
     for name in (

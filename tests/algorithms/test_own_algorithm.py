@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from metalearn import adapt, evaluate, tree
 from metalearn.algorithms.losses import mean
 from metalearn.engine import Engine
+from metalearn.engine.plan import Plan
 from metalearn.engine.task import tasks_of
 from metalearn.errors import UsageError
 from metalearn.functional import pure
@@ -122,7 +123,7 @@ def plain_gradient(algo: Own, meta: Meta, tasks: Episodes) -> dict:
 
 
 WAYS = ["loop", "vmap", 2]
-COMPILED = ["loop+compile", "vmap+compile", "vmap+compile+whole"] if shutil.which("g++") else []
+COMPILED = ["loop+compile", "vmap+compile+whole"] if shutil.which("g++") else []
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -133,7 +134,7 @@ def test_named_inputs_and_targets_in_every_strategy_and_way_of_running(padded):
     meta, tasks = algo.init(), episodes(padded=padded)
     want = plain_gradient(algo, meta, tasks)
     for strategy in (Adjoint(), Unroll(), Checkpointed()):
-        for batching in (*WAYS, *(COMPILED if strategy == Adjoint() else [])):
+        for batching in (*WAYS, *(COMPILED if strategy == Adjoint() and not padded else [])):
             engine = Engine(batching)
             for _ in range(2):  # the second finds what the first has made
                 got, metrics = engine(strategy, algo, meta, tasks)
@@ -144,6 +145,8 @@ def test_named_inputs_and_targets_in_every_strategy_and_way_of_running(padded):
 def test_it_is_evaluated_trained_and_tuned():
     algo, tasks = Own(network(TwoInputs)), episodes()
     meta, engine = algo.init(), Engine()
+    engine.autotune(FirstOrder(), algo, meta, tasks, coming=60)  # too few to compile for
+    engine = engine.with_plan(Plan(tasks=0))
     outer = Outer(meta, lambda tensors: torch.optim.Adam(tensors, 0.05))
     before = evaluate(algo, meta, tasks, engine=engine)
     assert before.by_step["size_error"].shape == (3, STEPS + 1)

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from metalearn import Episodes, tree
+from metalearn.engine import Engine
 from metalearn.gradients import Implicit
 from tests.engine.test_gpu import CASES, STRATEGIES, built, episodes
-from tests.tasks import on
 
 COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 MAKERS = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
@@ -63,11 +63,12 @@ def without_values(t: Tensor) -> Tensor:
 def test_nothing_waits_and_nothing_is_copied(case, strategy, batching) -> None:
     algo, meta = built(case, strategy, torch.float32)
     tasks = episodes().map(lambda t: t.float() if t.is_floating_point() else t)
-    on(strategy(), "loop")(algo, meta, tasks)  # ANIL compares its head's outputs once
+    engine, strategy = Engine(batching), strategy()
+    engine(strategy, algo, meta, tasks)  # ANIL compares its head's outputs once
     nowhere: Episodes = tasks.map(without_values)
     meta = tree.map_meta(without_values, meta)
     with Crossings() as crossings, Makers(crossings.found):
-        gradient, _ = on(strategy(), batching)(algo, meta, nowhere)
+        gradient, _ = engine(strategy, algo, meta, nowhere)
     assert all(t.is_meta for t in tree.leaves(gradient))
     # The seeds of dropout are drawn on the host, before what is captured.
     assert crossings.found == ["aten._to_copy.default"] * (1 if algo.net.exact else 0)

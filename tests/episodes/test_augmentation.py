@@ -89,7 +89,7 @@ def test_only_the_index_decides(source):
     together = strong.batch("train", range(6))
     for i in (5, 0, 3):
         alone = strong.batch("train", [i])
-        for part, whole in zip(alone, together, strict=True):
+        for part, whole in zip(alone.parts, together.parts, strict=True):
             assert torch.equal(part.x[0], whole.x[i]) and torch.equal(part.y[0], whole.y[i])
     other = AugmentedEpisodes(FewShotEpisodes(source.dataset, 3, 2, 3, seed=1), STRONG, STRONG)
     assert not torch.equal(other.batch("train", [0]).support.x, together.support.x[:1])
@@ -113,7 +113,7 @@ def test_a_class_turns_as_one(source):
     for t in range(20):
         for label in range(3):
             turns = set()
-            for part, before in zip(got, plain, strict=True):
+            for part, before in zip(got.parts, plain.parts, strict=True):
                 for b in np.flatnonzero(part.y[t] == label):
                     turns.add(
                         next(
@@ -142,10 +142,12 @@ def test_only_training_images_are_changed(augmentation: str, workplace):
     )
     manifests = [(b.validation, b.test) for b in (plain, built)]
     for want, got in zip(*manifests, strict=True):
-        for before, after in zip(next(want.batches(3)), next(got.batches(3)), strict=True):
+        for before, after in zip(
+            next(want.batches(3)).parts, next(got.batches(3)).parts, strict=True
+        ):
             assert torch.equal(before.x, after.x)
     want, got = (b.train.batch("train", range(3)) for b in (plain, built))
-    for before, after in zip(want, got, strict=True):
+    for before, after in zip(want.parts, got.parts, strict=True):
         assert not torch.equal(before.x, after.x) and torch.equal(before.y, after.y)
 
 
@@ -166,6 +168,6 @@ def test_padding_and_the_batch_do_not_show_in_a_task_of_drawn_size(tmp_path) -> 
     assert len({int(w.sum()) for w in together.support.weight}) > 1
     for row, index in enumerate([4, 0, 7]):
         alone = source.batch("train", [index])
-        for got, want in zip(together, alone, strict=True):
+        for got, want in zip(together.parts, alone.parts, strict=True):
             real = int(want.weight.sum())
             assert torch.equal(got.x[row, :real], want.x[0, :real])

@@ -35,7 +35,7 @@ def same(
 ) -> None:
     here = FewShotEpisodes(dataset, *shape, 4).batch(split, [5, 0, 10**9])
     there = FewShotEpisodes(dataset, *shape, 4, device).batch(split, [5, 0, 10**9])
-    for got, want in zip(there, here, strict=True):
+    for got, want in zip(there.parts, here.parts, strict=True):
         assert got.x.device.type == got.y.device.type == device.type
         assert got.x.dtype == torch.float32 and got.y.dtype == torch.int64
         assert got.x.stride() == want.x.stride() and got.weight is None

@@ -49,7 +49,7 @@ def test_images_are_the_stores_and_labels_go_shot_by_shot(tiny, shape, split, in
     ids = source.draw(split, index)
     episodes = source.batch(split, [index])
     for batch, which, each in zip(
-        episodes, (ids.support, ids.query), (shots, queries), strict=True
+        episodes.parts, (ids.support, ids.query), (shots, queries), strict=True
     ):
         assert batch.weight is None
         assert batch.x.shape == (1, ways * each, 1, 4, 4) and batch.x.dtype == torch.float32
@@ -78,7 +78,7 @@ def test_neither_order_nor_batch_nor_global_state_matters(tiny, order, cuts, see
             indices = order[start:stop]
             batch = source.batch("val", indices)
             for row, index in enumerate(indices):
-                for got, want in zip(batch, alone[index], strict=True):
+                for got, want in zip(batch.parts, alone[index].parts, strict=True):
                     assert torch.equal(got.x[row], want.x[0])
                     assert torch.equal(got.y[row], want.y[0])
 

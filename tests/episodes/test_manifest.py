@@ -73,7 +73,7 @@ def test_batches_cover_the_list_once_in_order(tiny, size) -> None:
     parts = list(manifest.batches(size))
     assert [len(part.query.y) for part in parts[:-1]] == [size] * (len(parts) - 1)
     whole = manifest.source.batch("val", range(10))
-    for got, want in zip(zip(*parts, strict=True), whole, strict=True):
+    for got, want in zip(zip(*(p.parts for p in parts), strict=True), whole.parts, strict=True):
         assert torch.equal(torch.cat([batch.x for batch in got]), want.x)
         assert torch.equal(torch.cat([batch.y for batch in got]), want.y)
 

@@ -31,7 +31,7 @@ def test_the_same_episodes_again(tiny, written) -> None:
     assert again.hash == manifest.hash and again.episodes == 10 and again.split == "test"
     assert again.source.shape == (3, 2, 3)
     for got, want in zip(again.batches(4), manifest.batches(4), strict=True):
-        for a, b in zip(got, want, strict=True):
+        for a, b in zip(got.parts, want.parts, strict=True):
             assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
     with pytest.raises(UsageError, match="lists episodes of test, not of val"):
         again.source.check("val")

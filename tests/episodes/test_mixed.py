@@ -76,7 +76,7 @@ def test_images_are_those_of_the_sets_brought_to_one_shape(mixture) -> None:
         ids = source.draw("train", index)
         seen.add(ids.member)
         own = FewShotEpisodes(mixture.sets[ids.member], 3, 1, 2).batch("train", [index])
-        for got, want in zip(batch, own, strict=True):
+        for got, want in zip(batch.parts, own.parts, strict=True):
             x = F.interpolate(want.x[0], (8, 8), mode="bilinear", antialias=True)
             assert torch.equal(got.x[index], x.expand(-1, 3, -1, -1))
             assert torch.equal(got.y[index], want.y[0])
@@ -91,7 +91,7 @@ def test_a_manifest_is_read_back(mixture, sizes, tmp_path) -> None:
     again = read_manifest(tmp_path / "m.json", mixture)
     assert again.hash == manifest.hash and again.source.shape == source.shape
     for got, want in zip(again.batches(7), manifest.batches(7), strict=True):
-        for a, b in zip(got, want, strict=True):
+        for a, b in zip(got.parts, want.parts, strict=True):
             assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
             assert (a.weight is None) == (sizes is None)
             assert a.weight is None or torch.equal(a.weight, b.weight)

@@ -95,7 +95,7 @@ def test_only_the_index_decides(source) -> None:
     made = AugmentedEpisodes(source, TWO, TWO)
     together = made.batch("train", [5, 9])
     for place, index in enumerate((5, 9)):
-        for part, whole in zip(made.batch("train", [index]), together, strict=True):
+        for part, whole in zip(made.batch("train", [index]).parts, together.parts, strict=True):
             assert torch.equal(part.x[0], whole.x[place])
     assert not torch.equal(together.support.x, source.batch("train", [5, 9]).support.x)
 

@@ -52,7 +52,7 @@ def test_neither_order_nor_batch_matters() -> None:
     mixed = CurveEpisodes(Sinusoid(), 4, 3, seed=9)
     for indices in ([5, 0], [3], [4, 1, 2]):
         batch = mixed.batch("val", indices)
-        for got, want in zip(batch, whole, strict=True):
+        for got, want in zip(batch.parts, whole.parts, strict=True):
             assert torch.equal(got.x, want.x[indices])
             assert torch.equal(got.y, want.y[indices])
 

@@ -128,7 +128,7 @@ def test_random_imbalance_is_uniform(many) -> None:
 def test_a_batch_of_unequal_tasks(many) -> None:
     source = meta_dataset(many)
     batch = source.batch("train", range(6))
-    for part, name in zip(batch, ("support", "query"), strict=True):
+    for part, name in zip(batch.parts, ("support", "query"), strict=True):
         assert part.weight is not None
         counts = []
         for t in range(6):
@@ -157,7 +157,7 @@ def test_what_a_task_holds_does_not_depend_on_its_batch(many) -> None:
     together = source.batch("val", [3, 8, 1])
     for row, index in enumerate([3, 8, 1]):
         alone = source.batch("val", [index])
-        for got, want in zip(together, alone, strict=True):
+        for got, want in zip(together.parts, alone.parts, strict=True):
             real = int(want.weight.sum())
             assert torch.equal(got.x[row, :real], want.x[0, :real])
             assert torch.equal(got.y[row, :real], want.y[0, :real])

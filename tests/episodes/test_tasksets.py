@@ -49,7 +49,7 @@ def episodes(taskset, seed: int = 0) -> TasksetEpisodes:
 
 
 def test_theirs_are_episodes(taskset):
-    support, query = episodes(taskset).batch("train", range(40))
+    support, query = episodes(taskset).batch("train", range(40)).parts
     assert support.x.shape == (40, WAYS * SHOTS, 2) and query.x.shape == (40, WAYS * QUERIES, 2)
     for t in range(40):
         classes = [set() for _ in range(WAYS)]
@@ -91,7 +91,7 @@ def test_ours_are_tasks(tiny, queries: int):
     for index, (data, labels) in enumerate(tasks):
         each = SHOTS + queries
         assert labels.tolist() == [c for c in range(WAYS) for _ in range(each)]
-        support, query = source.batch("train", [index])
+        support, query = source.batch("train", [index]).parts
         # As learn2learn's examples part a task with as many queries as shots.
         adapt = torch.arange(len(data)) % each
         mine = adapt % 2 == 0 if queries == SHOTS else adapt < SHOTS

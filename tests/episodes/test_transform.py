@@ -69,7 +69,9 @@ def test_episodes_of_every_split(tiny, split: str) -> None:
     source = FewShotEpisodes(tiny, 3, 1, 2)
     how = ImageTransform(size=6, channels=3, mean=MEAN, std=STD)
     prepared = TransformedEpisodes(source, how)
-    for got, given in zip(prepared.batch(split, [2, 7]), source.batch(split, [2, 7]), strict=True):
+    for got, given in zip(
+        prepared.batch(split, [2, 7]).parts, source.batch(split, [2, 7]).parts, strict=True
+    ):
         assert got.x.shape == (2, given.x.shape[1], 3, 6, 6)
         assert torch.equal(got.x[1], how(given.x[1])) and torch.equal(got.y, given.y)
     assert prepared.shape == source.shape

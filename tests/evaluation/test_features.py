@@ -54,7 +54,7 @@ def test_episodes_of_features_are_the_features_of_the_episodes_images(
     found = used([source], "test", 5)
     pixels = torch.from_numpy(dataset.images("test", found.classes, found.examples)).double() / 255
     features = extract(net, weights, pixels.split(4))
-    manifest = Manifest(FeatureEpisodes(source, features, found.row), "test", 5)
+    manifest = Manifest(FeatureEpisodes(source, features, found.row, "test"), "test", 5)
     assert manifest.hash == Manifest(source, "test", 5).hash
     module.eval()
     for index in range(5):

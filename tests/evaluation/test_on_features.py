@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory):
 
 def manifest(made, change=None) -> Manifest:
     source, features, row = made
-    return Manifest(FeatureEpisodes(source, features, row, change), "test", EPISODES)
+    return Manifest(FeatureEpisodes(source, features, row, "test", change), "test", EPISODES)
 
 
 def tasks(made, change=None) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -141,7 +141,7 @@ def test_the_head_of_a_network_is_measured_as_the_network_is(made) -> None:
     found, whole = algo.on_features(), algo.init()
     assert found is not None and found.path == "2"
     with torch.no_grad():
-        deeper = FeatureEpisodes(source, body(features), row)
+        deeper = FeatureEpisodes(source, body(features), row, "test")
     head = head_on_host(found.algo, whole)
     assert set(head.meta["init"]) == {"2.weight", "2.bias"}
     got = measure(head, Manifest(deeper, "test", EPISODES), at=(0, 3))

@@ -158,7 +158,7 @@ def test_what_a_peer_cannot_do_is_one_line(peer) -> None:
         (on(peer(), precision="bf16"), algo, tasks, f"gradient={name} has no precision=bf16"),
         (on(peer(), "vmap"), algo, tasks, f"gradient={name} loops over tasks"),
         (peer(), support, tasks, f"gradient={name} has no norm=support"),
-        (peer(), proto, tasks, "runs MAML and ANIL, not ProtoNet"),
+        (peer(), proto, tasks, "runs MAML and ANIL, not Metric"),
         (peer(), algo, none, "no episodes in the meta-batch"),
     ):
         with pytest.raises(UsageError, match=line):

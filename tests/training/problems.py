@@ -11,6 +11,7 @@ from metalearn import tree
 from metalearn.algorithms import MAML
 from metalearn.algorithms.losses import mean_squared
 from metalearn.data import Sinusoid
+from metalearn.engine import Engine
 from metalearn.episodes import CurveEpisodes, EpisodeSource, Manifest
 from metalearn.gradients import Unroll
 from metalearn.inner import lslr
@@ -50,6 +51,7 @@ def problem(
     return Episodic(
         algo,
         Unroll(),
+        Engine("loop"),
         train or source,
         validation or Manifest(source, "val", 3),
         Manifest(source, "test", 3),

@@ -8,6 +8,7 @@ from torch.optim import lr_scheduler as schedules
 
 from metalearn import tree
 from metalearn.algorithms import ANIL, MAML
+from metalearn.engine import Engine
 from metalearn.functional.norms import BatchNorm
 from metalearn.gradients import Adjoint, Unroll
 from metalearn.inner import lslr, meta_sgd, sgd
@@ -52,7 +53,7 @@ def test_one_step_of_sgd(name) -> None:
     before = tree.clone(kept)
     gradient, want_metrics = Unroll()(algo, meta, vectors())
     outer = Outer(meta, lambda weights: SGD(weights, lr=0.7))
-    metrics = meta_step(algo, Unroll(), outer, meta, vectors())
+    metrics = meta_step(Engine("loop"), Unroll(), algo, outer, meta, vectors())
     for key, weight in learned(meta).items():
         part, _, n = key.partition("/")
         step = gradient[part][n]
@@ -182,7 +183,7 @@ def test_running_averages_follow_the_support_examples() -> None:
     for seed in range(3):
         before = tree.clone(meta["buffers"])
         episodes = vectors(seed)
-        meta_step(algo, Adjoint(), outer, meta, episodes)
+        meta_step(Engine("loop"), Adjoint(), algo, outer, meta, episodes)
         x = episodes.support.x.flatten(0, 1)
         with torch.no_grad():
             theirs(x @ meta["init"]["0.weight"].T + meta["init"]["0.bias"])
@@ -197,7 +198,8 @@ def test_other_buffers_stay() -> None:
     module.register_buffer("constant", torch.arange(3.0))
     algo = MAML(module, 1, sgd(0.1))
     meta = algo.init()
-    meta_step(algo, Unroll(), Outer(meta, lambda w: SGD(w, lr=0.5)), meta, vectors())
+    outer = Outer(meta, lambda w: SGD(w, lr=0.5))
+    meta_step(Engine("loop"), Unroll(), algo, outer, meta, vectors())
     assert list(meta["buffers"]) == ["constant"]
     assert torch.equal(meta["buffers"]["constant"], torch.arange(3.0))
 

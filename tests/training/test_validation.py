@@ -6,7 +6,7 @@ from torch import nn
 
 from metalearn.data import ImageDataset, glyphs
 from metalearn.episodes import FewShotEpisodes, ImageTransform
-from metalearn.training.base_images import Pictures
+from metalearn.training.base_images import ImageReader
 from metalearn.training.validation import Forward, few_shot
 
 
@@ -34,7 +34,7 @@ def test_an_image_is_embedded_once_and_the_episodes_are_those_of_training(
         return images(self, split, classes, examples)
 
     monkeypatch.setattr(ImageDataset, "images", noted)
-    forward = Forward(Pictures(data, ImageTransform()), torch.device("cpu"))
+    forward = Forward(ImageReader(data, ImageTransform()), torch.device("cpu"))
     network = nn.Sequential(nn.Flatten(), nn.Linear(144, 2))  # the features are the pixels
     found = few_shot(forward, network, sources, "val", 9)
     assert len(set(asked)) == len(asked) > 0
