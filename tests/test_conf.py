@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from metalearn.commands.arguments import target
@@ -136,6 +137,9 @@ def test_a_config_composes_and_takes_one_step(
         monkeypatch.setenv("METALEARN_CACHE", str(workplace / "cache"))
         chosen += stand_in(name, workplace)
     outcome = metalearn("train", *chosen, *small(chosen))
+    if compose(chosen)["capture"] != "none" and not torch.cuda.is_available():
+        assert "needs a CUDA device; use capture=none on a CPU" in outcome.mistake
+        return
     assert outcome.code == 0, outcome.err
     result = json.loads(Path("run/result.json").read_text())
     measure = "loss" if "loss" in result else "accuracy"

@@ -3,7 +3,6 @@ learned rates per layer and step, the query loss of every step with annealed wei
 with statistics and weights of its own for each step; held to a plain float64 loop."""
 
 import shutil
-from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -20,15 +19,12 @@ from tests.tasks import apart, classification, network, on, randomised
 ANNEALED, NORMS = 10, ("1.weight", "1.bias")
 
 
-@dataclass(eq=False)
 class MAMLPlusPlus:
-    module: nn.Module
-    steps: int
-    rule: object = field(default_factory=lambda: lslr(0.1))  # a rate for each layer and step
     kinds, transductive = ("exact", "truncated"), False
 
-    def __post_init__(self):
-        self.net = pure(self.module)
+    def __init__(self, module, steps):
+        self.net, self.steps = pure(module), steps
+        self.rule = lslr(0.1)  # a learned rate for each layer and step
 
     def init(self):
         init = {n: t.clone() for n, t in self.net.params.items() if n not in NORMS}
