@@ -68,9 +68,9 @@ def test_a_transductive_method_sees_the_queries_and_says_so(workplace: Path) -> 
     assert trained["transductive"] is again["transductive"] is True
     assert again["accuracy"] == trained["accuracy"]
     config = yaml.safe_load(Path("run/config.yaml").read_text())
-    built = build(config, trained=True)
+    built = build(config, trained=True)[1]
     meta = load_weights(Path("run/weights.safetensors"), built.meta)
-    algo = built.problem.algo
+    algo = built.algo
     right, alone = [], []
     for episode in built.test.batches(1):
         (x, y, _), (q, truth, _), _ = episode.map(lambda t: t[0])

@@ -43,7 +43,8 @@ class Episodic:
     train: endless training episodes. validation: the manifest that selects. test: the one that
     `finish` measures on. meta: what is learned, updated in place by `outer`. evaluation_steps:
     inner steps in evaluation, None for the algorithm's own. starting: what became of the weights
-    that the network starts from. best: the weights selected so far.
+    that the network starts from. best: the weights selected so far. tuned: the engine with the
+    plan of the meta-steps; evaluation runs as `engine` says, as it will when it is repeated.
     """
 
     algo: MetaAlgorithm
@@ -61,10 +62,12 @@ class Episodic:
     starting: Report | None = None
     best: Meta = field(init=False)
     untrained: Meta = field(init=False)
+    tuned: Engine = field(init=False)
     unit = "tasks"
 
     def __post_init__(self) -> None:
         self.best = self.untrained = tree.map_meta(torch.clone, self.meta)
+        self.tuned = self.engine
 
     @property
     def size(self) -> int:
@@ -97,7 +100,7 @@ class Episodic:
                 strategy = cast(Strategy, self.gradient)
                 answer = self.engine.autotune(strategy, self.algo, self.meta, episodes, coming)
             write_atomic(path, answer.encode())
-        self.engine = self.engine.with_plan(answer.plan)
+        self.tuned = self.engine.with_plan(answer.plan)
         console.print(f"engine: {answer}", soft_wrap=True, highlight=False)
 
     def batches(self, steps: range, workers: int) -> Generator[Episodes, None, None]:
@@ -114,7 +117,7 @@ class Episodic:
         """One meta-step; every task's metrics are recorded."""
         rate = self.outer.learning_rate
         metrics = meta_step(
-            self.engine, self.gradient, self.algo, self.outer, self.meta, self._moved(batch)
+            self.tuned, self.gradient, self.algo, self.outer, self.meta, self._moved(batch)
         )
         norm = float(metrics.pop("grad_norm"))
         self.check({"grad_norm": norm}, number)
