@@ -45,10 +45,11 @@ def tensors_of(meta: Meta, episodes: Episodes) -> list[Tensor]:
 
 
 def structure_of(episodes: Episodes) -> tuple:
-    """What of `episodes` shows in no tensor: names, and which weights there are."""
+    """What of `episodes` shows in no tensor: names and their order, and which weights there are."""
     support, query, unlabelled = episodes
-    simple = isinstance(support.x, Tensor) and isinstance(support.y, Tensor)
-    names = () if simple else tuple(map(tuple, (p for p in support[:2] if isinstance(p, dict))))
+    values = (*support[:2], *query[:2], *(unlabelled or ())[:2])
+    # Of all parts, and in their order, which the tensors follow.
+    names = tuple([tuple(v) if isinstance(v, dict) else None for v in values])
     padded = support.weight is not None, query.weight is not None
     rest = None if unlabelled is None else unlabelled.weight is not None
     return *padded, rest, names

@@ -1,6 +1,6 @@
 """How one piece is run: as it stands, under `vmap`, compiled."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +33,17 @@ def setting(algo: MetaAlgorithm, meta: Meta) -> tuple:
 def kinds(tensors: Sequence[Tensor]) -> tuple:
     """What code is compiled for, of its inputs."""
     return tuple(map(_kind, tensors))
+
+
+def _names(nested: Any) -> Iterator[tuple[str, ...]]:
+    """The names of every dict in nested ones and tuples, in the order that its tensors follow: two
+    inputs of one shape in another order would each be taken for the other."""
+    if isinstance(nested, dict):
+        yield tuple(nested)
+    elif isinstance(nested, tuple):
+        for part in nested:
+            if isinstance(part, dict | tuple):
+                yield from _names(part)
 
 
 def _others(leaves: Sequence[Any]) -> list[Any]:
@@ -98,7 +109,8 @@ class Execution:
             return self._of_tensors(partial(piece, algo), given, leaves, options)
 
         others = () if len(tensors) == len(leaves) else _others(leaves)
-        key = piece, self, *others, *options.items(), *setting(algo, meta), *kinds(tensors)
+        names = tuple(_names(args))
+        key = piece, self, names, *others, *options.items(), *setting(algo, meta), *kinds(tensors)
         assert self.cache is not None
         return compiled(self.cache, key, function, tensors, not self.vmapped), tensors
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn import adapt, evaluate, tree
+from metalearn.algorithms import MAML
 from metalearn.algorithms.losses import mean
 from metalearn.engine import Engine
 from metalearn.engine.plan import Plan
@@ -140,6 +141,38 @@ def test_named_inputs_and_targets_in_every_strategy_and_way_of_running(padded):
                 got, metrics = engine(strategy, algo, meta, tasks)
                 assert apart(got, want) < 1e-10, (strategy, batching)
             assert set(metrics) == {"loss", "size_error"} and metrics["loss"].shape == (3,)
+
+
+class Difference(nn.Module):
+    """Two inputs of one shape that are not to be taken for each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.layer(inputs["plus"] - 0.5 * inputs["minus"])
+
+
+@pytest.mark.skipif(not COMPILED, reason="no C++ compiler")
+@pytest.mark.parametrize("batching", COMPILED)
+@pytest.mark.parametrize("part", ["support", "query"])
+def test_what_is_compiled_knows_names_in_another_order(batching, part):
+    algo, g = MAML(network(Difference), 1), generator()
+    y = torch.arange(3).expand(2, 3)
+
+    def batch() -> Batch:
+        x = {n: torch.randn(2, 3, 4, generator=g, dtype=torch.float64) for n in ("plus", "minus")}
+        return Batch(x, y)
+
+    meta, tasks, engine = algo.init(), Episodes(batch(), batch()), Engine(batching)
+    want, _ = Unroll()(algo, meta, tasks)
+    assert apart(engine(Adjoint(), algo, meta, tasks)[0], want) < 1e-10
+    turned = getattr(tasks, part)
+    turned = turned._replace(x=dict(reversed(turned.x.items())))
+    other = tasks._replace(**{part: turned})
+    for _ in range(2):
+        assert apart(engine(Adjoint(), algo, meta, other)[0], want) < 1e-10
 
 
 def test_it_is_evaluated_trained_and_tuned():
