@@ -19,8 +19,9 @@ class Conv4(nn.Module):
     filters: of every block, or of each: 64 (Vinyals et al. 2016), 32 (MAML), [96, 192, 384, 512]
         (R2D2). D = the last one's * (size halved four times) ** 2.
     downsample: "pool" (2x2 max-pooling; Vinyals et al. 2016) or "stride" (stride-2
-        convolutions, four times less work; as in MAML's Omniglot network, which also averages
-        the last map).
+        convolutions, four times less work; as in MAML's Omniglot network).
+    last_map: "flatten", or "mean": its average over places, D = the last one of filters (MAML's
+        Omniglot network).
     norm: the norm policy, see `metalearn.backbones.norms`.
 
     Raises UsageError where nothing would be left of the image.
@@ -34,8 +35,11 @@ class Conv4(nn.Module):
         size: int = 28,
         downsample: Literal["pool", "stride"] = "pool",
         norm: NormPolicy = "transductive",
+        last_map: Literal["flatten", "mean"] = "flatten",
     ):
         super().__init__()
+        if last_map not in ("flatten", "mean"):
+            raise UsageError(f"last_map={last_map!r} is not known; use flatten or mean")
         if downsample not in ("pool", "stride"):
             raise UsageError(f"downsample={downsample!r} is not known; use pool or stride")
         side = size
@@ -55,8 +59,11 @@ class Conv4(nn.Module):
         if side < 1:
             raise UsageError(f"images of {size}x{size} are too small for Conv4; use 16x16 or more")
         self.features = nn.Sequential(*blocks)
-        self.head = nn.Identity() if ways is None else nn.Linear(widths[-1] * side * side, ways)
+        self.last_map = last_map
+        width = widths[-1] * (side * side if last_map == "flatten" else 1)
+        self.head = nn.Identity() if ways is None else nn.Linear(width, ways)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, channels, size, size]` to logits `[B, N]`, or to features `[B, D]`."""
-        return self.head(torch.flatten(self.features(x), 1))
+        maps = self.features(x)
+        return self.head(maps.mean((2, 3)) if self.last_map == "mean" else torch.flatten(maps, 1))

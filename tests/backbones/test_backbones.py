@@ -43,6 +43,14 @@ def test_stride_halves_what_pooling_keeps():
     assert sum(isinstance(m, nn.MaxPool2d) for m in Conv4().modules()) == 4
 
 
+def test_the_last_map_may_be_averaged():
+    torch.manual_seed(0)
+    net = Conv4(3, filters=4, size=16, downsample="stride", norm="none", last_map="mean")
+    x = torch.randn(2, 1, 16, 16)
+    assert net.head.weight.shape == (3, 4)
+    torch.testing.assert_close(net(x), net.head(net.features(x).flatten(2).mean(2)))
+
+
 @pytest.mark.parametrize(
     "norm, sees_others",
     [("transductive", True), ("running", False), ("group", False), ("none", False)],
