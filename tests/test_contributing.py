@@ -53,9 +53,23 @@ def test_there_is_a_change_of_each_kind() -> None:
     assert set(CHANGES) == kinds
 
 
-@pytest.mark.parametrize("what", CHANGES)
-def test_a_change_applies_and_runs(what: str, copy: Path) -> None:
-    diff, (program, *arguments) = CHANGES[what]
-    run(["git", "apply", "-"], copy, diff)
-    told = run([sys.executable, "-m", program, "-q", "-n", "0", *arguments], copy)
-    assert re.search(r"^[1-9]\d* passed(, \d+ deselected)? in", told, re.M), told
+def test_each_change_applies_and_all_run(copy: Path) -> None:
+    """Each alone applies; their commands run as one, in a copy that has them all."""
+    paths, wanted = list[str](), list[str]()
+    for diff, _ in CHANGES.values():
+        run(["git", "apply", "--check", "-"], copy, diff)
+    for diff, (program, *arguments) in CHANGES.values():
+        run(["git", "apply", "-"], copy, diff)
+        assert program == "pytest"
+        *files, option, expression = arguments
+        assert option == "-k"
+        paths += files
+        wanted.append(expression)
+    some = ["-k", " or ".join(f"({expression})" for expression in wanted)]
+    told = run(
+        [sys.executable, "-m", "pytest", "-v", "-n", "0", *dict.fromkeys(paths), *some], copy
+    )
+    passed = [line for line in told.splitlines() if "PASSED" in line]
+    for expression in wanted:
+        first = re.findall(r"\w+", expression)[0]
+        assert any(first in line for line in passed), (first, told)

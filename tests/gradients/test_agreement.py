@@ -12,6 +12,7 @@ from metalearn.backbones import MLP, Conv4
 from metalearn.gradients import Adjoint, Checkpointed, FirstOrder, Truncated, Unroll
 from metalearn.inner import lslr, meta_sgd, sgd
 from tests.gradients import reference
+from tests.spread import spread
 from tests.tasks import apart, classification, network, on, randomised, regression
 
 BATCHINGS = ["loop", "vmap", 2]
@@ -33,11 +34,7 @@ EXACT = {
     ),
     "checkpointed": (Checkpointed, [*BATCHINGS, "vmap+im2col"]),
 }
-RUNS = [
-    pytest.param(strategy, batching, id=f"{name}-{batching}")
-    for name, (strategy, batchings) in EXACT.items()
-    for batching in batchings
-]
+RUNS = [f"{name}:{batching}" for name, (_, batchings) in EXACT.items() for batching in batchings]
 
 
 @functools.cache
@@ -70,13 +67,14 @@ def problem(algorithm: str, rule: str, backbone: str, steps: int = STEPS, **how)
     return algo, meta, episodes, want
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("strategy, batching", RUNS)
-def test_exact(strategy, batching, algorithm, rule, backbone):
+@pytest.mark.parametrize(
+    "run, algorithm, rule, backbone", spread(RUNS, ALGORITHMS, RULES, BACKBONES, share=3)
+)
+def test_exact(run, algorithm, rule, backbone):
+    name, batching = run.split(":")
     algo, meta, episodes, want = problem(algorithm, rule, backbone)
-    got, _ = on(strategy(), batching)(algo, meta, episodes)
+    way = int(batching) if batching.isdigit() else batching
+    got, _ = on(EXACT[name][0](), way)(algo, meta, episodes)
     assert apart(got, want) < 1e-10
 
 

@@ -15,9 +15,11 @@ from metalearn.algorithms import MAML
 from metalearn.gradients import Adjoint, Unroll
 from tests.gradients.reference import call
 from tests.inner.cases import EPSILON, OPTIONS, RULES, built, moved
+from tests.spread import spread
 from tests.tasks import apart, classification, network, on
 
 TASKS, STEPS = 2, 3
+STRATEGIES = {"unroll": Unroll, "adjoint": Adjoint}
 NETS = {
     "mlp": (
         lambda: nn.Sequential(
@@ -174,14 +176,13 @@ def problem(rule: str, options: str, net: str):
     return algo, meta, episodes, want, norms
 
 
-@pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("batching", ["loop", "vmap"])
-@pytest.mark.parametrize("strategy", [Unroll, Adjoint])
+@pytest.mark.parametrize(
+    "strategy, batching, rule, options, net",
+    spread(STRATEGIES, ["loop", "vmap"], RULES, OPTIONS, NETS, share=2),
+)
 def test_exact(strategy, batching, rule, options, net):
     algo, meta, episodes, want, _ = problem(rule, options, net)
-    got, _ = on(strategy(), batching)(algo, meta, episodes)
+    got, _ = on(STRATEGIES[strategy](), batching)(algo, meta, episodes)
     assert apart(got, want) < 1e-10
 
 
