@@ -140,10 +140,11 @@ class MetaGradients(TypedDict):
     hyper: Params
 
 
-Kind = Literal["exact", "truncated", "implicit", "displacement"]
+Kind = Literal["exact", "truncated", "implicit", "displacement", "surrogate"]
 """What a strategy computes, and so what an algorithm has to be made for.
 
 exact: the gradient of the outer loss after K inner steps. truncated: the same without some or
 all of the curvature. implicit: that of the inner loss's minimum, which has to be proximal.
-displacement: start minus end of the inner loop.
+displacement: start minus end of the inner loop. surrogate: that of another objective of the same
+two loops: the outer loss smoothed by noise, or the distance to a bootstrapped target.
 """

@@ -200,7 +200,7 @@ def _either(choices: Sequence[str]) -> str:
 def option(node: Mapping[str, Any]) -> str:
     """The name that the target of `node` has on the command line: FirstOrder -> first_order."""
     name = str(node["_target_"]).rpartition(".")[2]
-    if name.isupper() or name == "ProtoNet":
+    if name.isupper() or name in ("MeTAL", "ProtoNet"):
         return name.lower()
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 

@@ -90,6 +90,7 @@ class Method:
                 self.schedule() if self.schedule else None,
                 config["training"]["clip_norm"],
                 skip_overflow=config["precision"] == "fp16",
+                sharpness=config["outer"].get("sharpness", 0.0),
             )
         except ValueError as error:  # torch's optimizers check their numbers
             raise UsageError(f"outer: {error}; correct outer.optimizer or outer.schedule") from None

@@ -101,7 +101,9 @@ class Engine:
             return self._foreign(cast(ForeignStrategy, strategy), algo, meta, episodes)
         strategy = cast(Strategy, strategy)
         plan = self.plan(strategy, algo, meta, episodes)
-        tasks = tasks_of(algo, episodes, seeds(algo, episodes.tasks, episodes.support.device))
+        random = algo.net.exact or getattr(strategy, "random", False)
+        drawn = seeds(episodes.tasks, episodes.support.device) if random else None
+        tasks = tasks_of(algo, episodes, drawn)
         gradient = self._gradient(strategy, algo, meta, tasks)
 
         def mean(meta: Meta, tasks: Task) -> tuple[MetaGradients, Metrics]:
@@ -245,8 +247,6 @@ def plain_loop(
     return Engine("loop")(strategy, algo, meta, episodes)
 
 
-def seeds(algo: MetaAlgorithm, count: int, device: torch.device) -> Tensor | None:
-    """A seed for the dropout masks of each task, from torch's generator; None without dropout."""
-    if not algo.net.exact:
-        return None
+def seeds(count: int, device: torch.device) -> Tensor:
+    """A seed for the dropout masks and the noise of each task, from torch's generator."""
     return torch.randint(2**62, (count,)).to(device)

@@ -1,6 +1,6 @@
 """What a meta-gradient strategy is, and which algorithms it is for."""
 
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from metalearn.engine.task import Run, Task
 from metalearn.errors import UsageError
@@ -12,7 +12,8 @@ class Strategy(Protocol):
     """A recipe for the meta-gradient of one task: a hashable value without options of running.
 
     kind: what it computes. A strategy that takes Hessian-vector products may say so with
-    `hessian_products = True`, so that autotuning tries both ways to take them.
+    `hessian_products = True`, so that autotuning tries both ways to take them; one that draws
+    noise with `random = True`, so that every task has a seed.
     """
 
     kind: ClassVar[Kind]
@@ -21,6 +22,15 @@ class Strategy(Protocol):
         self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
     ) -> tuple[MetaGradients, Metrics]:
         """The gradient of one task, shaped like the learned part of `meta`, and scalar metrics."""
+        ...
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """A strategy that is another one in other meta-steps."""
+
+    def at(self, meta_step: int) -> Strategy:
+        """The strategy of meta-step `meta_step`, counted from 1."""
         ...
 
 
@@ -37,10 +47,11 @@ class ForeignStrategy(Protocol):
 
 
 STRATEGIES: dict[Kind, tuple[str, ...]] = {
-    "exact": ("Adjoint", "Unroll", "Checkpointed"),
+    "exact": ("Adjoint", "Unroll", "Checkpointed", "Annealed"),
     "truncated": ("FirstOrder", "Truncated"),
     "implicit": ("Implicit",),
     "displacement": ("Displacement",),
+    "surrogate": ("Evolution", "Bootstrapped"),
 }
 """The strategies of this package by kind, for messages."""
 

@@ -63,8 +63,8 @@ class MetaAlgorithm(Protocol):
         ...
 
 
-EXACT: tuple[Kind, ...] = ("exact", "truncated")
-"""Strategies that differentiate the outer loss after the inner steps."""
+EXACT: tuple[Kind, ...] = ("exact", "truncated", "surrogate")
+"""Of an algorithm whose outer loss can be differentiated through its inner steps."""
 
 
 class OnFeatures(NamedTuple):

@@ -16,7 +16,7 @@ from metalearn import tree
 from metalearn.backbones.weights import Report
 from metalearn.engine import Engine
 from metalearn.engine.autotune import Autotuned
-from metalearn.engine.strategy import ForeignStrategy, Strategy
+from metalearn.engine.strategy import ForeignStrategy, Scheduled, Strategy
 from metalearn.episodes import EpisodeSource, Manifest
 from metalearn.episodes.prefetch import prefetched
 from metalearn.errors import UsageError
@@ -115,9 +115,10 @@ class Episodic:
 
     def step(self, number: int, batch: Episodes, tracker: Tracker) -> Mapping[str, Tensor | float]:
         """One meta-step; every task's metrics are recorded."""
-        rate = self.outer.learning_rate
+        rate, gradient = self.outer.learning_rate, self.gradient
+        gradient = gradient.at(number) if isinstance(gradient, Scheduled) else gradient
         metrics = meta_step(
-            self.tuned, self.gradient, self.algo, self.outer, self.meta, self._moved(batch)
+            self.tuned, gradient, self.algo, self.outer, self.meta, self._moved(batch)
         )
         norm = float(metrics.pop("grad_norm"))
         self.check({"grad_norm": norm}, number)

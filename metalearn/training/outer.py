@@ -1,5 +1,6 @@
 """One outer step: a meta-batch to a gradient to new meta-learned weights."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from metalearn import tree
 from metalearn.engine import Engine
 from metalearn.engine.strategy import ForeignStrategy, Strategy
+from metalearn.errors import UsageError
 from metalearn.inner.protocol import MetaAlgorithm, TracksBuffers
 from metalearn.types import META_STEP, Episodes, Meta, MetaGradients, Metrics
 
@@ -23,6 +25,8 @@ class Outer:
         optimizer; stepped once a meta-step. clip_norm: largest Euclidean norm of the whole
         meta-gradient. skip_overflow: leave the weights as they are where the meta-gradient is
         not finite, as float16 makes it now and then; `skipped` counts these steps in a row.
+    sharpness: how far up the meta-gradient `init` is moved before the one that is followed is
+        taken; 0 for not at all. Each meta-step then costs two.
     """
 
     def __init__(
@@ -32,7 +36,11 @@ class Outer:
         schedule: Callable[[Optimizer], LRScheduler] | None = None,
         clip_norm: float | None = None,
         skip_overflow: bool = False,
+        sharpness: float = 0.0,
     ):
+        if not isinstance(sharpness, int | float) or not 0 <= sharpness < math.inf:
+            raise UsageError(f"outer.sharpness={sharpness} must be 0 or more")
+        self.sharpness = sharpness
         self.names = [(part, name) for part in ("init", "hyper") for name in meta[part]]
         self.learned = [meta[part][name] for part, name in self.names]
         self.optimizer = optimizer(self.learned)
@@ -75,6 +83,19 @@ class Outer:
             self.schedule.load_state_dict(state["schedule"])
 
 
+def sharpened(meta: Meta, gradient: MetaGradients, radius: float) -> Meta:
+    """`meta` with `init` moved by `radius` along its gradient.
+
+    Foret, Kleiner, Mobahi, Neyshabur: Sharpness-Aware Minimization, 2021, eq. 2; of a
+    meta-gradient Abbas, Xiao, Chen, Chen, Chen: Sharp-MAML, 2022.
+    """
+    slope = gradient["init"]
+    size = torch.stack([g.square().sum() for g in slope.values()]).sum().sqrt()
+    factor = radius / size.clamp(min=1e-12)
+    moved = {name: w.detach() + factor * slope[name] for name, w in meta["init"].items()}
+    return Meta(init=moved, hyper=meta["hyper"], buffers=meta["buffers"])
+
+
 def meta_step(
     engine: Engine,
     strategy: Strategy | ForeignStrategy,
@@ -87,9 +108,12 @@ def meta_step(
 
     Running averages of norm layers, if there are any, follow the support set's inputs under the
     starting weights, or as the algorithm's own `track` says. `META_STEP` is counted where an
-    algorithm has it.
+    algorithm has it. Metrics are those of `meta`, whatever the sharpness.
     """
     direction, metrics = engine(strategy, algo, meta, episodes)
+    if outer.sharpness:
+        above = sharpened(meta, direction, outer.sharpness)
+        direction, _ = engine(strategy, algo, above, episodes)
     norm = outer.step(direction)
     if isinstance(algo, TracksBuffers):
         buffers = algo.track(meta, episodes.support)
