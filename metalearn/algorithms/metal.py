@@ -41,7 +41,8 @@ class AdaptiveLoss:
         self, algo: MAML, meta: Meta, fast: Params, given: Given, step: int | Tensor
     ) -> Tensor:
         """L_phi'(tau)."""
-        hyper, weights = meta["hyper"], {**meta["init"], **fast}
+        hyper = meta["hyper"]
+        weights = {name: fast.get(name, w) for name, w in meta["init"].items()}
         support_loss = algo.support_loss(meta, fast, given, step)
         outputs = algo.outputs(meta, fast, given.support.x, given.support.weight).flatten(1)
         average = torch.stack([mean(o, given.support.weight) for o in outputs.unbind(1)])
