@@ -94,7 +94,9 @@ def LEO(  # a method of the field, named as the others are
     path, body = head_name(module), copy.deepcopy(module)
     head = body.get_submodule(path)
     if not path or not isinstance(head, nn.Linear):
-        raise UsageError("algorithm=leo needs a network that ends in a linear head; use head=linear")
+        raise UsageError(
+            "algorithm=leo needs a network that ends in a linear head; use head=linear"
+        )
     if code < 1 or min(code_steps, head_steps) < 0:
         raise UsageError("algorithm.code must be 1 or more, and the steps 0 or more")
     body.set_submodule(path, nn.Identity())

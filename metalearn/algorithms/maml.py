@@ -163,9 +163,7 @@ class MAML:
         """`fast` with the norm weights of inner step `step`."""
         return {**fast, **{n: at_step(meta["hyper"][n], step) for n in self._norms()}}
 
-    def outputs(
-        self, meta: Meta, fast: Params, x: Inputs, weight: Tensor | None = None
-    ) -> Outputs:
+    def outputs(self, meta: Meta, fast: Params, x: Inputs, weight: Tensor | None = None) -> Outputs:
         """The network's outputs for `x`; `weight` `[B]` marks padding."""
         return self.net.apply({**meta["buffers"], **meta["init"], **fast}, x, weight)
 

@@ -5,7 +5,7 @@
     phi' = (1 + gamma) * phi + beta,   (gamma, beta) = g_psi(tau_k)                      (eq. 6)
 
 L_phi is L_support plus a network of two layers, g_psi another; both return 0 at the start, so that
-training begins as MAML. This is the inductive form: the paper may add a loss of the queries' outputs.
+training begins as MAML. This is the inductive form, without a loss of the queries' outputs.
 
 Baik, Choi, Kim, Cho, Min, Lee: Meta-Learning with Task-Adaptive Loss Function for Few-Shot
 Learning, 2021.

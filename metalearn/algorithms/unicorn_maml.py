@@ -11,9 +11,9 @@ Ye, Chao: How to Train Your MAML to Excel in Few-Shot Classification, 2022.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metalearn.algorithms.inserted import prepared
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.algorithms.maml import MAML
-from metalearn.algorithms.inserted import prepared
 from metalearn.backbones.heads import head_name
 from metalearn.errors import UsageError
 from metalearn.inner.rules import InnerRule, sgd

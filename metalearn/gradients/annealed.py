@@ -4,7 +4,7 @@ Antoniou, Edwards, Storkey: How to train your MAML, 2019, section 4 (DA): the fi
 in the first 50 of 100 epochs costs less, and leads to fewer exploding gradients later.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from metalearn.engine import plain_loop
@@ -23,8 +23,8 @@ class Annealed:
     step is named. Raises UsageError for fewer than 0 steps."""
 
     meta_steps: int = 25000
-    first: Strategy = FirstOrder()
-    then: Strategy = Adjoint()
+    first: Strategy = field(default_factory=FirstOrder)
+    then: Strategy = field(default_factory=Adjoint)
     kind: ClassVar[Kind] = "exact"
     hessian_products: ClassVar[bool] = True
     __call__ = plain_loop

@@ -25,7 +25,7 @@ from metalearn.functional.dropout import fold, random_bits
 from metalearn.gradients.steps import query_loss
 from metalearn.inner.loop import detached_gradient, trajectory
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Kind, Meta, MetaGradients, Metrics, Params
+from metalearn.types import Kind, Meta, MetaGradients, Metrics
 
 
 def normal(seed: Tensor, like: Tensor) -> Tensor:
@@ -53,7 +53,9 @@ def antithetic(
     assert task.seed is not None  # the engine's, where a strategy is random
     parts = ("init", "hyper")
     learned = [(part, name) for part in parts for name in meta[part]]
-    gradient = MetaGradients(init=tree.zeros_like(meta["init"]), hyper=tree.zeros_like(meta["hyper"]))
+    gradient = MetaGradients(
+        init=tree.zeros_like(meta["init"]), hyper=tree.zeros_like(meta["hyper"])
+    )
     for pair in range(pairs):
         noise = {p: dict[str, Tensor]() for p in parts}
         for number, (part, name) in enumerate(learned):
@@ -66,7 +68,9 @@ def antithetic(
             values.append(adapted_loss(algo, there, task)[0])
         slope: Tensor = (values[0] - values[1]) / (2 * sigma * pairs)
         for part in parts:
-            gradient[part] = tree.map(lambda g, e, slope=slope: g + slope * e, gradient[part], noise[part])
+            gradient[part] = tree.map(
+                lambda g, e, slope=slope: g + slope * e, gradient[part], noise[part]
+            )
     return gradient, adapted_loss(algo, meta, task)[1]
 
 

@@ -61,6 +61,7 @@ def net() -> nn.Module:
         nn.Linear(4, 8), BatchNorm(8, "support"), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, WAYS)
     )
 
+
 ELSEWHERE = ("Annealed", "Evolution", "Bootstrapped")  # strategies: tests/gradients/test_surrogates
 
 
