@@ -41,6 +41,8 @@ def small(overrides: list[str]) -> list[str]:
     extra = [*ONE_STEP, "run_dir=run"]
     if not any(override.startswith("tracker=") for override in overrides):
         extra.append("tracker=disabled")
+    if not any(override.startswith(("engine=", "experiment=")) for override in overrides):
+        extra.append("batching=loop")  # nothing is measured for one step
     if "filters" in config["backbone"]:
         extra.append("backbone.filters=4")
     if "depth" in config["backbone"]:
@@ -112,7 +114,11 @@ def stand_in(name: str, workplace: Path) -> list[str]:
     return ["dataset.size=16"]
 
 
-ALIASES = {"imaml": "maml", "meta_baseline": "protonet"}  # config: the algorithm that it sets up
+ALIASES = {
+    **dict.fromkeys(("bmg", "es_maml", "fomaml", "imaml", "meta_curvature", "meta_sgd"), "maml"),
+    "meta_baseline": "protonet",
+}
+"""Config: the algorithm that it sets up."""
 MADE_FOR = {"displacement": "reptile", "implicit": "imaml"}  # kind: an algorithm it is for
 
 

@@ -5,7 +5,9 @@
 
 with d the squared Euclidean distance, or minus the cosine.
 
-Snell, Swersky, Zemel: Prototypical Networks for Few-shot Learning, 2017.
+Snell, Swersky, Zemel: Prototypical Networks for Few-shot Learning, 2017. With the cosine and a
+learned temperature, on a pre-trained backbone, it is Meta-Baseline: Chen, Liu, Xu, Darrell, Wang:
+Meta-Baseline: Exploring Simple Meta-Learning for Few-Shot Learning, 2021.
 """
 
 from typing import Literal

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metalearn.commands.config import conf_folder
+from metalearn.commands.methods import methods, table
 from metalearn.errors import UsageError, nearest
 
 GROUPS = (
@@ -27,10 +28,16 @@ GROUPS = (
 
 
 def main(arguments: list[str], console: Console) -> None:
-    """`metalearn list [group ...]`."""
+    """`metalearn list [group ...]`, or `metalearn list algorithms`: every method and its marks."""
+    if arguments == ["algorithms"]:
+        rows = methods()
+        console.print(table(rows))
+        console.print(f"\n{len(rows)} methods")
+        return
     if unknown := [a for a in arguments if a not in GROUPS]:
         name = unknown[0]
-        raise UsageError(f"no group {name}{nearest(name, GROUPS)}; use {', '.join(GROUPS)}")
+        known = ("algorithms", *GROUPS)
+        raise UsageError(f"no group {name}{nearest(name, known)}; use {', '.join(known)}")
     console.print(choices(arguments or GROUPS))
 
 

@@ -1,0 +1,173 @@
+"""Every method that a configuration names, and what the code says of it."""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+from rich.table import Table
+from torch import nn
+
+from metalearn.algorithms import Metric
+from metalearn.commands.arguments import factory, option, target
+from metalearn.commands.config import conf_folder
+from metalearn.engine.strategy import STRATEGIES
+from metalearn.functional.norms import BatchNorm
+from metalearn.inner.protocol import MetaAlgorithm, on_features
+
+GROUPS = ("algorithm", "classifier")
+_NAME = r"(?:van |de )?[A-Z][\w'-]+"
+_PAPER = re.compile(rf"({_NAME}(?:(?:, {_NAME})*| et al\.) \d{{4}})")
+_FEATURES = 8
+
+
+class Described(NamedTuple):
+    """One row. choice: the override that chooses it. citation: of its paper, from the code."""
+
+    choice: str
+    family: str
+    marks: str
+    strategies: str
+    what: str
+    paper: str
+    citation: str
+
+
+def methods() -> list[Described]:
+    """Every algorithm and classifier under `conf/`, in the order of their names."""
+    files = [(g, path) for g in GROUPS for path in (conf_folder() / g).glob("[!_]*.yaml")]
+    return [_described(group, path) for group, path in sorted(files)]
+
+
+def table(rows: list[Described]) -> Table:
+    """For people."""
+    shown = Table(*("override", "family", "marks", "strategies", "what it is", "paper"), box=None,
+                  pad_edge=False)  # fmt: skip
+    for row in rows:
+        shown.add_row(*row[:-1])
+    return shown
+
+
+def _described(group: str, path: Path) -> Described:
+    whole = _read(path)
+    node = whole if group == "classifier" else whole.get("algorithm", whole)
+    chosen = _choices(whole)
+    made = target(node["_target_"])
+    if group == "classifier":
+        algo: MetaAlgorithm = Metric(nn.Flatten(), _made(node, group), features=_FEATURES)
+    else:
+        algo = _algorithm(node, chosen)
+    alone = on_features(algo)
+    family = "classifier" if group == "classifier" else "gradient" if algo.steps else "metric"
+    marks = [
+        "transductive" if algo.transductive else "inductive",
+        f"{algo.steps} inner step{'s' if algo.steps > 1 else ''}"
+        if algo.steps
+        else "no inner loop",
+        "on features" if alone is not None else "on inputs",
+    ]
+    text = _comment(path)
+    paper = _PAPER.search(text)
+    what = text[: paper.start()] if paper else text
+    docs = [inspect.getdoc(sys.modules[made.__module__]) or "", inspect.getdoc(made) or ""]
+    others = [f"{group}/{chosen[group]}.yaml" for group in ("gradient", "inner") if group in chosen]
+    docs += [_docs(conf_folder() / path) for path in others]
+    return Described(
+        f"{group}={path.stem}",
+        family,
+        ", ".join(marks),
+        " ".join(_strategies(algo, chosen.get("gradient"))),
+        what.strip().rstrip("."),
+        _short(paper[1]) if paper else "",
+        _citation("\n\n".join(docs), paper[1]) if paper else "",
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of a config group, on top of those of the same group that it starts from, without
+    values that another group gives."""
+    values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    for default in values.get("defaults", ()):
+        if isinstance(default, str) and default != "_self_":
+            values = {**_read(path.with_name(f"{default}.yaml")), **values}
+    return _known(values)
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` without interpolations."""
+    kept = {n: _known(v) if isinstance(v, Mapping) else v for n, v in values.items()}
+    return {n: v for n, v in kept.items() if not (isinstance(v, str) and "${" in v)}
+
+
+def _choices(values: Mapping[str, Any]) -> dict[str, str]:
+    """What a file overrides of other groups."""
+    found: dict[str, str] = {}
+    for default in values.get("defaults", ()):
+        if isinstance(default, Mapping):
+            for key, value in default.items():
+                found[str(key).removeprefix("override ").lstrip("/")] = str(value)
+    return found
+
+
+def _made(node: Mapping[str, Any], name: str, **late: Any) -> Any:
+    """What `node` names, called."""
+    own = {key: value for key, value in node.items() if key != "defaults"}
+    return factory(own, name)(**late)
+
+
+def _algorithm(node: Mapping[str, Any], chosen: Mapping[str, str]) -> MetaAlgorithm:
+    """The algorithm of `node` on a small network."""
+    body = [nn.Linear(4, 6), BatchNorm(6, "support"), nn.Tanh(), nn.Linear(6, _FEATURES)]
+    late: dict[str, Any] = {"module": nn.Sequential(*body, nn.Linear(_FEATURES, 3))}
+    takes = inspect.signature(target(node["_target_"])).parameters
+    if "features" in takes:
+        late["features"] = _FEATURES
+    if "classifier" in takes and "classifier" not in node and "classifier" in chosen:
+        file = conf_folder() / "classifier" / f"{chosen['classifier']}.yaml"
+        late["classifier"] = _made(_read(file), "classifier")
+    return _made(node, "algorithm", **late)
+
+
+def _strategies(algo: MetaAlgorithm, chosen: str | None) -> list[str]:
+    """The names of those of its kinds; of one that is chosen for what it alone computes, it."""
+    kinds: dict[str, Any] = {
+        option({"_target_": name}): kind for kind, names in STRATEGIES.items() for name in names
+    }
+    if chosen is not None and kinds.get(chosen, algo.kinds[0]) != algo.kinds[0]:
+        return [chosen]
+    return [name for name, kind in kinds.items() if kind in algo.kinds]
+
+
+def _docs(path: Path) -> str:
+    """What the target of a file's object says, and the module that it stands in."""
+    node = _read(path) if path.is_file() else {}
+    if "_target_" not in node:
+        return ""
+    made: Callable[..., Any] = target(node["_target_"])
+    return "\n\n".join(filter(None, (inspect.getdoc(made), sys.modules[made.__module__].__doc__)))
+
+
+def _comment(path: Path) -> str:
+    """The first lines of a file that are comments, as one."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = [line for line in lines if not line.startswith("# @package")]
+    end = next((i for i, line in enumerate(first) if not line.startswith("#")), len(first))
+    return " ".join(line.lstrip("# ") for line in first[:end])
+
+
+def _short(paper: str) -> str:
+    """The first author and the year, where there are more than two."""
+    authors = paper.removesuffix(paper[-5:]).split(", ")
+    return f"{authors[0]} et al. {paper[-4:]}" if len(authors) > 2 else paper
+
+
+def _citation(docs: str, paper: str) -> str:
+    """The sentence of `docs` that names the paper: its authors from the first on, its title and
+    year; "" where there is none."""
+    author, year = re.match(_NAME, paper), paper[-4:]
+    text = " ".join(docs.split())
+    found = author and re.search(rf"\b{author[0]}\b[^:]{{0,160}}[: ].{{0,160}}?\b{year}\b", text)
+    return found[0] if found else ""
