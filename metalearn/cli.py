@@ -16,14 +16,16 @@ USAGE = """usage: metalearn <command> [overrides]
   compare    untrained, pre-training, fine-tuning and meta-learning on the same episodes
   data       list | prepare [dataset=...] | verify [...] | show [split=test] [episode=0] [...]
              | manifest [dataset=...] [evaluation.episodes=600] [out=<file>]
-  list       algorithms, backbones, data sets, strategies, experiments
+  list       backbones, data sets, strategies, ... ; `list algorithms`: every method and its marks
+  new        algorithm|classifier <name> [folder]: a package with a method that works, to change
+  score      <name>: the contract and a fixed short measurement, as one line of JSON
   bench      engine [cells=quick|full|conv4-28/K=1,5/T=4] [part=speed|errors|memory|fit|all]
              | episodes [datasets=omniglot,cifar_fs] [ways=5] [shots=1] [queries=15]
 
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration, also of pretrain."""
 
-COMMANDS = ("train", "pretrain", "evaluate", "compare", "data", "list", "bench")
+COMMANDS = ("train", "pretrain", "evaluate", "compare", "data", "list", "new", "score", "bench")
 """Each is the `main` of the file of that name in `commands/`."""
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
 

@@ -12,12 +12,14 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metalearn.commands.mistakes import explain, unknown_choice
+from metalearn.commands.plugins import Installed, plugin_folders
 from metalearn.commands.schemas import SCHEMAS
 from metalearn.errors import UsageError, nearest
 from metalearn.training.folder import config_hash
@@ -45,8 +47,17 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
+def conf_files(group: str) -> list[Path]:
+    """The choices of a config group, ours and those of installed packages, by name."""
+    folders = [conf_folder(), *plugin_folders()]
+    files = [path for folder in folders for path in (folder / group).glob("[!_]*.yaml")]
+    return sorted(files, key=lambda path: path.stem)
+
+
 def register() -> None:
-    """Give Hydra the types of the configuration, and an Optuna that maximises."""
+    """Give Hydra the types of the configuration, the folders of installed packages, and an Optuna
+    that maximises."""
+    Plugins.instance().register(Installed)
     from hydra_plugins.hydra_optuna_sweeper.config import Direction, OptunaSweeperConf
 
     store = ConfigStore.instance()

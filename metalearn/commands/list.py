@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from metalearn.commands.config import conf_folder
+from metalearn.commands.config import conf_files
 from metalearn.commands.methods import methods, table
 from metalearn.errors import UsageError, nearest
 
@@ -48,7 +48,7 @@ def choices(groups: Sequence[str], state: Callable[[str], str] | None = None) ->
     """
     table = Table("override", *(["state"] if state else []), "what it is", box=None, pad_edge=False)
     for group in groups:
-        for path in sorted((conf_folder() / group).glob("[!_]*.yaml")):
+        for path in conf_files(group):
             states = [state(path.stem)] if state else []
             table.add_row(f"{group}={path.stem}", *states, _description(path))
     return table

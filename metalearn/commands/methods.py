@@ -13,15 +13,16 @@ from torch import nn
 
 from metalearn.algorithms import Metric
 from metalearn.commands.arguments import factory, option, target
-from metalearn.commands.config import conf_folder
+from metalearn.commands.config import conf_files, conf_folder
 from metalearn.engine.strategy import STRATEGIES
+from metalearn.errors import UsageError, nearest
 from metalearn.functional.norms import BatchNorm
 from metalearn.inner.protocol import MetaAlgorithm, on_features
 
 GROUPS = ("algorithm", "classifier")
 _NAME = r"(?:van |de )?[A-Z][\w'-]+"
 _PAPER = re.compile(rf"({_NAME}(?:(?:, {_NAME})*| et al\.) \d{{4}})")
-_FEATURES = 8
+_FEATURES = 8  # D of the features that methods are tried on
 
 
 class Described(NamedTuple):
@@ -38,8 +39,24 @@ class Described(NamedTuple):
 
 def methods() -> list[Described]:
     """Every algorithm and classifier under `conf/`, in the order of their names."""
-    files = [(g, path) for g in GROUPS for path in (conf_folder() / g).glob("[!_]*.yaml")]
-    return [_described(group, path) for group, path in sorted(files)]
+    return [_described(group, path) for group in GROUPS for path in conf_files(group)]
+
+
+def find(name: str) -> tuple[str, Path]:
+    """The group and the file of the method of that name. Raises UsageError."""
+    known = {path.stem: (group, path) for group in reversed(GROUPS) for path in conf_files(group)}
+    if name not in known:
+        raise UsageError(f"no method {name}{nearest(name, known)}; see metalearn list algorithms")
+    return known[name]
+
+
+def built(group: str, path: Path, module: nn.Module, features: nn.Module) -> MetaAlgorithm:
+    """The method of a file on a network with outputs, or where it wants none on `features`."""
+    whole = _read(path)
+    if group == "classifier":
+        return Metric(features, _made(whole, group), features=_FEATURES)
+    network = features if whole.get("outputs", 1) is None else module
+    return _algorithm(whole.get("algorithm", whole), _choices(whole), network)
 
 
 def table(rows: list[Described]) -> Table:
@@ -56,10 +73,8 @@ def _described(group: str, path: Path) -> Described:
     node = whole if group == "classifier" else whole.get("algorithm", whole)
     chosen = _choices(whole)
     made = target(node["_target_"])
-    if group == "classifier":
-        algo: MetaAlgorithm = Metric(nn.Flatten(), _made(node, group), features=_FEATURES)
-    else:
-        algo = _algorithm(node, chosen)
+    body = [nn.Linear(4, 6), BatchNorm(6, "support"), nn.Tanh(), nn.Linear(6, _FEATURES)]
+    algo = built(group, path, nn.Sequential(*body, nn.Linear(_FEATURES, 3)), nn.Sequential(*body))
     alone = on_features(algo)
     family = "classifier" if group == "classifier" else "gradient" if algo.steps else "metric"
     marks = [
@@ -118,10 +133,11 @@ def _made(node: Mapping[str, Any], name: str, **late: Any) -> Any:
     return factory(own, name)(**late)
 
 
-def _algorithm(node: Mapping[str, Any], chosen: Mapping[str, str]) -> MetaAlgorithm:
-    """The algorithm of `node` on a small network."""
-    body = [nn.Linear(4, 6), BatchNorm(6, "support"), nn.Tanh(), nn.Linear(6, _FEATURES)]
-    late: dict[str, Any] = {"module": nn.Sequential(*body, nn.Linear(_FEATURES, 3))}
+def _algorithm(
+    node: Mapping[str, Any], chosen: Mapping[str, str], module: nn.Module
+) -> MetaAlgorithm:
+    """The algorithm of `node` on a network."""
+    late: dict[str, Any] = {"module": module}
     takes = inspect.signature(target(node["_target_"])).parameters
     if "features" in takes:
         late["features"] = _FEATURES
