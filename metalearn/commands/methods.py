@@ -20,8 +20,8 @@ from metalearn.functional.norms import BatchNorm
 from metalearn.inner.protocol import MetaAlgorithm, on_features
 
 GROUPS = ("algorithm", "classifier")
-_NAME = r"(?:van |de )?[A-Z][\w'-]+"
-_PAPER = re.compile(rf"({_NAME}(?:(?:, {_NAME})*| et al\.) \d{{4}})")
+_NAME = r"(?:(?:van|der|den|de|von) )*[A-Z][\w'-]+"
+_PAPER = re.compile(rf"({_NAME}(?:, {_NAME})*(?: et al\.)? \d{{4}})")
 _FEATURES = 8  # D of the features that methods are tried on
 
 
