@@ -125,6 +125,8 @@ def test_a_config_composes_and_takes_one_step(
     kind = target(compose(chosen)["gradient"]["_target_"]).kind
     if kind in MADE_FOR and group == "gradient":
         chosen.append(f"algorithm={MADE_FOR[kind]}")
+    if group == "classifier":
+        chosen.append("algorithm=metric")
     if path.stem == "superclass":
         chosen.append("dataset=fc100")
     dataset = compose(chosen)["dataset"]
@@ -146,6 +148,9 @@ def test_a_config_composes_and_takes_one_step(
     assert {measure, f"{measure}_half_width", "weights_sha256"} <= set(result)
     assert all(math.isfinite(number) for number in numbers(result))
     assert (result["steps"], result["episodes"]) == (1, 2)
+    if group == "classifier":
+        made = target(compose(chosen)["classifier"]["_target_"]).__name__
+        assert (result["algorithm"], result["classifier"]) == ("Metric", made)
     if group == "algorithm":
         name = ALIASES.get(path.stem, path.stem.replace("_", ""))
         assert result["algorithm"].lower() == name
