@@ -26,7 +26,8 @@ from metalearn.classifiers.protocol import positive
 from metalearn.errors import UsageError
 from metalearn.types import Batch, Params
 
-_CENTRE = 1e-10  # slack times multiplier at the end, of C; where K is singular, less is noise
+_CENTRE = 1e-10  # slack times multiplier at the end, of C
+_RIDGE = 1e-9  # of the mean of K's diagonal, added to it: where K is singular, less is noise
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class SVM:
         slack = torch.where(there > 0, box - start, 1)
         point = (torch.stack([slack, torch.ones_like(slack)]), torch.zeros_like(weight))
         kernel = x @ x.T
+        kernel = kernel + _RIDGE * kernel.trace() / real.sum() * torch.eye(size).to(kernel)
         point = self._optimum(kernel.detach(), (hot, box, there), *point)
         systems = _systems(kernel, there, point[0])
         rest = _rest(kernel, hot, box, *point)
