@@ -69,7 +69,10 @@ def class_systems(
 
     unused: `[S]`, of the examples that are 0 in every R_n; None for none.
     """
-    eye, roots = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device), roots.unsqueeze(2)
+    eye, roots = (
+        torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device),
+        roots.unsqueeze(2),
+    )
     lower = torch.linalg.cholesky_ex(eye + roots * kernel * roots.mT)[0]
     half = torch.linalg.solve_triangular(lower, roots * eye, upper=False)
     each = half.mT @ half

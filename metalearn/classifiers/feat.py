@@ -17,7 +17,11 @@ from torch import Tensor
 from metalearn.classifiers.centroid import squared_distances
 from metalearn.classifiers.classes import absent, class_means, masked
 from metalearn.classifiers.protocol import (
-    drawn, log_temperature, number_of, positive, temperature,
+    drawn,
+    log_temperature,
+    number_of,
+    positive,
+    temperature,
 )  # fmt: skip
 from metalearn.types import Batch, Params
 

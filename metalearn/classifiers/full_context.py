@@ -32,7 +32,7 @@ def weights(features: int, seed: int) -> Params:
 
 def _lstm(hyper: Params, name: str, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     gates = F.linear(x, hyper[f"{name}_input"], hyper[f"{name}_bias"])
-    keep, add, new, out = (gates + F.linear(h, hyper[f"{name}_hidden"])).chunk(4, -1)
+    add, keep, new, out = (gates + F.linear(h, hyper[f"{name}_hidden"])).chunk(4, -1)
     c = keep.sigmoid() * c + add.sigmoid() * new.tanh()
     return out.sigmoid() * c.tanh(), c
 
