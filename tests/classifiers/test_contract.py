@@ -28,7 +28,6 @@ CLASSIFIERS = {
     "DistributionCalibration": classifiers.DistributionCalibration(2, ways=3).with_base(
         BASE, LABELS
     ),
-    "DistributionCalibration-alone": classifiers.DistributionCalibration(strength=2.0),
     "FEAT": classifiers.FEAT(temperature=2.0, learn_temperature=True),
     "FRN": classifiers.FRN(),
     "FRN-map": classifiers.FRN(channels=2, ways=3),
@@ -43,9 +42,7 @@ CLASSIFIERS = {
     "Relation-map": classifiers.Relation(channels=1, width=3, ways=3),
     "Ridge": classifiers.Ridge(regularisation=0.7, scale=3.0, bias=0.2),
     "SVM": classifiers.SVM(strength=0.7),
-    "SVM-ways": classifiers.SVM(strength=0.05, ways=3),
-    "SimpleCNAPS": classifiers.SimpleCNAPS(beta=0.5),
-    "SimpleCNAPS-ways": classifiers.SimpleCNAPS(ways=3),
+    "SimpleCNAPS": classifiers.SimpleCNAPS(beta=0.5, ways=3),
     "SimpleShot": classifiers.SimpleShot().with_base(BASE, LABELS),
     "SimpleShot-plain": classifiers.SimpleShot("plain"),
     "SoftKMeans": classifiers.SoftKMeans(2, temperature=3.0, learn_temperature=True),
