@@ -15,12 +15,14 @@ import pytest
 import torch
 import yaml
 
+from metalearn.classifiers import Cosine, DistributionCalibration, SimpleShot
 from metalearn.commands.build import build
 from metalearn.commands.compare import setting_of
 from metalearn.commands.compare_plan import plan
 from metalearn.data import ImageDataset
 from metalearn.evaluation import evaluate
 from metalearn.evaluation.comparison import methods
+from metalearn.evaluation.comparison.base import knowing_base
 from metalearn.evaluation.comparison.setting import Setting
 from metalearn.tracking import read_records
 from metalearn.training.folder import load_weights
@@ -74,6 +76,20 @@ def accuracies(method: str, shots: int, folder: str = "run") -> np.ndarray:
 
 def setting(*overrides: str) -> Setting:
     return setting_of(plan([*SMALL, *overrides]))
+
+
+def test_a_classifier_is_told_of_the_base_classes_where_it_asks(workplace: Path) -> None:
+    here = setting()
+    network = here.bare()
+    told = knowing_base(SimpleShot(), here, network)
+    manifest = here.features(network, 1, "train", 12)
+    drawn = torch.cat([batch.support.x[0] for batch in manifest.batches(1)])
+    features = manifest.source.features
+    assert all((features == x).all(1).any() for x in drawn)
+    torch.testing.assert_close(told.centre, features.mean(0))
+    calibrated = knowing_base(DistributionCalibration(), here, network)
+    assert len(calibrated.means) <= len(here.dataset.sizes["train"])
+    assert knowing_base(Cosine(), here, network) == Cosine()
 
 
 def test_what_a_comparison_leaves_behind(workplace: Path) -> None:

@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from metalearn.commands.arguments import target
+from metalearn.commands.arguments import option, target
+from metalearn.commands.build import build
 from metalearn.commands.config import compose, conf_folder
 from metalearn.commands.list import GROUPS
 from metalearn.data import data_folder
 from metalearn.data.class_splits import listed
 from metalearn.data.store import build_store
+from metalearn.tracking import Tracker
 from tests.command import metalearn
 from tests.data.idx import write
 
@@ -23,7 +25,7 @@ OTHERS = ("pretrain.yaml", "compare.yaml")  # commands of their own, with tests 
 FILES = sorted(
     path.relative_to(conf_folder())
     for path in conf_folder().rglob("*.yaml")
-    if path.relative_to(conf_folder()).parts[0] not in ("sweep", "pretrain", *OTHERS)
+    if path.relative_to(conf_folder()).parts[0] not in ("sweep", "pretrain", "classifier", *OTHERS)
     and not path.name.startswith("_")
 )
 ONE_STEP = (
@@ -157,6 +159,29 @@ def test_a_config_composes_and_takes_one_step(
         assert result["algorithm"].lower() == name
     if group == "tracker":
         assert bool(list(Path("run").glob("wandb/offline-run-*"))) == (path.stem != "disabled")
+
+
+def test_every_classifier_takes_one_step(workplace: Path) -> None:
+    names = sorted(path.stem for path in (conf_folder() / "classifier").glob("*.yaml"))
+    assert len(names) >= 15
+    for name in names:
+        chosen = ["algorithm=metric", f"classifier={name}"]
+        config, stage = build(compose([*chosen, *small(chosen)]))
+        made = target(config["classifier"]["_target_"])
+        assert isinstance(stage.algo.classifier, made) and name.startswith(
+            option(config["classifier"])
+        )
+        (batch,) = stage.batches(range(1), 0)
+        taken = stage.step(1, batch, Tracker([]))
+        assert taken["grad_norm"] > 0 and math.isfinite(taken["loss"]), name
+
+
+def test_a_classifier_that_is_trained_is_named_in_the_result(workplace: Path) -> None:
+    chosen = ["algorithm=metric", "classifier=frn", "classifier.ways=5"]
+    outcome = metalearn("train", *chosen, *small(chosen))
+    assert outcome.code == 0, outcome.err
+    result = json.loads(Path("run/result.json").read_text())
+    assert (result["algorithm"], result["classifier"]) == ("Metric", "FRN")
 
 
 def test_debug_fast_is_what_it_says() -> None:

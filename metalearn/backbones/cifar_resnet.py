@@ -1,5 +1,7 @@
 """The residual networks of CIFAR: 6n + 2 layers in three stages of 16, 32 and 64 channels."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,6 +45,8 @@ class CifarResNet(nn.Module):
     ways: outputs N of the head; None leaves it out, and the output is the features `[B, 64]`.
     channels, size: of the square input images `[B, channels, size, size]`.
     depth: 6n + 2. norm: the norm policy, see `metalearn.backbones.norms`.
+    last_map: "mean", its average over places, or "flatten", for classifiers that look at places:
+        64 * (size / 4) ** 2 features.
 
     Raises UsageError for another depth.
 
@@ -56,8 +60,11 @@ class CifarResNet(nn.Module):
         size: int = 32,
         depth: int = 56,
         norm: NormPolicy = "transductive",
+        last_map: Literal["mean", "flatten"] = "mean",
     ):
         super().__init__()
+        if last_map not in ("mean", "flatten"):
+            raise UsageError(f"last_map={last_map!r} is not known; use mean or flatten")
         if depth < 8 or depth % 6 != 2:
             raise UsageError(f"depth={depth} must be 6n + 2; use 20, 32, 44 or 56")
         if size < 4:
@@ -73,10 +80,12 @@ class CifarResNet(nn.Module):
         self.layer1 = stage(WIDTHS[0], WIDTHS[0], 1)
         self.layer2 = stage(WIDTHS[0], WIDTHS[1], 2)
         self.layer3 = stage(WIDTHS[1], WIDTHS[2], 2)
-        self.head = nn.Identity() if ways is None else nn.Linear(WIDTHS[2], ways)
+        self.last_map = last_map
+        width = WIDTHS[2] * (((size + 3) // 4) ** 2 if last_map == "flatten" else 1)
+        self.head = nn.Identity() if ways is None else nn.Linear(width, ways)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, channels, size, size]` to logits `[B, N]`, or to features `[B, 64]`."""
         h = F.relu(self.bn1(self.conv1(x)))
         h = self.layer3(self.layer2(self.layer1(h)))
-        return self.head(h.mean((2, 3)))
+        return self.head(h.flatten(1) if self.last_map == "flatten" else h.mean((2, 3)))

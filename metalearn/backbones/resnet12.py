@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -69,7 +69,7 @@ class ThreeConvBlock(nn.Module):
 
 
 class ResNet12(nn.Module):
-    """Four residual blocks, the mean over positions, a linear head.
+    """Four residual blocks, the mean over places, a linear head.
 
     ways: outputs N of the head; None leaves it out, and the output is the features `[B, D]`.
     channels, size: of the square input images `[B, channels, size, size]`.
@@ -78,6 +78,8 @@ class ResNet12(nn.Module):
     drop_rate: of dropout after the first two blocks and of DropBlock after the last two, whose
         squares have the side block_size (5 in MetaOptNet at 84x84, 2 at 32x32).
     norm: the norm policy, see `metalearn.backbones.norms`.
+    last_map: "mean", its average over places, or "flatten", for classifiers that look at places;
+        D is then the last width times (size halved four times) ** 2.
 
     Raises UsageError where nothing would be left of the image.
     """
@@ -91,8 +93,11 @@ class ResNet12(nn.Module):
         drop_rate: float = 0.0,
         block_size: int = 5,
         norm: NormPolicy = "transductive",
+        last_map: Literal["mean", "flatten"] = "mean",
     ):
         super().__init__()
+        if last_map not in ("mean", "flatten"):
+            raise UsageError(f"last_map={last_map!r} is not known; use mean or flatten")
         if len(widths) != 4:
             raise UsageError(f"widths={list(widths)} must be 4 numbers, one a block")
         if not 0 <= drop_rate < 1 or block_size < 1:
@@ -115,8 +120,11 @@ class ResNet12(nn.Module):
                 for block, (fan_in, fan_out) in enumerate(pairwise((channels, *widths)))
             )
         )
-        self.head = nn.Identity() if ways is None else nn.Linear(widths[-1], ways)
+        self.last_map = last_map
+        width = widths[-1] * ((size // 16) ** 2 if last_map == "flatten" else 1)
+        self.head = nn.Identity() if ways is None else nn.Linear(width, ways)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, channels, size, size]` to logits `[B, N]`, or to features `[B, D]`."""
-        return self.head(torch.mean(self.features(x), (2, 3)))
+        maps = self.features(x)
+        return self.head(maps.flatten(1) if self.last_map == "flatten" else maps.mean((2, 3)))

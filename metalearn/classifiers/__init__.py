@@ -2,18 +2,36 @@
 
 from metalearn.classifiers.centroid import Centroid
 from metalearn.classifiers.cosine import Cosine
+from metalearn.classifiers.deep_bdc import DeepBDC
+from metalearn.classifiers.distribution_calibration import DistributionCalibration
+from metalearn.classifiers.feat import FEAT
+from metalearn.classifiers.frn import FRN
 from metalearn.classifiers.linear_probe import LinearProbe
 from metalearn.classifiers.logistic_regression import LogisticRegression
+from metalearn.classifiers.matching import Matching
 from metalearn.classifiers.protocol import Classifier
+from metalearn.classifiers.relation import Relation
 from metalearn.classifiers.ridge import Ridge
+from metalearn.classifiers.simple_cnaps import SimpleCNAPS
+from metalearn.classifiers.simple_shot import SimpleShot
 from metalearn.classifiers.soft_kmeans import SoftKMeans
+from metalearn.classifiers.svm import SVM
 
 __all__ = [
+    "FEAT",
+    "FRN",
+    "SVM",
     "Centroid",
     "Classifier",
     "Cosine",
+    "DeepBDC",
+    "DistributionCalibration",
     "LinearProbe",
     "LogisticRegression",
+    "Matching",
+    "Relation",
     "Ridge",
+    "SimpleCNAPS",
+    "SimpleShot",
     "SoftKMeans",
 ]

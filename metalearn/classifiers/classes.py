@@ -7,6 +7,7 @@ examples, and `masked` keeps them from being predicted.
 import torch
 from torch import Tensor
 
+from metalearn.errors import UsageError
 from metalearn.types import Batch
 
 
@@ -45,3 +46,37 @@ def widened(columns: Tensor, size: int) -> Tensor:
     """`[..., n]` to `[..., size]`, with zeros on the right."""
     missing = size - columns.shape[-1]
     return torch.nn.functional.pad(columns, (0, missing)) if missing else columns
+
+
+def maps(features: Tensor, channels: int | None) -> Tensor:
+    """Features `[B, D]` as the map that the backbone has flattened, `[B, C, R]` with R places;
+    without `channels` one place. Raises UsageError where D is not R whole channels."""
+    size = features.shape[-1]
+    channels = size if channels is None else channels
+    if channels < 1 or size % channels:
+        raise UsageError(
+            f"channels={channels} does not divide the {size} features; give the channels of the "
+            "last map, which the backbone has to flatten and not to average"
+        )
+    return features.unflatten(-1, (channels, size // channels))
+
+
+def class_systems(
+    kernel: Tensor, roots: Tensor, unused: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """E_n = (K + R_n^-2)^-1 `[N, S, S]` of a kernel K `[S, S]` and of diagonals R_n `[N, S]`, which
+    may have zeros; and the Cholesky factor of their sum.
+
+    unused: `[S]`, of the examples that are 0 in every R_n; None for none.
+    """
+    eye, roots = (
+        torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device),
+        roots.unsqueeze(2),
+    )
+    lower = torch.linalg.cholesky_ex(eye + roots * kernel * roots.mT)[0]
+    half = torch.linalg.solve_triangular(lower, roots * eye, upper=False)
+    each = half.mT @ half
+    total = each.sum(0)
+    if unused is not None:
+        total = total + torch.diag_embed(unused.to(total.dtype))
+    return each, torch.linalg.cholesky_ex(total)[0]

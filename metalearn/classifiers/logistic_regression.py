@@ -23,7 +23,13 @@ import torch
 from torch import Tensor
 
 from metalearn import tree
-from metalearn.classifiers.classes import cross_entropies, masked, membership, widened
+from metalearn.classifiers.classes import (
+    class_systems,
+    cross_entropies,
+    masked,
+    membership,
+    widened,
+)
 from metalearn.classifiers.protocol import log_of, positive
 from metalearn.types import Batch, Params
 
@@ -94,14 +100,9 @@ def _newton(
 ) -> tuple[Tensor, Tensor]:
     """A `[S, N]` and b `[N]` of the step from `logits` `[S, N]`."""
     p = masked(logits, counts).softmax(1)
-    eye = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
     # E_n = (K + D_n^-1)^-1 with D_n = C diag(p_n), by a root of D_n that may be 0.
-    root = strength.sqrt() * (weight.unsqueeze(1) * p).sqrt().T.unsqueeze(2)
-    lower = torch.linalg.cholesky_ex(eye + root * kernel * root.mT)[0]
-    half = torch.linalg.solve_triangular(lower, root * eye, upper=False)
-    each = half.mT @ half
-    padding = torch.diag_embed((weight == 0).to(kernel.dtype))
-    together = torch.linalg.cholesky_ex(each.sum(0) + padding)[0]
+    roots = strength.sqrt() * (weight.unsqueeze(1) * p).sqrt().T
+    each, together = class_systems(kernel, roots, weight == 0)
 
     def solved(v: Tensor) -> Tensor:
         """(K + (C H)^-1)^-1 v of `[S, N]`."""

@@ -1,7 +1,8 @@
 """What a few-shot classifier is: the features of one task's support set in, logits out."""
 
 import math
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -59,3 +60,30 @@ def temperature(hyper: Params, value: float) -> Tensor | float:
     """What divides the logits: the learned one where there is one, or `value`."""
     log = hyper.get("log_temperature")
     return value if log is None else log.exp()
+
+
+@runtime_checkable
+class UsesBaseClasses(Protocol):
+    """A classifier that is told, once and before any task, of the classes that the network was
+    trained on. Without them it works too, less well."""
+
+    def with_base(self, features: Tensor, labels: Tensor) -> Classifier:
+        """The same with what it keeps of their features `[n, D]` and classes, int64 `[n]`."""
+        ...
+
+
+def number_of(features: int | None, name: str) -> int:
+    """D. Raises UsageError where it is not known."""
+    if features is None:
+        raise UsageError(f"{name} learns weights for D features; give Metric(features=D)")
+    return features
+
+
+def drawn(seed: int) -> Callable[..., Tensor]:
+    """Draws the starting weights of a classifier: (*shape, bound) -> uniform in +-bound."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int, bound: float) -> Tensor:
+        return bound * (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1)
+
+    return uniform

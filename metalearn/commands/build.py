@@ -10,12 +10,14 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from metalearn import tree
 from metalearn.backbones.weights import Report, Weights
+from metalearn.classifiers import Classifier
 from metalearn.commands.arguments import factory, make, option, target
 from metalearn.commands.episodes import Data, read_data
 from metalearn.commands.network import (
     TaskChoices,
     build_module,
     check_backbone,
+    features,
     task_choices,
     with_weights,
 )
@@ -39,6 +41,7 @@ class Method:
     """What a configuration names that needs no data, each object made once.
 
     algorithm: makes it from a network and what else it takes; `parameters` are their names.
+    classifier: None where the algorithm has its own, or none.
     """
 
     config: Mapping[str, Any]
@@ -46,14 +49,24 @@ class Method:
     algorithm: Callable[..., MetaAlgorithm]
     parameters: Collection[str]
     rule: InnerRule
+    classifier: Classifier | None
     task: TaskChoices
     gradient: Strategy | ForeignStrategy
     optimizer: Callable[..., Any]
     schedule: Callable[..., Any] | None
 
-    def algo(self, module: nn.Module, adapting: Collection[str] | None = None) -> MetaAlgorithm:
-        """The algorithm on a network, of which the weights `adapting` adapt, None for all."""
+    def algo(
+        self,
+        module: nn.Module,
+        adapting: Collection[str] | None = None,
+        features: int | None = None,
+    ) -> MetaAlgorithm:
+        """The algorithm on a network, of which the weights `adapting` adapt, None for all, and
+        which returns `features` numbers, where that is known."""
         given = {"module": module, "loss": self.task.loss, "adapting": adapting, "rule": self.rule}
+        given["features"] = features
+        if self.classifier is not None:
+            given["classifier"] = self.classifier
         return self.algorithm(**{n: value for n, value in given.items() if n in self.parameters})
 
     def check_fit(self, algo: MetaAlgorithm) -> None:
@@ -120,7 +133,11 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     evaluation = config["evaluation"]
     validation = data.prepared(data.source("val"))
     module, report = _module(method, data, weights)
-    algo = method.algo(*method.task.network(module))
+    module, adapting = method.task.network(module)
+    size = None
+    if "features" in method.parameters:
+        size = features(module, train.batch("train", [0]).support.map(lambda t: t[0]).x)
+    algo = method.algo(module, adapting, size)
     method.check_fit(algo)
     meta = tree.map_meta(lambda t: t.to(device), algo.init())
     if algo.steps and getattr(method.gradient, "kind", "exact") in ("exact", "implicit"):
@@ -151,6 +168,14 @@ def _method(config: Mapping[str, Any]) -> Method:
     algorithm = factory(config["algorithm"], "algorithm")
     parameters = inspect.signature(target(config["algorithm"]["_target_"])).parameters
     check_backbone(config["backbone"])
+    node = config.get("classifier")
+    if node and "classifier" not in parameters:
+        name, other = option(node), option(config["algorithm"])
+        raise UsageError(f"classifier={name} is for algorithm=metric, not {other}")
+    classifier = None
+    if node:
+        ruled = "rule" in inspect.signature(target(node.get("_target_"))).parameters
+        classifier = factory(node, "classifier")(**({"rule": rule} if ruled else {}))
     outer = config["outer"]
     method = Method(
         config,
@@ -158,6 +183,7 @@ def _method(config: Mapping[str, Any]) -> Method:
         algorithm,
         parameters,
         rule,
+        classifier,
         task_choices(config, parameters, missing_classes=bool(data.sampling["sizes"])),
         make(config["gradient"], "gradient"),
         factory(outer.get("optimizer"), "outer.optimizer"),

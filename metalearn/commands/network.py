@@ -25,9 +25,10 @@ from metalearn.commands.arguments import check_node, make, target
 from metalearn.data.download import download
 from metalearn.data.paths import data_folder
 from metalearn.errors import UsageError
+from metalearn.functional import pure
 from metalearn.runtime.files import cache_folder
 from metalearn.training.settings import ImageSettings
-from metalearn.types import Batch
+from metalearn.types import Batch, Inputs
 
 DEFAULT = "DEFAULT"
 _OF_WEIGHTS = ("weights", "sha256", "match")
@@ -111,6 +112,13 @@ def build_module(
         return module, None
     match = node.get("match")
     return module, load_into(module, weights, 0.9 if match is None else match)
+
+
+def features(module: nn.Module, x: Inputs) -> int:
+    """How many numbers `module` makes of one example; x: some of them, `[B, *X]`."""
+    net = pure(module)
+    with torch.no_grad():
+        return net.apply({**net.buffers, **net.params}, x).flatten(1).shape[1]
 
 
 def _own(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class RunSettings:
     """A whole run. What is Any here is a config group, checked against its `_target_`."""
 
     algorithm: Any = MISSING
+    classifier: Any = None
     gradient: Any = MISSING
     inner: Any = MISSING
     backbone: Any = MISSING

@@ -12,6 +12,7 @@ TARGETS = {
 
 KEYS: dict[str, str | None] = {
     "division": "held_out",
+    "algorithm.classifier": "classifier",
     "schedule.least": "schedule.min_factor",
     "gradient.batching": None,  # of the engine, which stands beside it
     "gradient.precision": None,

@@ -69,6 +69,7 @@ def write_result(
         "split": test.split,
         "sampling": _sampling(config),
         "algorithm": name("algorithm"),
+        "classifier": name("classifier") if config.get("classifier") else None,
         "gradient": name("gradient"),
         "backbone": name("backbone"),
         "starting_weights": config["backbone"].get("weights"),

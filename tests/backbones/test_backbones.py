@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from metalearn.backbones import MLP, Conv4
+from metalearn.backbones import MLP, CifarResNet, Conv4, ResNet12
 from metalearn.errors import UsageError
 from metalearn.functional import pure
 from tests.tasks import generator, network
@@ -106,3 +106,21 @@ def test_mlp_by_hand():
 def test_the_papers_sinusoid_network():
     assert sum(p.numel() for p in MLP().parameters()) == 1 * 40 + 40 + 40 * 40 + 40 + 40 + 1
     assert list(pure(MLP()).params)[-1] == "head.bias"
+
+
+@pytest.mark.parametrize("make", [ResNet12, CifarResNet])
+@pytest.mark.parametrize("size", [20, 33])
+def test_a_map_that_is_flattened_averages_to_the_usual_features(make, size: int) -> None:
+    options = {"widths": (4, 4, 4, 6)} if make is ResNet12 else {"depth": 8}
+    mean, flat = (
+        network(lambda how=how: make(3, 2, size, last_map=how, **options))
+        for how in ("mean", "flatten")
+    )
+    x = torch.randn(2, 2, size, size, generator=generator(), dtype=torch.float64)
+    assert flat(x).shape == (2, 3)
+    flat.head = mean.head = nn.Identity()
+    flat.load_state_dict(mean.state_dict())
+    channels = mean(x).shape[1]
+    torch.testing.assert_close(flat(x).unflatten(1, (channels, -1)).mean(2), mean(x))
+    with pytest.raises(UsageError, match="last_map='whole' is not known; use mean or flatten"):
+        make(3, 2, size, last_map="whole", **options)
