@@ -45,3 +45,9 @@ def widened(columns: Tensor, size: int) -> Tensor:
     """`[..., n]` to `[..., size]`, with zeros on the right."""
     missing = size - columns.shape[-1]
     return torch.nn.functional.pad(columns, (0, missing)) if missing else columns
+
+
+def shares(batch: Batch) -> Tensor:
+    """How much each of the examples counts in their mean, `[B]`; 0 for padding."""
+    weight = batch.x.new_ones(len(batch.x)) if batch.weight is None else batch.weight
+    return weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)

@@ -1,0 +1,65 @@
+"""A linear layer from the class means on that also descends on the entropy of the queries.
+
+    w_n = c_n / |c_n|,   c_n the mean of z(x) over class n,   z(x) = f(x) / |f(x)|
+    min over w of  CE(support) + mean over the queries of  H(softmax of w z / temperature)
+
+by Adam. The paper moves the network too; here the features stay as they are.
+
+Dhillon, Chaudhari, Ravichandran, Soatto: A Baseline for Few-Shot Image Classification, 2020.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from metalearn.backbones.heads import unit
+from metalearn.classifiers.classes import class_means, cross_entropies, masked, membership, shares
+from metalearn.classifiers.descent import descended, entropy
+from metalearn.classifiers.protocol import positive
+from metalearn.types import Batch, Params
+
+
+@dataclass(frozen=True)
+class TransductiveFineTuning:
+    """steps: 25 in the paper, whose rate of 5e-5 is for a network and hardly moves a head alone.
+
+    temperature: of the softmax; 1 in the paper, at which unit vectors decide nothing.
+    ways: N where it is known, the most of all tasks; None takes S for it, which costs more.
+    Raises UsageError for a rate or temperature that is not above 0.
+    """
+
+    steps: int = 25
+    rate: float = 1e-2
+    temperature: float = 0.1
+    ways: int | None = None
+    transductive: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        positive("rate", self.rate)
+        positive("temperature", self.temperature)
+
+    def hyper(self, features: int | None = None) -> Params:
+        """Nothing is meta-learned."""
+        return {}
+
+    def fit(self, hyper: Params, support: Batch, unlabelled: Batch | None = None) -> Params:
+        """`weight` `[S, D]` and `counts` `[S]`, the support examples of each class."""
+        x = unit(support.x)
+        means, counts = class_means(x, support)
+        own, hot = shares(support), membership(support._replace(weight=None), x.dtype)[: self.ways]
+        # Without queries the layer descends on the support set alone.
+        z, part = (x[:0], own[:0]) if unlabelled is None else (unlabelled.x, shares(unlabelled))
+
+        def loss(weight: Tensor) -> Tensor:
+            logits = self.logits(hyper, {"weight": weight, "counts": counts[: self.ways]}, every)
+            uncertain = part @ entropy(logits[len(x) :].softmax(1))
+            return own @ cross_entropies(logits[: len(x)], hot.T) + uncertain
+
+        every = torch.cat([x, unit(z)])
+        weight = descended(loss, unit(means), self.rate, self.steps, self.ways)
+        return {"weight": weight, "counts": counts}
+
+    def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
+        """`[Q, S]` of features `[Q, D]`."""
+        return masked(unit(features) @ state["weight"].T / self.temperature, state["counts"])
