@@ -12,6 +12,7 @@ from metalearn.errors import UsageError, nearest
 GROUPS = (
     *(
         "algorithm",
+        "classifier",
         "gradient",
         "engine",
         "inner",

@@ -151,9 +151,8 @@ def _drawn(episode: Any) -> EpisodeIds:
             raise ValueError("numbers of examples must be 0 or more")
         return _ids([[*row, *[-1] * (longest - len(row))] for row in rows])
 
-    member = str(episode.get("member", ""))
     support, query = padded(episode["support"]), padded(episode["query"])
-    return EpisodeIds(_ids(episode["classes"]), support, query, member)
+    return EpisodeIds(_ids(episode["classes"]), support, query, str(episode.get("member", "")))
 
 
 def _ids(numbers: Any) -> np.ndarray:

@@ -34,9 +34,9 @@ class Head(NamedTuple):
     meta: Meta
 
 
-def classifying(classifier: Classifier) -> Head:
-    """`classifier` as it starts, with nothing meta-learned."""
-    algo = Metric(nn.Flatten(), classifier)
+def classifying(classifier: Classifier, features: int | None = None) -> Head:
+    """`classifier` as it starts, with nothing meta-learned. features: D, where it is known."""
+    algo = Metric(nn.Flatten(), classifier, features=features)
     return Head(algo, algo.init())
 
 

@@ -1,4 +1,4 @@
-"""Transductive classifiers against plain loops of numpy and scipy, and on a task that they solve."""
+"""Transductive classifiers against plain loops of numpy and scipy, and on tasks with noise."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,12 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
 from metalearn.classifiers import (
+    BDCSPN,
+    PTMAP,
     TIM,
     AlphaTIM,
-    BDCSPN,
     Centroid,
     LaplacianShot,
-    PTMAP,
     TransductiveFineTuning,
 )  # fmt: skip
 from metalearn.engine import Engine
@@ -47,7 +47,7 @@ def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def means(a: np.ndarray) -> np.ndarray:
-    return np.stack([a[Y == n].mean(0) for n in range(WAYS)])
+    return np.stack([a[n == Y].mean(0) for n in range(WAYS)])
 
 
 def close(found: np.ndarray, want: np.ndarray, tolerance: float = 1e-8) -> None:
