@@ -36,7 +36,7 @@ class PTMAP:
     strength: float = 10.0
     rate: float = 0.2
     steps: int = 20
-    sinkhorn: int = 20
+    sinkhorn: int = 10
     unit_length: bool = True
     ways: int | None = None
     transductive: bool = field(default=True, init=False)
