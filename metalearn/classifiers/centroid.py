@@ -21,7 +21,7 @@ def squared_distances(features: Tensor, means: Tensor) -> Tensor:
     centre = means.mean(0)
     features, means = features - centre, means - centre
     squares = features.square().sum(1, keepdim=True) + means.square().sum(1)
-    return squares - 2 * features @ means.T
+    return squares - features @ (2 * means).T
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ def descended(
 
 
 def entropy(p: Tensor, order: float = 1.0) -> Tensor:
-    """Of probabilities along the last dimension: Shannon's, or Tsallis's of another order."""
+    """Of probabilities along the first dimension: Shannon's, or Tsallis's of another order."""
     p = p.clamp(min=torch.finfo(p.dtype).tiny)  # its logarithm has a slope at 0
     if order == 1:
-        return -(p * p.log()).sum(-1)
-    return (1 - p.pow(order).sum(-1)) / (order - 1)
+        return -(p * p.log()).sum(0)
+    return (1 - p.pow(order).sum(0)) / (order - 1)

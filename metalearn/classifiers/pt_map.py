@@ -22,6 +22,8 @@ from metalearn.classifiers.classes import class_means, masked, shares, widened
 from metalearn.classifiers.protocol import positive
 from metalearn.types import Batch, Params
 
+_LEAST = 1e-30  # of a share: what is smaller would overflow as a divisor
+
 
 @dataclass(frozen=True)
 class PTMAP:
@@ -54,24 +56,26 @@ class PTMAP:
         each class."""
         size, support = len(support.x), support._replace(x=self._even(support.x))
         means, counts = (t[: self.ways] for t in class_means(support.x, support))
-        # Low enough that a class that is not there gets nothing.
-        potential, labelled = masked(counts * 0, counts) / 4, means * counts.unsqueeze(1)
+        there = (counts > 0).to(means.dtype)
+        scaling, labelled = there, means * counts.unsqueeze(1)  # exp(b)
         if unlabelled is not None:
             z, part = self._even(unlabelled.x), shares(unlabelled)
             number = len(z) if unlabelled.weight is None else unlabelled.weight.sum()
-            log_part = part.log().unsqueeze(1)
-            log_share = -(counts > 0).sum().to(z.dtype).log()  # of each class
             for step in range(self.steps + 1):
-                costs = self.strength * squared_distances(z, means)
+                # A row a class, as fast as it gets; less the smallest, which the sum takes up.
+                costs = self.strength * squared_distances(means, z)
+                least = torch.where(there.unsqueeze(1) > 0, costs, torch.inf).amin(0)
+                kernel = (least - costs).exp().clamp(min=_LEAST) * there.unsqueeze(1)
                 for _ in range(self.sinkhorn):
-                    log_plan = (potential - costs).log_softmax(1) + log_part
-                    missing = log_share - log_plan.logsumexp(0)
-                    potential = potential + torch.where(counts > 0, missing, 0)
+                    of_queries = part / (scaling @ kernel)
+                    scaling = there / there.sum() / (kernel @ of_queries).clamp(min=_LEAST)
                 if step == self.steps:
                     break
-                plan = (potential - costs).softmax(1) * (part * number).unsqueeze(1)
-                total = (counts + plan.sum(0)).clamp(min=1e-30).unsqueeze(1)
-                means = means + self.rate * ((labelled + plan.T @ z) / total - means)
+                plan = scaling.unsqueeze(1) * kernel
+                plan = plan / plan.sum(0) * part * number
+                total = (counts + plan.sum(1)).clamp(min=_LEAST).unsqueeze(1)
+                means = means + self.rate * ((labelled + plan @ z) / total - means)
+        potential = torch.where(there > 0, scaling, 1).log()
         whole = {"prototypes": means.T, "potential": potential, "counts": counts}
         state = {name: widened(t, size) for name, t in whole.items()}
         return {**state, "prototypes": state["prototypes"].T}

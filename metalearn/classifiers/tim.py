@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from metalearn.backbones.heads import unit
-from metalearn.classifiers.centroid import squared_distances
-from metalearn.classifiers.classes import class_means, cross_entropies, masked, membership, shares
+from metalearn.classifiers.classes import absent, class_means, masked, membership, shares
 from metalearn.classifiers.descent import descended, entropy
 from metalearn.classifiers.protocol import positive
 from metalearn.types import Batch, Params
@@ -59,15 +58,16 @@ class TIM:
         state = {"prototypes": prototypes, "counts": counts}
         if unlabelled is None:
             return state
-        own, hot = shares(support), membership(support._replace(weight=None), x.dtype)[: self.ways]
-        z, part = unit(unlabelled.x), shares(unlabelled)
+        z, part, there = unit(unlabelled.x), shares(unlabelled), counts[: self.ways] > 0
+        every, kept = torch.cat([x, z]).T, there.unsqueeze(1)
+        hot = membership(support._replace(weight=None), x.dtype)[: self.ways] * shares(support)
 
         def loss(prototypes: Tensor) -> Tensor:
-            known = {"prototypes": prototypes, "counts": counts[: self.ways]}
-            logits = self.logits(hyper, known, torch.cat([x, z]))
-            p = logits[len(x) :].softmax(1)
-            marginal, each = entropy(part @ p, self.order), part @ entropy(p, self.order)
-            error = own @ cross_entropies(logits[: len(x)], hot.T)
+            # A row a class, as fast as it gets; without what all classes share.
+            scores = torch.where(kept, self._scores(prototypes, every), absent(x))
+            log_p, p = scores[:, : len(x)].log_softmax(0), scores[:, len(x) :].softmax(0)
+            marginal, each = entropy(p @ part, self.order), entropy(p, self.order) @ part
+            error = -(log_p * hot).sum()
             return self.cross_entropy * error - marginal + self.conditional * each
 
         return {
@@ -75,9 +75,13 @@ class TIM:
             "prototypes": descended(loss, prototypes, self.rate, self.steps, self.ways),
         }
 
-    def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
-        """`[Q, S]` of features `[Q, D]`."""
-        z, means = unit(features), state["prototypes"]
+    def _scores(self, w: Tensor, z: Tensor) -> Tensor:
+        """`[N, B]` of prototypes `[N, D]` and features of unit length `[D, B]`."""
         if self.similarity == "cosine":
-            return masked(self.temperature * z @ unit(means).T, state["counts"])
-        return masked(-self.temperature / 2 * squared_distances(z, means), state["counts"])
+            return self.temperature * unit(w) @ z
+        return self.temperature * (w @ z - w.square().sum(1, keepdim=True) / 2)
+
+    def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
+        """`[Q, S]` of features `[Q, D]`, but for what all classes share."""
+        scores = self._scores(state["prototypes"], unit(features).T)
+        return masked(scores.T, state["counts"])

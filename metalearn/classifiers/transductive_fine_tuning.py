@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metalearn.backbones.heads import unit
-from metalearn.classifiers.classes import class_means, cross_entropies, masked, membership, shares
+from metalearn.classifiers.classes import absent, class_means, masked, membership, shares
 from metalearn.classifiers.descent import descended, entropy
 from metalearn.classifiers.protocol import positive
 from metalearn.types import Batch, Params
@@ -48,16 +48,16 @@ class TransductiveFineTuning:
         """`weight` `[S, D]` and `counts` `[S]`, the support examples of each class."""
         x = unit(support.x)
         means, counts = class_means(x, support)
-        own, hot = shares(support), membership(support._replace(weight=None), x.dtype)[: self.ways]
+        hot = membership(support._replace(weight=None), x.dtype)[: self.ways] * shares(support)
         # Without queries the layer descends on the support set alone.
-        z, part = (x[:0], own[:0]) if unlabelled is None else (unlabelled.x, shares(unlabelled))
+        z, part = (x[:0], x[:0, 0]) if unlabelled is None else (unlabelled.x, shares(unlabelled))
+        every, kept = torch.cat([x, unit(z)]).T / self.temperature, counts[: self.ways, None] > 0
 
         def loss(weight: Tensor) -> Tensor:
-            logits = self.logits(hyper, {"weight": weight, "counts": counts[: self.ways]}, every)
-            uncertain = part @ entropy(logits[len(x) :].softmax(1))
-            return own @ cross_entropies(logits[: len(x)], hot.T) + uncertain
+            scores = torch.where(kept, weight @ every, absent(x))
+            log_p, p = scores[:, : len(x)].log_softmax(0), scores[:, len(x) :].softmax(0)
+            return entropy(p) @ part - (log_p * hot).sum()
 
-        every = torch.cat([x, unit(z)])
         weight = descended(loss, unit(means), self.rate, self.steps, self.ways)
         return {"weight": weight, "counts": counts}
 

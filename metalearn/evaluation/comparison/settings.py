@@ -16,7 +16,7 @@ class ComparedEpisodes:
 @dataclass
 class ComparedSampling:
     """How the queries of an episode are drawn, each of `queries` in turn: "balanced", as many of
-    every class, or "dirichlet", in proportions of that distribution. One may stand without the list."""
+    every class, or "dirichlet", in proportions of that distribution. One needs no list."""
 
     queries: Any = field(default_factory=lambda: ["balanced"])
     concentration: float = 2.0
