@@ -17,7 +17,11 @@ from metalearn.types import Batch, Params
 
 def squared_distances(features: Tensor, means: Tensor) -> Tensor:
     """|f - c|^2 of features `[Q, D]` and means `[S, D]`: `[Q, S]`."""
-    return (features.unsqueeze(1) - means.unsqueeze(0)).square().sum(2)
+    # As |f|^2 - 2 f c + |c|^2, which takes no [Q, S, D]; about the means, where it loses no digits.
+    centre = means.mean(0)
+    features, means = features - centre, means - centre
+    squares = features.square().sum(1, keepdim=True) + means.square().sum(1)
+    return squares - features @ (2 * means).T
 
 
 @dataclass(frozen=True)

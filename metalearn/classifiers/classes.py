@@ -80,3 +80,9 @@ def class_systems(
     if unused is not None:
         total = total + torch.diag_embed(unused.to(total.dtype))
     return each, torch.linalg.cholesky_ex(total)[0]
+
+
+def shares(batch: Batch) -> Tensor:
+    """How much each of the examples counts in their mean, `[B]`; 0 for padding."""
+    weight = batch.x.new_ones(len(batch.x)) if batch.weight is None else batch.weight
+    return weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)

@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from metalearn.commands import compare_trained
+from metalearn.commands.arguments import make
 from metalearn.commands.compare_plan import plan
 from metalearn.commands.config import compose
 from metalearn.commands.episodes import read_data
@@ -20,8 +21,8 @@ from metalearn.commands.network import build_module, find_weights
 from metalearn.commands.sweep import split_options
 from metalearn.data import ImageDataset, TensorDataset
 from metalearn.errors import UsageError
-from metalearn.evaluation.comparison.methods import METHODS
-from metalearn.evaluation.comparison.plan import ComparisonPlan, family
+from metalearn.evaluation.comparison.methods import METHODS, Measured, of_classifier
+from metalearn.evaluation.comparison.plan import Case, ComparisonPlan
 from metalearn.evaluation.comparison.setting import Setting
 from metalearn.evaluation.comparison.summary import conditions, show, summarised, write
 from metalearn.evaluation.report import write_json
@@ -118,7 +119,7 @@ def perform(asked: ComparisonPlan, method: str, console: Console) -> None:
 
     Training is a process apart: what it used does not count when adapting is measured.
     """
-    for act in (_measure,) if method in METHODS else (_train, _measure):
+    for act in (_train, _measure) if method in asked.runs else (_measure,):
         if asked.config["isolate"]:
             why = asked.folder / "methods" / f".{method}.failed"
             apart(functools.partial(act, asked, method, None), why)
@@ -134,16 +135,32 @@ def _train(asked: ComparisonPlan, method: str, console: Console | None) -> None:
 def _measure(asked: ComparisonPlan, method: str, console: Console | None) -> None:
     started = time.monotonic()
     here = setting_of(asked)
-    own = METHODS.get(method)
-    measured = own(here) if own else compare_trained.measure(here, method)
+    drawn = asked.config["sampling"]["queries"]
+    found = [_measured(here.drawing(queries), method).plain() for queries in drawn]
+    shots = {
+        Case(int(number), queries).key: one
+        for queries, measured in zip(drawn, found, strict=True)
+        for number, one in measured["shots"].items()
+    }
     result = {
         "method": method,
-        "family": family(method),
-        **measured.plain(),
+        "family": asked.family(method),
+        **found[0],
+        "shots": shots,
         "seconds": time.monotonic() - started,
         "commit": commit(),
     }
     write_json(result_file(asked.folder, method), result)
+
+
+def _measured(setting: Setting, method: str) -> Measured:
+    if (node := setting.plan.config["classifiers"].get(method)) is not None:
+        told = ", ".join(f"{k} {v}" for k, v in node.items() if k != "_target_" and v is not None)
+        name = node["_target_"].rpartition(".")[2]
+        classifier = make(node, f"classifiers.{method}")
+        return of_classifier(setting, classifier, f"{name}{f': {told}' if told else ''}")
+    own = METHODS.get(method)
+    return own(setting) if own else compare_trained.measure(setting, method)
 
 
 def _track(made: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> None:
@@ -154,7 +171,9 @@ def _track(made: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> 
         tracker.table("comparison", columns, rows)
         tracker.summary(
             {
-                f"{row['method']}/accuracy_{row['shots']}shot": row["accuracy"]
+                f"{row['method']}/accuracy_{Case(row['shots'], row['queries']).key}shot": row[
+                    "accuracy"
+                ]
                 for row in made["rows"]
             }
         )

@@ -4,26 +4,40 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metalearn.commands.arguments import at, check_choice, check_values
-from metalearn.commands.config import compose
+from metalearn.classifiers import Classifier
+from metalearn.commands.arguments import at, check_choice, check_values, make
+from metalearn.commands.config import compose, options
 from metalearn.commands.network import check_backbone, with_weights
 from metalearn.errors import UsageError, nearest
-from metalearn.evaluation.comparison.plan import FEATURES, SCRATCH, TUNED, ComparisonPlan, family
+from metalearn.evaluation.comparison.plan import (
+    BALANCED,
+    DIRICHLET,
+    FEATURES,
+    SCRATCH,
+    TUNED,
+    ComparisonPlan,
+    family,
+)
 from metalearn.runtime.device import torch_device
 
 _ONE_FOR_ALL = ("backbone", "dataset", "images", "device", "seed", "run_dir", "tracker", "outputs")
+EVERY = "classifiers"
+"""Among the methods: all choices of `conf/classifier`."""
 _ABOVE_ZERO = (
-    "evaluation.timed evaluation.timed_seconds logistic_regression.strength linear_probe.rate "
-    "linear_probe.steps tuning.episodes tuning.network_episodes meta.seconds meta.shots"
+    "sampling.concentration evaluation.timed evaluation.timed_seconds linear_probe.rate "
+    "logistic_regression.strength linear_probe.steps tuning.episodes tuning.network_episodes "
+    "meta.seconds meta.shots"
 )
 
 
 def plan(overrides: Sequence[str]) -> ComparisonPlan:
     """What `metalearn compare <overrides>` is to do. Raises UsageError."""
     _check_overrides(overrides, "", ("backbone.norm", "backbone.ways", "outputs"))
+    overrides = _with_classifiers(overrides)
     config = _composed(overrides)
     check_values(config)
     _check(config)
+    classifiers = _classifiers(config)
     headed, bare = (
         {**_composed([*overrides, f"outputs={outputs}"])["backbone"], **_norm(config, "norm")}
         for outputs in (config["episodes"]["ways"], "null")
@@ -36,9 +50,38 @@ def plan(overrides: Sequence[str]) -> ComparisonPlan:
     runs = {
         name: _run(config, name, headed, bare, [o for o in overrides if o.startswith("hydra.")])
         for name in methods
-        if family(name) in ("meta-learning", "from scratch")
+        if name not in classifiers and family(name) in ("meta-learning", "from scratch")
     }
-    return ComparisonPlan(config, headed, bare, methods, runs)
+    transductive = frozenset(name for name, made in classifiers.items() if made.transductive)
+    return ComparisonPlan(config, headed, bare, methods, runs, transductive)
+
+
+def _with_classifiers(overrides: Sequence[str]) -> list[str]:
+    """`overrides`, and a choice of `conf/classifier` for each method that is named after one.
+
+    "classifiers" among the methods stands for all of them.
+    """
+    asked = _composed([o for o in overrides if not o.lstrip("+").startswith("classifiers.")])
+    own, choices = asked["classifiers"], options("classifier")
+    wanted = dict.fromkeys(asked["methods"] or ())
+    if EVERY in wanted:
+        named = [name for name in wanted if name != EVERY]
+        methods = [*named, *(name for name in choices if name not in named)]
+        overrides = [*overrides, f"methods=[{','.join(methods)}]"]
+        wanted = dict.fromkeys(methods)
+    taken = {*FEATURES, "fine_tune_all", *own}
+    chosen = [name for name in wanted if name in choices and name not in taken]
+    return [*(f"+classifier@classifiers.{name}={name}" for name in chosen), *overrides]
+
+
+def _classifiers(config: dict[str, Any]) -> dict[str, Classifier]:
+    """Each made once, with the number of ways where it takes that. Raises UsageError."""
+    for name, node in config["classifiers"].items():
+        if name in FEATURES or name in TUNED or name in config["meta"]["overrides"]:
+            raise UsageError(f"classifiers.{name} is not free as a name; use another")
+        if isinstance(node, dict) and "ways" in node and node["ways"] is None:
+            node["ways"] = config["episodes"]["ways"]
+    return {name: make(node, f"classifiers.{name}") for name, node in config["classifiers"].items()}
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:
@@ -62,7 +105,7 @@ def _check_overrides(overrides: Sequence[str], where: str, taken: Sequence[str])
                 raise UsageError(f"{name} is set by the comparison; use episodes.ways=...")
 
 
-def _check(config: Mapping[str, Any]) -> None:
+def _check(config: dict[str, Any]) -> None:
     torch_device(config["device"])
     for norm in ("norm", "scratch_norm"):
         check_choice(norm, config[norm], ("frozen", "running", "group", "none"))
@@ -73,6 +116,14 @@ def _check(config: Mapping[str, Any]) -> None:
     _check_list("episodes.shots", shots, 1)
     if len(set(shots)) < len(shots):
         raise UsageError(f"episodes.shots={shots} names a number twice; give each once")
+    sampling = config["sampling"]
+    if not isinstance(sampling["queries"], list):
+        sampling["queries"] = [sampling["queries"]]
+    drawn = sampling["queries"]
+    if not drawn or len(set(drawn)) < len(drawn):
+        raise UsageError(f"sampling.queries={drawn} must name each kind once, and one or more")
+    for name in drawn:
+        check_choice("sampling.queries", name, (BALANCED, DIRICHLET))
     given = config["evaluation"]["network_episodes"]
     counts = given if isinstance(given, list) else [given]
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in counts)
@@ -103,16 +154,19 @@ def _methods(config: Mapping[str, Any]) -> list[str]:
         if name not in learned:
             near = nearest(name, learned)
             raise UsageError(f"meta.scratch has {name}, not in meta.overrides{near}")
-    known = [*FEATURES, "fine_tune_all", *learned, *(n + SCRATCH for n in learned)]
+    classifiers = list(config["classifiers"])
+    known = [*FEATURES, "fine_tune_all", *classifiers, *learned, *(n + SCRATCH for n in learned)]
     usual = [
         n for n in known if not n.endswith(SCRATCH) or n.removesuffix(SCRATCH) in meta["scratch"]
     ]
+    choices = [*known, *(name for name in options("classifier") if name not in known), EVERY]
     asked = usual if config["methods"] is None else config["methods"]
     if not asked:
         raise UsageError("methods=[] is empty; name one or more, or use methods=null for all")
     for name in asked:
         if name not in known:
-            raise UsageError(f"no method {name}{nearest(name, known)}; use {', '.join(known)}")
+            near = nearest(name, choices)
+            raise UsageError(f"no method {name}{near}; use {', '.join(choices)}")
     return [name for name in known if name in asked]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from metalearn.commands.arguments import check_values, factory, make
+from metalearn.commands.arguments import check_choice, check_values, factory, make
 from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid, TensorDataset
 from metalearn.episodes import (
     Augmentation,
@@ -88,7 +88,7 @@ class Data:
                 "only algorithms without a head, as algorithm=protonet, can take other ways"
             )
         how = self.sampling
-        if not self.classes and (how["sizes"] or how["within_superclass"]):
+        if not self.classes and any(how.values()):
             raise UsageError(
                 "sampling is of classes, and regression has none; use sampling=uniform"
             )
@@ -150,12 +150,18 @@ def read_data(config: Mapping[str, Any]) -> Data:
 
 
 def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("sizes", "within_superclass")
-    node = _known(config, "sampling", names, "sampling.sizes or sampling.within_superclass")
+    names = ("sizes", "within_superclass", "queries", "concentration")
+    node = _known(config, "sampling", names, ", ".join(f"sampling.{name}" for name in names))
     within = node.get("within_superclass", False)
     if not isinstance(within, bool):
         raise UsageError(f"sampling.within_superclass={within} must be true or false")
-    return {"sizes": _made(node, "sampling", "sizes"), "within_superclass": within}
+    queries = node.get("queries", "balanced")
+    check_choice("sampling.queries", queries, ("balanced", "dirichlet"))
+    return {
+        "sizes": _made(node, "sampling", "sizes"),
+        "within_superclass": within,
+        "concentration": node.get("concentration", 2.0) if queries == "dirichlet" else None,
+    }
 
 
 def _known(

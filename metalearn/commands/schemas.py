@@ -8,6 +8,7 @@ from omegaconf import MISSING
 from metalearn.evaluation.comparison.settings import (
     ComparedEpisodes,
     ComparedEvaluation,
+    ComparedSampling,
     MetaSettings,
     ProbeSettings,
     RegressionSettings,
@@ -101,6 +102,8 @@ class ComparisonSettings:
     images: ImageSettings = field(default_factory=ImageSettings)
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
     episodes: ComparedEpisodes = field(default_factory=ComparedEpisodes)
+    sampling: ComparedSampling = field(default_factory=ComparedSampling)
+    classifiers: dict[str, Any] = field(default_factory=dict)
     evaluation: ComparedEvaluation = field(default_factory=ComparedEvaluation)
     logistic_regression: RegressionSettings = field(default_factory=RegressionSettings)
     linear_probe: ProbeSettings = field(default_factory=ProbeSettings)

@@ -42,17 +42,20 @@ def make_episodes(
     device: torch.device | None = None,
     sizes: Sizes | None = None,
     within_superclass: bool = False,
+    concentration: float | None = None,
 ) -> EpisodeSource:
     """The episodes that fit the kind of data set.
 
-    device: where images are kept and gathered. It, `ways`, `sizes` and `within_superclass` have
-    no meaning for regression.
+    device: where images are kept and gathered. It, `ways`, `sizes`, `within_superclass` and
+    `concentration` have no meaning for regression.
     """
     if isinstance(dataset, Sinusoid | Harmonic):
         return CurveEpisodes(dataset, shots, queries, seed)
 
     def of(one: ImageDataset | TensorDataset) -> FewShotEpisodes:
-        return FewShotEpisodes(one, ways, shots, queries, seed, device, sizes, within_superclass)
+        return FewShotEpisodes(
+            one, ways, shots, queries, seed, device, sizes, within_superclass, concentration
+        )
 
     if isinstance(dataset, Mixture):
         sources = {name: of(one) for name, one in dataset.sets.items()}

@@ -9,7 +9,7 @@ import torch
 
 from metalearn.data import ImageDataset, TensorDataset
 from metalearn.episodes.gather import EpisodeIds, gather
-from metalearn.episodes.sizes import Sizes
+from metalearn.episodes.sizes import Sizes, dirichlet_counts
 from metalearn.episodes.source import generator
 from metalearn.errors import UsageError
 from metalearn.types import Episodes
@@ -43,6 +43,9 @@ class FewShotEpisodes:
     and `shots` has no meaning.
     within_superclass: all classes of an episode are of one superclass, which is drawn uniformly
     from those that have enough.
+    concentration: the queries of an episode, as many in all, are not of equal classes, but in
+    proportions of a Dirichlet distribution of this concentration; None for equal ones. Classes, and
+    where sizes are fixed support sets, are those of None.
 
     Raises UsageError for a shape that is not positive; `check` tells whether a split can fill it.
     """
@@ -55,11 +58,14 @@ class FewShotEpisodes:
     device: torch.device | None = None
     sizes: Sizes | None = None
     within_superclass: bool = False
+    concentration: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("ways", "shots", "queries"):
             if getattr(self, name) < 1:
                 raise UsageError(f"episodes.{name}={getattr(self, name)} must be 1 or more")
+        if self.concentration is not None and not 0 < self.concentration < np.inf:
+            raise UsageError(f"sampling.concentration={self.concentration} must be above 0")
         if self.within_superclass and self.dataset.groups is None:
             raise UsageError(
                 f"{self.dataset.name} has no superclasses; use sampling.within_superclass=false"
@@ -86,6 +92,8 @@ class FewShotEpisodes:
                 f"episodes.ways={ways}, but {self.dataset.name} has {available} classes "
                 f"in its {split} split; use at most {available}"
             )
+        if self.concentration is not None and not 0 < self.concentration < np.inf:
+            raise UsageError(f"sampling.concentration={self.concentration} must be above 0")
         if self.within_superclass and not self._pools[split]:
             largest = max(np.unique(self._groups(split), return_counts=True)[1])
             raise UsageError(
@@ -117,6 +125,8 @@ class FewShotEpisodes:
         if pool is not None:
             classes = pool[classes]
         available = self.dataset.sizes[split][classes]
+        if self.concentration is not None:
+            return self._uneven(rng, classes, available, self.concentration)
         if self.sizes is None:
             examples = _first(rng, available, self.shots + self.queries)
             return EpisodeIds(classes, examples[:, : self.shots], examples[:, self.shots :])
@@ -125,6 +135,28 @@ class FewShotEpisodes:
         examples = _first(rng, available, queries + max_shots)
         support = np.where(np.arange(max_shots) < shots[:, None], examples[:, queries:], -1)
         return EpisodeIds(classes, support, examples[:, :queries])
+
+    def _uneven(
+        self,
+        rng: np.random.Generator,
+        classes: np.ndarray,
+        available: np.ndarray,
+        concentration: float,
+    ) -> EpisodeIds:
+        shots, queries = np.full(len(classes), self.shots), self.queries
+        if self.sizes:
+            shots, queries = self.sizes.shots(rng, available, queries)
+        total = len(classes) * queries
+        examples = _first(rng, available, min(int(available.max()), int(shots.max()) + total))
+        counts = dirichlet_counts(rng, concentration, total, available - shots)
+
+        def part(start: np.ndarray | int, count: np.ndarray) -> np.ndarray:
+            place = np.arange(count.max())
+            at = np.broadcast_to(start + place, (len(classes), len(place)))
+            taken = np.take_along_axis(examples, np.minimum(at, examples.shape[1] - 1), 1)
+            return np.where(place < count[:, None], taken, -1)
+
+        return EpisodeIds(classes, part(0, shots), part(shots[:, None], counts))
 
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
         """Episodes `indices`: pixels scaled to [0, 1], support `[T, S, C, H, W]`."""

@@ -16,7 +16,8 @@ class EpisodeIds(NamedTuple):
     """Which examples an episode holds. classes: `[N]`, numbered within the split;
     support: `[N, K]` and query: `[N, Q/N]`, numbered within each class.
 
-    A class with fewer than K support examples has -1 in the places that it leaves.
+    A class with fewer than K support examples, or fewer queries than another, has -1 in the places
+    that it leaves.
     member: the data set, where there are several.
     """
 
@@ -51,16 +52,31 @@ def gather(
         return _one_by_one(dataset, split, drawn, device, varied)
     classes = np.stack([ids.classes for ids in drawn])
 
-    def examples(which: np.ndarray) -> Batch:
-        tasks, ways, each = which.shape
-        images = _images(dataset, split, classes[:, None, :], which.transpose(0, 2, 1), device)
-        labels = torch.arange(ways, device=images.device).repeat(tasks, each)
-        return Batch(scaled(images.flatten(1, 2)), labels)
+    def examples(which: Sequence[np.ndarray]) -> Batch:
+        labels, numbers = in_order(which)
+        of = np.take_along_axis(classes, labels, 1)
+        images = _images(dataset, split, of, numbers, device)
+        return Batch(scaled(images), torch.from_numpy(labels).to(images.device))
 
     return Episodes(
-        examples(np.stack([ids.support for ids in drawn])),
-        examples(np.stack([ids.query for ids in drawn])),
+        examples([ids.support for ids in drawn]), examples([ids.query for ids in drawn])
     )
+
+
+def in_order(which: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and numbers `[T, B]` of the examples `[N, K]` of each of T tasks, B of every one: shot
+    by shot, one of every class that has so many."""
+    if len({numbers.shape for numbers in which}) == 1 and (whole := np.stack(which)).min() >= 0:
+        tasks, ways, each = whole.shape
+        return np.tile(np.arange(ways), (tasks, each)), whole.transpose(0, 2, 1).reshape(tasks, -1)
+
+    def one(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        there = numbers.T >= 0
+        labels = np.broadcast_to(np.arange(len(numbers)), there.shape)[there]
+        return labels, numbers.T[there]
+
+    labels, numbers = zip(*map(one, which), strict=True)
+    return np.stack(labels), np.stack(numbers)
 
 
 def scaled(pixels: Tensor) -> Tensor:
@@ -116,12 +132,8 @@ def _one_by_one(
     fit = ImageTransform(size, channels) if isinstance(dataset, Mixture) else ImageTransform()
 
     def examples(ids: EpisodeIds, which: np.ndarray) -> tuple[Tensor, Tensor]:
-        order = which.T
-        there = order >= 0
-        labels = np.broadcast_to(np.arange(len(ids.classes)), order.shape)[there]
-        images = _images(
-            dataset.member(ids.member), split, ids.classes[labels], order[there], device
-        )
+        (labels,), (numbers,) = in_order([which])
+        images = _images(dataset.member(ids.member), split, ids.classes[labels], numbers, device)
         return fit(scaled(images)), torch.from_numpy(labels)
 
     def stacked(parts: Sequence[tuple[Tensor, Tensor]]) -> Batch:
@@ -147,11 +159,9 @@ def _of_tensors(
     """Episodes of inputs and targets that may be dicts."""
 
     def examples(ids: EpisodeIds, which: np.ndarray) -> Batch:
-        order = which.T
-        there = order >= 0
-        labels = np.broadcast_to(np.arange(len(ids.classes)), order.shape)[there]
-        x, targets = dataset.examples(split, ids.classes[labels], order[there])
-        labels = torch.from_numpy(labels.copy())
+        (found,), (numbers,) = in_order([which])
+        x, targets = dataset.examples(split, ids.classes[found], numbers)
+        labels = torch.from_numpy(found)
         return Batch(x, dataset.labelled(labels, targets), torch.ones(len(labels)))
 
     def stacked(parts: Sequence[Batch]) -> Batch:

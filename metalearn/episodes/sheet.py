@@ -26,10 +26,10 @@ def episode_sheet(source: FewShotEpisodes | MixedEpisodes, split: str, index: in
     columns = []
     for number, support, query in zip(ids.classes, ids.support, ids.query, strict=True):
         above = _tiles(dataset.images(split, number, support[support >= 0]))
-        columns.append((above, _tiles(dataset.images(split, number, query))))
+        columns.append((above, _tiles(dataset.images(split, number, query[query >= 0]))))
     title = (
         f"{dataset.name}, {split} episode {index}, seed {source.seed}: {ways} classes, "
-        f"{(ids.support >= 0).sum()} support above the line, {ids.query.size} queries"
+        f"{(ids.support >= 0).sum()} support above the line, {(ids.query >= 0).sum()} queries"
     )
     side = columns[0][1][0].width
     width, rows = side + GAP, shots + ids.query.shape[1]

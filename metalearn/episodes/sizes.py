@@ -1,10 +1,11 @@
-"""Distributions of ways and shots, where they differ between episodes."""
+"""Distributions of ways, shots and queries, where they differ between episodes or classes."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+from scipy.special import gammaincinv
 
 from metalearn.errors import UsageError
 
@@ -137,3 +138,28 @@ class ImbalancedSizes:
             # To the nearest, halves up.
             spread = np.floor(np.linspace(self.low, self.high, ways) + 0.5)
         return spread[np.argsort(rng.random(ways), kind="stable")].astype(np.int64), queries
+
+
+def dirichlet_counts(
+    rng: np.random.Generator, concentration: float, total: int, room: np.ndarray
+) -> np.ndarray:
+    """How many of `total` queries each class has, int64 `[N]`: some 0, many another.
+
+        p ~ Dirichlet(concentration, ..., concentration),   count_n = p_n * total
+
+    to whole numbers by the largest remainders. room: the most of each class, `[N]`; what one has no
+    room for goes to the others by the same proportions.
+
+    Veilleux, Boudiaf, Piantanida, Ben Ayed: Realistic Evaluation of Transductive Few-Shot Learning,
+    2021, section 3, with concentration 2.
+    """
+    # A Dirichlet's proportions are those of gamma variables; these by their quantiles.
+    p = np.maximum(gammaincinv(concentration, rng.random(len(room))), 1e-300)
+    wanted = np.zeros(len(room))
+    while (left := total - wanted.sum()) > 1e-9 * total:  # at least one class is filled in a round
+        share = np.where(wanted < room, p, 0)
+        wanted = np.minimum(wanted + left * (share / share.sum()), room)
+    counts = np.floor(wanted + 1e-9)
+    order = np.argsort(counts - wanted, kind="stable")
+    counts[order[: total - int(counts.sum())]] += 1
+    return counts.astype(np.int64)

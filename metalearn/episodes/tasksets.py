@@ -107,6 +107,8 @@ class EpisodeTasks:
         if ways is None or shots is None:
             raise UsageError("a task set has classes, and as many examples of each in every task")
         support, query, _ = self.source.batch(self.split, [index])
+        if not torch.equal(query.labels[0].cpu(), torch.arange(ways).repeat(queries)):
+            raise UsageError("a task set has as many examples of each class; use balanced queries")
         parts = [
             batch.x[0].unflatten(0, (each, ways)).transpose(0, 1)
             for batch, each in ((support, shots), (query, queries))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metalearn.data import TensorDataset
 from metalearn.episodes import FewShotEpisodes
+from metalearn.episodes.gather import in_order
 from metalearn.functional import PureModule
 from metalearn.types import Batch, Episodes, Inputs, Params, map_tensors
 
@@ -35,7 +36,8 @@ def used(sources: Iterable[FewShotEpisodes], split: str, episodes: int) -> Used:
             marked = np.zeros((len(sizes), int(sizes.max())), bool)
         for index in range(episodes):
             classes, support, query, *_ = source.draw(split, index)
-            marked[classes[:, None], np.concatenate([support, query], 1)] = True
+            numbers = np.concatenate([support, query], 1)
+            marked[np.repeat(classes, (numbers >= 0).sum(1)), numbers[numbers >= 0]] = True
     if marked is None:
         raise ValueError("no sources: no images are used")
     classes, examples = np.nonzero(marked)
@@ -108,21 +110,18 @@ class FeatureEpisodes:
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
         """Episodes `indices`: features, support `[T, S, D]` and query `[T, Q, D]`."""
         drawn = [self.source.draw(split, index) for index in indices]
-        classes = np.stack([ids.classes for ids in drawn])[:, None, :]
+        classes = np.stack([ids.classes for ids in drawn])
 
-        def examples(which: np.ndarray) -> Batch:
-            # Shot by shot, one of every class, as the images of an episode go.
-            rows = self.row[classes, which.transpose(0, 2, 1)]
-            tasks, each, ways = rows.shape
-            places = torch.from_numpy(rows.reshape(tasks, -1))
-            labels = torch.arange(ways).repeat(tasks, each)
+        def examples(which: Sequence[np.ndarray]) -> Batch:
+            found, numbers = in_order(which)
+            places = torch.from_numpy(self.row[np.take_along_axis(classes, found, 1), numbers])
+            labels = torch.from_numpy(found)
             further = {name: t[places] for name, t in self.targets.items()}
             y = {"label": labels, **further} if further else labels
             return Batch(self.features[places], y)
 
         episodes = Episodes(
-            examples(np.stack([ids.support for ids in drawn])),
-            examples(np.stack([ids.query for ids in drawn])),
+            examples([ids.support for ids in drawn]), examples([ids.query for ids in drawn])
         )
         return self.change(episodes) if self.change else episodes
 

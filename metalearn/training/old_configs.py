@@ -21,7 +21,7 @@ KEYS: dict[str, str | None] = {
 """Keys that have another name, by their dotted path; None for one that is gone."""
 
 
-ADDED: dict[str, Any] = {}
+ADDED: dict[str, Any] = {"sampling.queries": "balanced", "sampling.concentration": 2.0}
 """What newer configurations hold, by its dotted path, with the value that does as before."""
 
 

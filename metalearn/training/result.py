@@ -123,6 +123,8 @@ def _sampling(config: Mapping[str, Any]) -> str | None:
     node = config.get("sampling") or {}
     told = [last_word(node["sizes"]["_target_"])] if node.get("sizes") else []
     told += ["within superclasses"] if node.get("within_superclass") else []
+    if node.get("queries") == "dirichlet":
+        told.append(f"Dirichlet({node.get('concentration', 2.0):g}) queries")
     return ", ".join(told) or None
 
 

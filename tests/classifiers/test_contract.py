@@ -20,6 +20,8 @@ BASE = torch.rand(40, SIZE, generator=generator(7), dtype=torch.float64)
 LABELS = torch.arange(40) % 4  # of the classes that the network was trained on
 
 CLASSIFIERS = {
+    "AlphaTIM": classifiers.AlphaTIM(steps=3, rate=0.05, order=2.0),
+    "BDCSPN": classifiers.BDCSPN(scale=2.0),
     "Centroid": classifiers.Centroid(temperature=2.0, learn_temperature=True),
     "Cosine": classifiers.Cosine(temperature=0.4, learn_temperature=True),
     "Cosine-plain": classifiers.Cosine(temperature=0.4, of_unit_length=False),
@@ -31,6 +33,7 @@ CLASSIFIERS = {
     "FEAT": classifiers.FEAT(temperature=2.0, learn_temperature=True),
     "FRN": classifiers.FRN(),
     "FRN-map": classifiers.FRN(channels=2, ways=3),
+    "LaplacianShot": classifiers.LaplacianShot(neighbours=2, strength=0.3, steps=4),
     "LinearProbe": classifiers.LinearProbe(meta_sgd(0.3), steps=4, ways=3),
     "LinearProbe-adamw": classifiers.LinearProbe(adamw(0.1, weight_decay=0.1), steps=3),
     "LinearProbe-batches": classifiers.LinearProbe(sgd(0.2, batch_size=2), steps=5),
@@ -45,9 +48,17 @@ CLASSIFIERS = {
     "SimpleCNAPS": classifiers.SimpleCNAPS(beta=0.5, ways=3),
     "SimpleShot": classifiers.SimpleShot().with_base(BASE, LABELS),
     "SimpleShot-plain": classifiers.SimpleShot("plain"),
+    "PTMAP": classifiers.PTMAP(strength=3.0, steps=3, sinkhorn=5, ways=3),
     "SoftKMeans": classifiers.SoftKMeans(2, temperature=3.0, learn_temperature=True),
+    "TIM": classifiers.TIM(steps=3, rate=0.05, temperature=3.0, ways=3),
+    "TIM-cosine": classifiers.TIM(steps=2, rate=0.05, similarity="cosine"),
+    "TransductiveFineTuning": classifiers.TransductiveFineTuning(3, 0.05, 0.5, ways=3),
 }
 """All see 3 ways at most."""
+TRANSDUCTIVE = {
+    *("AlphaTIM", "BDCSPN", "LaplacianShot", "PTMAP", "SoftKMeans", "TIM", "TIM-cosine"),
+    "TransductiveFineTuning",
+}
 
 
 @pytest.fixture(params=CLASSIFIERS)
@@ -102,13 +113,13 @@ def test_every_classifier_is_listed() -> None:
     assert public == {name.partition("-")[0] for name in CLASSIFIERS}
 
 
-def test_the_protocol_is_whole(classifier: Classifier) -> None:
+def test_the_protocol_is_whole(name: str, classifier: Classifier) -> None:
     for method in ("hyper", "fit", "logits"):
         theirs = inspect.signature(getattr(Classifier, method))
         assert [*inspect.signature(getattr(classifier, method)).parameters] == [*theirs.parameters][
             1:
         ]
-    assert classifier.transductive is isinstance(classifier, classifiers.SoftKMeans)
+    assert classifier.transductive is (name in TRANSDUCTIVE)
     hyper = classifier.hyper(SIZE)
     assert all(t.dtype == torch.float64 and not t.requires_grad for t in hyper.values())
 
@@ -144,6 +155,17 @@ def test_classes_that_change_names_change_columns(classifier: Classifier) -> Non
     given = support(Y)
     found = answers(classifier, given._replace(y=renamed[given.y]))
     close(found[:, renamed], answers(classifier, given)[:, :3])
+
+
+@pytest.mark.parametrize("name", sorted(TRANSDUCTIVE))
+def test_a_transductive_classifier_sees_what_is_unlabelled_in_any_order(name: str) -> None:
+    classifier, order = CLASSIFIERS[name], torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    want = answers(classifier, support(Y), UNLABELLED.x)
+    shuffled = UNLABELLED._replace(x=UNLABELLED.x[order])
+    close(answers(classifier, support(Y), shuffled.x, shuffled), want[order])
+    noise = UNLABELLED._replace(y=torch.tensor([2, 1, 0, 7, 2, 2, 1]))
+    assert torch.equal(answers(classifier, support(Y), UNLABELLED.x, noise), want)
+    assert (answers(classifier, support(Y), UNLABELLED.x, None) - want)[:, :3].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -218,6 +240,10 @@ def test_single_precision_stays_single(classifier: Classifier) -> None:
         (lambda: classifiers.Cosine(-1.0), "temperature=-1.0 must be above 0"),
         (lambda: classifiers.SoftKMeans(temperature=0.0), "temperature=0.0 must be above 0"),
         (lambda: classifiers.SoftKMeans(0), "refinements=0 must be 1 or more"),
+        (lambda: classifiers.TIM(temperature=0.0), "temperature=0.0 must be above 0"),
+        (lambda: classifiers.PTMAP(power=0.0), "power=0.0 must be above 0"),
+        (lambda: classifiers.LaplacianShot(neighbours=0), "neighbours=0 must be 1 or more"),
+        (lambda: classifiers.BDCSPN(temperature=-1.0), "temperature=-1.0 must be above 0"),
         (lambda: classifiers.Ridge(0.0), "regularisation=0.0 must be above 0"),
         (lambda: classifiers.LogisticRegression(0.0), "strength=0.0 must be above 0"),
         (lambda: classifiers.LinearProbe(meta_curvature(0.1)), "the inner rule learns matrices"),

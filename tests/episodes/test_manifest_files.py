@@ -64,7 +64,7 @@ SPOILT = {
         "example that its class lacks",
     ),
     "below 0": (lambda s: s["episodes"][3]["support"][0].__setitem__(0, -1), "must be 0 or more"),
-    "ragged": (lambda s: s["episodes"][3]["query"][0].pop(), "damaged: ValueError"),
+    "ragged": (lambda s: s["episodes"][3]["query"][0].pop(), "differ in shape"),
     "shapes": (lambda s: [q.pop() for q in s["episodes"][3]["query"]], "differ in shape"),
     "flat": (
         lambda s: [e.update(query=e["query"][0]) for e in s["episodes"]],

@@ -66,6 +66,25 @@ def test_the_file_of_episodes_leaves_out_what_was_not_measured() -> None:
     assert rows[4]["third"] is None
 
 
+def test_queries_of_unequal_classes_are_cases_of_their_own() -> None:
+    results = [result("a", "transfer", k1=A), result("b", "transfer", k1=B)]
+    for one, values in zip(results, (B, A), strict=True):
+        one["shots"]["1 dirichlet"] = {"accuracies": values, "milliseconds": 2.0}
+    rows = report.compared(results, ["1", "1 dirichlet"])
+    told = [(row["shots"], row["queries"], row["method"], row["best"]) for row in rows]
+    assert told == [
+        (1, "balanced", "a", False), (1, "balanced", "b", True),
+        (1, "dirichlet", "a", True), (1, "dirichlet", "b", False),
+    ]  # fmt: skip
+    line = report.episode_rows(results, ["1", "1 dirichlet"])[13]
+    assert line == {"shots": 1, "queries": "dirichlet", "index": 3, "a": B[3], "b": A[3]}
+    text = {**made(), "rows": rows, "manifests": {"1": "ab" * 32, "1 dirichlet": "cd" * 32},
+            "concentration": 2.0, "costs": [], "chosen": {}}  # fmt: skip
+    text = report.markdown(text)
+    assert "| family | method | 1-shot | 1-shot, Dirichlet queries |" in text
+    assert "Dirichlet queries: 75 in proportions of Dirichlet(2)" in text
+
+
 def made() -> dict:
     results = three()
     cost = {"adapted": 12345, "learned": 0, "seconds": None, "peak_memory_bytes": 2**29,
@@ -94,12 +113,19 @@ def test_the_tables_fit_a_terminal_of_80_columns() -> None:
     assert lines[0].split()[1:4] == ["50.90", "±", "21.71"] and "best" in lines[0]
 
 
-def test_a_transductive_method_is_marked_in_its_tables_and_told_of() -> None:
+def test_a_transductive_method_is_marked_and_stands_in_a_table_of_its_own() -> None:
     results = three()
     results[1]["transductive"] = True
     marked = {**made(), "rows": report.compared(results, [1, 5])}
-    for table in report.tables(marked)[:2]:
-        assert [line[0] for line in table.rows] == ["<b>|[red]", "second †", "third"]
+    inductive, own, *_, costs = report.tables(marked)
+    assert [line[0] for line in inductive.rows] == ["<b>|[red]", "third"]
+    assert [line[0] for line in own.rows] == ["second †"] and "transductive" in own.title
+    assert inductive.best == [True, False] and own.best == [True]
+    assert [line[0] for line in costs.rows] == ["<b>|[red]", "third", "second †"]
+    (every,) = report.overview(marked)
+    assert [line[0] for line in every.rows] == ["<b>|[red]", "third", "second †"]
+    assert every.families[2] == "transductive" and every.head[1:] == ("1-shot", "5-shot")
+    assert every.rows[2][1] == "50.90 ± 21.71"
     assert report.notes(marked)[0] == "† second: transductive, a task's queries are seen together"
     assert "| second † |" in report.markdown(marked)
     assert not any("†" in line for line in report.notes(made()))
@@ -110,7 +136,7 @@ def test_markdown_has_a_line_for_every_method_and_breaks_no_table() -> None:
     bars = [
         len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")
     ]
-    assert len(bars) == 2 * 5 + 5 and set(bars) == {7, 8}
+    assert len(bars) == 3 * 5 + 5 and set(bars) == {5, 7, 8}
     assert "third, 5-shot: rate 0.1 and 3 steps, chosen on the val split (50.00% there)" in text
     assert "fourth failed: no <such> thing" in text and "cd" * 32 in text
 

@@ -13,7 +13,7 @@ from metalearn import tree
 from metalearn.algorithms import MAML, MetaAlgorithm
 from metalearn.backbones import heads
 from metalearn.backbones.norms import describe
-from metalearn.classifiers import Cosine, LinearProbe, LogisticRegression
+from metalearn.classifiers import Classifier, Cosine, LinearProbe, LogisticRegression
 from metalearn.engine.task import tasks_of
 from metalearn.evaluation.comparison.setting import Cost, Network, Setting
 from metalearn.evaluation.features import Change, standardised, unit_length
@@ -207,6 +207,15 @@ def _unit_length_in_double(episodes: Episodes) -> Episodes:
         return t.double() if t.is_floating_point() else t
 
     return unit_length(episodes).map(double)
+
+
+def of_classifier(setting: Setting, classifier: Classifier, told: str) -> Measured:
+    """A classifier as it starts, with nothing meta-learned, on the features as they are."""
+    measured = on_features(
+        setting, setting.bare(), lambda _, size: Fitted(classifying(classifier, size))
+    )
+    measured.notes.append(told)
+    return measured
 
 
 def fine_tune_head(setting: Setting) -> Measured:

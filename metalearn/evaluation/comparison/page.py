@@ -6,7 +6,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from metalearn.evaluation.comparison.report import LEGEND, Titled, facts, notes, tables, title
+from metalearn.evaluation.comparison.report import (
+    LEGEND,
+    Titled,
+    facts,
+    notes,
+    overview,
+    tables,
+    title,
+)
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 62rem;
@@ -35,7 +43,7 @@ def page(comparison: Mapping[str, Any], picture: Path) -> str:
     parts = [
         f"<h1>{told}</h1>",
         f'<img alt="Accuracy by shots; the tables have its numbers" src="{source}">',
-        *(_table(table) for table in tables(comparison)),
+        *(_table(table) for table in [*overview(comparison), *tables(comparison)]),
         *(f"<p>{escape(line)}</p>" for line in LEGEND),
         "<h2>Methods</h2>",
         _list(notes(comparison)),

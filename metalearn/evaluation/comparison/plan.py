@@ -13,14 +13,16 @@ FEATURES = {
 }
 """Methods that look at features alone, and their families."""
 TUNED = ("fine_tune_head", "fine_tune_all")
-FAMILIES = ("untrained", "pre-training", "transfer", "meta-learning", "from scratch")
+BALANCED, DIRICHLET = "balanced", "dirichlet"
+"""How the queries of an episode are drawn."""
 
 
 class ComparisonPlan(NamedTuple):
     """A comparison as plain values, so that a process of its own can be told it.
 
     config: `conf/compare.yaml`, composed. headed, bare: the backbone with an output for each way,
-    and without a head. runs: by method, the configuration of its `metalearn train`.
+    and without a head. runs: by method, the configuration of its `metalearn train`. transductive:
+    those of `config["classifiers"]` that are.
     """
 
     config: dict[str, Any]
@@ -28,6 +30,7 @@ class ComparisonPlan(NamedTuple):
     bare: dict[str, Any]
     methods: list[str]
     runs: dict[str, dict[str, Any]]
+    transductive: frozenset[str] = frozenset()
 
     @property
     def folder(self) -> Path:
@@ -46,9 +49,36 @@ class ComparisonPlan(NamedTuple):
         count = given if isinstance(given, int) else given[all_shots.index(shots)]
         return min(count, asked["episodes"])
 
+    def family(self, method: str) -> str:
+        """Of a method, a classifier among them."""
+        if method in self.config["classifiers"]:
+            return "transductive" if method in self.transductive else "pre-training"
+        return family(method)
+
+
+class Case(NamedTuple):
+    """What a method is measured at: a number of shots, and how the queries are drawn."""
+
+    shots: int
+    queries: str = BALANCED
+
+    @property
+    def key(self) -> str:
+        """In JSON: "5", "5 dirichlet"."""
+        return str(self.shots) if self.queries == BALANCED else f"{self.shots} {self.queries}"
+
+    @classmethod
+    def of(cls, key: str | int) -> "Case":
+        """The inverse of `key`."""
+        shots, _, queries = str(key).partition(" ")
+        return cls(int(shots), queries or BALANCED)
+
+    def __str__(self) -> str:
+        return f"{self.shots}-shot{', Dirichlet queries' if self.queries != BALANCED else ''}"
+
 
 def family(method: str) -> str:
-    """One of `FAMILIES`."""
+    """Of a method that is no classifier."""
     if method == "fine_tune_all":
         return "transfer"
     return FEATURES.get(method) or ("from scratch" if method.endswith(SCRATCH) else "meta-learning")

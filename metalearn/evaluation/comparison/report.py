@@ -1,5 +1,6 @@
 """Methods beside one another on the same episodes: rows, tables, Markdown."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,34 +8,43 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from metalearn.evaluation.comparison.plan import BALANCED, Case
 from metalearn.evaluation.statistics import mean_interval, paired_interval
 
 
-def compared(results: Sequence[Mapping[str, Any]], shots: Sequence[int]) -> list[dict[str, Any]]:
-    """A row for each of `shots` and each method, accuracies as fractions.
+def compared(
+    results: Sequence[Mapping[str, Any]], cases: Sequence[str | int]
+) -> list[dict[str, Any]]:
+    """A row for each case and each method, accuracies as fractions.
 
-    results: of each method `method`, `family`, `transductive` and `shots`: by the number as text,
+    results: of each method `method`, `family`, `transductive` and `shots`: by the case's key,
         `accuracies` of the first episodes of one manifest, and `milliseconds`.
 
-    best: the method with the highest mean. difference: the mean of (its accuracy - the best's) over
-    the episodes that both were measured on, and its interval. differs: that leaves out 0.
+    best: the method with the highest mean of those that are transductive, or of those that are not.
+    difference: the mean of (its accuracy - the best's) over the episodes that both were measured
+    on, and its interval. differs: that leaves out 0.
     """
     rows = []
-    for number in shots:
-        found = [(r, np.asarray(r["shots"][str(number)]["accuracies"])) for r in results]
+    for key, transductive in itertools.product(map(str, cases), (False, True)):
+        found = [
+            (result, np.asarray(result["shots"][key]["accuracies"]))
+            for result in results
+            if result.get("transductive", False) == transductive
+        ]
         if not found:
             continue
         best, top = max(found, key=lambda one: one[1].mean())
+        case = Case.of(key)
         for result, values in found:
             mean, half, count = mean_interval(values)
             shared = min(count, len(top))
             pair = paired_interval(values[:shared], top[:shared])
             rows.append(
                 {
-                    "shots": number,
+                    **case._asdict(),
                     "method": result["method"],
                     "family": result["family"],
-                    "transductive": result.get("transductive", False),
+                    "transductive": transductive,
                     "accuracy": mean,
                     "half_width": half,
                     "episodes": count,
@@ -43,23 +53,25 @@ def compared(results: Sequence[Mapping[str, Any]], shots: Sequence[int]) -> list
                     "difference_half_width": pair.half_width,
                     "shared_episodes": shared,
                     "differs": result is not best and abs(pair.mean) > pair.half_width,
-                    "milliseconds": result["shots"][str(number)]["milliseconds"],
+                    "milliseconds": result["shots"][key]["milliseconds"],
                 }
             )
     return rows
 
 
 def episode_rows(
-    results: Sequence[Mapping[str, Any]], shots: Sequence[int]
+    results: Sequence[Mapping[str, Any]], cases: Sequence[str | int]
 ) -> list[dict[str, Any]]:
-    """A row an episode of each of `shots`: `shots`, `index` and each method's accuracy, None
-    where it was not measured."""
+    """A row an episode of each case: `shots`, `queries` where they are not always balanced, `index`
+    and each method's accuracy, None where it was not measured."""
     rows = []
-    for number in shots:
-        columns = {r["method"]: r["shots"][str(number)]["accuracies"] for r in results}
+    several = any(Case.of(key).queries != BALANCED for key in cases)
+    for key in map(str, cases):
+        columns = {r["method"]: r["shots"][key]["accuracies"] for r in results}
+        case = Case.of(key)._asdict() if several else {"shots": Case.of(key).shots}
         for index in range(max(map(len, columns.values()), default=0)):
             values = {m: v[index] if index < len(v) else None for m, v in columns.items()}
-            rows.append({"shots": number, "index": index, **values})
+            rows.append({**case, "index": index, **values})
     return rows
 
 
@@ -95,10 +107,13 @@ LEGEND = (
 def tables(comparison: Mapping[str, Any]) -> list[Titled]:
     """The accuracies at each number of shots, and what the methods cost."""
     found = []
-    for number in comparison["shots"]:
-        rows = [row for row in comparison["rows"] if row["shots"] == number]
-        digest = comparison["manifests"][str(number)][:12]
-        title = f"{comparison['ways']}-way {number}-shot, manifest {digest}"
+    for key, transductive in itertools.product(comparison["manifests"], (False, True)):
+        rows = [row for row in _at(comparison, Case.of(key)) if row["transductive"] == transductive]
+        if not rows:
+            continue
+        kind = "transductive, " if transductive else ""
+        digest = comparison["manifests"][key][:12]
+        title = f"{comparison['ways']}-way {Case.of(key)}, {kind}manifest {digest}"
         lines = [
             (
                 row["method"] + (MARK if row.get("transductive") else ""),
@@ -110,10 +125,11 @@ def tables(comparison: Mapping[str, Any]) -> list[Titled]:
             for row in rows
         ]
         found.append(_titled(title, ACCURACY, lines, rows))
-    costs = comparison["costs"]
+    marked = _transductive(comparison)
+    costs = sorted(comparison["costs"], key=lambda cost: cost["method"] in marked)
     lines = [
         (
-            cost["method"],
+            cost["method"] + (MARK if cost["method"] in marked else ""),
             f"{cost['adapted']:,}",
             f"{cost['learned']:,}",
             short(cost["seconds"]),
@@ -124,6 +140,36 @@ def tables(comparison: Mapping[str, Any]) -> list[Titled]:
     ]
     found.append(_titled("What it costs", COSTS, lines, costs))
     return found
+
+
+def _transductive(comparison: Mapping[str, Any]) -> set[str]:
+    return {row["method"] for row in comparison["rows"] if row["transductive"]}
+
+
+def _at(comparison: Mapping[str, Any], case: Case) -> list[Mapping[str, Any]]:
+    return [row for row in comparison["rows"] if Case(row["shots"], row["queries"]) == case]
+
+
+def overview(comparison: Mapping[str, Any]) -> list[Titled]:
+    """All accuracies in one table, a column for each case, the transductive methods last; none for
+    a single case."""
+    cases = [Case.of(key) for key in comparison["manifests"]]
+    rows = {case: {row["method"]: row for row in _at(comparison, case)} for case in cases}
+    first = sorted(rows[cases[0]].values(), key=lambda row: row["transductive"])
+    if len(cases) < 2 or not first:
+        return []
+    lines = [
+        (
+            row["method"] + (MARK if row["transductive"] else ""),
+            *(interval(one["accuracy"], one["half_width"]) for one in own),
+        )
+        for row in first
+        for own in [[rows[case][row["method"]] for case in cases]]
+    ]
+    kinds = ["transductive" if row["transductive"] else row["family"] for row in first]
+    title = f"Accuracy %, {comparison['ways']}-way"
+    head = ("method", *map(str, cases))
+    return [Titled(title, head, lines, kinds, [False] * len(lines))]
 
 
 def _titled(
@@ -179,7 +225,7 @@ def markdown(comparison: Mapping[str, Any]) -> str:
     """The whole report."""
     parts = [f"# {title(comparison)}"]
     parts.append("\n".join(f"- {name}: {value}" for name, value in facts(comparison)))
-    for table in tables(comparison):
+    for table in [*overview(comparison), *tables(comparison)]:
         body = [(f, *line) for f, line in zip(table.families, table.rows, strict=True)]
         parts.append(f"## {table.title}\n\n{_markdown_table(('family', *table.head), body)}")
     parts.append("![Accuracy by shots](accuracy.png)")
@@ -211,7 +257,7 @@ def facts(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "episodes",
             f"{comparison['ways']} ways, {comparison['queries']} queries a class, "
-            f"manifests of seed {comparison['evaluation_seed']}",
+            f"manifests of seed {comparison['evaluation_seed']}{_proportions(comparison)}",
         ),
         ("manifest sha256", hashes),
         ("backbone", comparison["backbone"]),
@@ -226,19 +272,27 @@ def facts(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in known if value]
 
 
+def _proportions(comparison: Mapping[str, Any]) -> str:
+    """Of Dirichlet queries, where there are any."""
+    if (concentration := comparison.get("concentration")) is None:
+        return ""
+    total = comparison["ways"] * comparison["queries"]
+    return f"; Dirichlet queries: {total} in proportions of Dirichlet({concentration:g})"
+
+
 def notes(comparison: Mapping[str, Any]) -> list[str]:
     """What each method is, what was chosen for it on validation, and what failed."""
     lines = []
-    marked = {row["method"] for row in comparison["rows"] if row.get("transductive")}
+    marked = _transductive(comparison)
     if marked:
         names = ", ".join(sorted(marked))
         lines.append(f"{MARK.strip()} {names}: transductive, a task's queries are seen together")
     for method, told in comparison["notes"].items():
         lines.append(f"{method}: {'; '.join(told)}")
-        for shots, choice in comparison["chosen"].get(method, {}).items():
+        for key, choice in comparison["chosen"].get(method, {}).items():
             edge = f"; at the edge of the grid: {choice['edge']}" if choice["edge"] else ""
             lines.append(
-                f"{method}, {shots}-shot: rate {choice['rate']:g} and {choice['steps']} steps, "
+                f"{method}, {Case.of(key)}: rate {choice['rate']:g} and {choice['steps']} steps, "
                 f"chosen on the val split ({choice['accuracy']:.2%} there{edge})"
             )
     lines += [f"{method} failed: {why}" for method, why in comparison["failed"].items()]

@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from metalearn.engine.task import tasks_of
 from metalearn.episodes import FewShotEpisodes, ImageTransform, Manifest, TransformedEpisodes
 from metalearn.episodes.gather import inputs_of
 from metalearn.errors import UsageError
-from metalearn.evaluation.comparison.plan import ComparisonPlan
+from metalearn.evaluation.comparison.plan import BALANCED, Case, ComparisonPlan
 from metalearn.evaluation.features import Change, FeatureEpisodes, extract, used
 from metalearn.functional import PureModule, pure
 from metalearn.inner.protocol import MetaAlgorithm
@@ -61,7 +61,7 @@ class Setting:
 
     transform: what is done to every image. module: from a backbone node and the shape of a
     prepared image to the network, and what became of the weights that it starts from. device:
-    where networks run; heads on features run on the host.
+    where networks run; heads on features run on the host. queries: how they are drawn.
     """
 
     plan: ComparisonPlan
@@ -69,6 +69,7 @@ class Setting:
     transform: ImageTransform
     module: Callable[[dict[str, Any], tuple[int, ...]], tuple[nn.Module, Report | None]]
     device: torch.device
+    queries: str = BALANCED
 
     @property
     def split(self) -> str:
@@ -84,7 +85,19 @@ class Setting:
         """The numbered episodes of `shots`, of images as they are stored."""
         shape = self.plan.config["episodes"]
         seed = self.plan.config["evaluation"]["seed"]
-        return FewShotEpisodes(self.dataset, shape["ways"], shots, shape["queries"], seed)
+        source = FewShotEpisodes(self.dataset, shape["ways"], shots, shape["queries"], seed)
+        if self.queries == BALANCED:
+            return source
+        return replace(source, concentration=self.plan.config["sampling"]["concentration"])
+
+    def drawing(self, queries: str) -> "Setting":
+        """The same with queries that are drawn so."""
+        return replace(self, queries=queries)
+
+    @property
+    def cases(self) -> list[Case]:
+        """All that the comparison measures at."""
+        return [Case(k, q) for q in self.plan.config["sampling"]["queries"] for k in self.shots]
 
     def check(self, split: str) -> None:
         """Raise UsageError where `split` cannot give the episodes, or images do not fit."""
@@ -134,10 +147,11 @@ class Setting:
     ) -> Manifest:
         """Episodes of features, those of the same images as `images` gives.
 
-        Each image that any of the shots needs passes through the network once; the features stay
+        Each image that any of the cases needs passes through the network once; the features stay
         in the comparison's folder.
         """
-        found = used((self.source(k) for k in self.shots), split, episodes)
+        every = (self.drawing(case.queries).source(case.shots) for case in self.cases)
+        found = used(every, split, episodes)
         total = hashlib.sha256(
             f"{self.dataset.digest} {split} {describe(network.net.module)} {network.path}".encode()
         )

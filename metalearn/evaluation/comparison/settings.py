@@ -14,6 +14,15 @@ class ComparedEpisodes:
 
 
 @dataclass
+class ComparedSampling:
+    """How the queries of an episode are drawn, each of `queries` in turn: "balanced", as many of
+    every class, or "dirichlet", in proportions of that distribution. One needs no list."""
+
+    queries: Any = field(default_factory=lambda: ["balanced"])
+    concentration: float = 2.0
+
+
+@dataclass
 class ComparedEvaluation:
     """What the methods of a comparison are measured on. network_episodes: a number, or one for
     each of the shots. timed: tasks, in at most `timed_seconds` after the first."""

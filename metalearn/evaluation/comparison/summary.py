@@ -9,7 +9,7 @@ from rich.console import Console
 
 from metalearn.evaluation.comparison import report
 from metalearn.evaluation.comparison.page import page
-from metalearn.evaluation.comparison.plan import TUNED, ComparisonPlan, family
+from metalearn.evaluation.comparison.plan import DIRICHLET, TUNED, ComparisonPlan
 from metalearn.evaluation.comparison.plot import plot_comparison
 from metalearn.evaluation.comparison.setting import Setting
 from metalearn.evaluation.report import write_episode_file
@@ -20,6 +20,7 @@ def conditions(setting: Setting, command: str) -> dict[str, Any]:
     """What the figures hold for. Raises UsageError where data or backbone do not fit."""
     config, shape = setting.plan.config, setting.plan.config["episodes"]
     setting.check(setting.split)
+    sampling = config["sampling"]
     if set(TUNED) & set(setting.plan.methods):
         setting.check("val")
     if setting.plan.runs:
@@ -35,9 +36,11 @@ def conditions(setting: Setting, command: str) -> dict[str, Any]:
         "ways": shape["ways"],
         "queries": shape["queries"],
         "shots": setting.shots,
+        "concentration": sampling["concentration"] if DIRICHLET in sampling["queries"] else None,
         "evaluation_seed": config["evaluation"]["seed"],
         "manifests": {
-            str(k): setting.images(k, setting.split, measured).hash for k in setting.shots
+            case.key: setting.drawing(case.queries).images(case.shots, setting.split, measured).hash
+            for case in setting.cases
         },
         "backbone": _told(setting.plan.bare),
         "weights": bare.report.source if bare.report else None,
@@ -76,8 +79,8 @@ def summarised(
         "norm_policy": "; ".join([usual, *others]),
         "commit": ", ".join(commits) or commit,
         "config": asked.config,
-        "rows": report.compared(results, facts["shots"]),
-        "costs": [_cost(result) for result in results],
+        "rows": report.compared(results, list(facts["manifests"])),
+        "costs": [_cost(result, asked.family(result["method"])) for result in results],
         "chosen": {r["method"]: _chosen(r) for r in results if _chosen(r)},
         "notes": {r["method"]: r["notes"] for r in results},
         "training": {r["method"]: r["training"] for r in results if r["training"]},
@@ -85,11 +88,11 @@ def summarised(
     }
 
 
-def _cost(result: Mapping[str, Any]) -> dict[str, Any]:
+def _cost(result: Mapping[str, Any], family: str) -> dict[str, Any]:
     training = result["training"]
     return {
         "method": result["method"],
-        "family": family(result["method"]),
+        "family": family,
         "adapted": result["adapted"],
         "learned": result["learned"],
         "seconds": training.get("seconds", training.get("tuning_seconds")),
@@ -106,9 +109,17 @@ def _chosen(result: Mapping[str, Any]) -> dict[str, Any]:
 def write(made: Mapping[str, Any], results: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """All files of a comparison but `comparison.json`, which comes last."""
     if results:
-        write_episode_file(folder / "episodes.csv", report.episode_rows(results, made["shots"]))
+        write_episode_file(
+            folder / "episodes.csv", report.episode_rows(results, list(made["manifests"]))
+        )
         title = f"{report.title(made)}, {made['ways']} ways"
-        plot_comparison(made["rows"], folder / "accuracy.png", title, 1 / made["ways"])
+        first = [
+            {**row, "family": "transductive"} if row["transductive"] else row
+            for row in made["rows"]
+            if row["queries"] == made["rows"][0]["queries"]
+        ]
+        first.sort(key=lambda row: row["transductive"])
+        plot_comparison(first, folder / "accuracy.png", title, 1 / made["ways"])
         write_atomic(folder / "comparison.md", report.markdown(made))
         write_atomic(folder / "comparison.html", page(made, folder / "accuracy.png"))
 

@@ -1,0 +1,75 @@
+"""Class means rectified by the queries: fewer examples missing, and the two sets laid together.
+
+    x_j <- x_j + mean of the support features - mean of the queries'
+    w_in = exp(scale * cos(x_i, c_n)),  i in class n: support by its label, queries by prediction
+    c_n <- sum over i of w_in x_i / sum over i of w_in
+
+and a query has the class of the smallest angle. The paper takes the most confident queries of each
+class; here, as in LaplacianShot's rectification, all count.
+
+Liu, Song, Qin: Prototype Rectification for Few-Shot Learning, 2020.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from metalearn.backbones.heads import unit
+from metalearn.classifiers.classes import class_means, masked, membership, shares
+from metalearn.classifiers.protocol import positive
+from metalearn.types import Batch, Params
+
+
+def rectified(support: Batch, unlabelled: Batch, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The means `[S, D]`, the support examples of each class `[S]`, and the shift `[D]` that lays
+    the unlabelled features on the support set's."""
+    x, part = support.x, shares(unlabelled)
+    means, counts = class_means(x, support)
+    shift = shares(support) @ x - part @ unlabelled.x
+    z = unlabelled.x + shift
+    directions = unit(means)
+    near = unit(z) @ directions.T
+    predicted = masked(near, counts).argmax(1, keepdim=True)
+    hot = (predicted == torch.arange(len(means), device=x.device)) & (part > 0).unsqueeze(1)
+    # Over the largest, so that no scale overflows.
+    weights = membership(support, x.dtype) * (scale * (directions @ unit(x).T - 1)).exp()
+    more = (hot * (scale * (near - 1)).exp()).T
+    total = (weights.sum(1) + more.sum(1)).clamp(min=torch.finfo(x.dtype).tiny)
+    return (weights @ x + more @ z) / total.unsqueeze(1), counts, shift
+
+
+@dataclass(frozen=True)
+class BDCSPN:
+    """scale: of the cosine in the weights, above 0. shifted: the queries are classified where they
+    were shifted to. temperature: divides the logits, above 0. Raises UsageError."""
+
+    scale: float = 10.0
+    shifted: bool = True
+    temperature: float = 0.1
+    transductive: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        positive("scale", self.scale)
+        positive("temperature", self.temperature)
+
+    def hyper(self, features: int | None = None) -> Params:
+        """Nothing is meta-learned."""
+        return {}
+
+    def fit(self, hyper: Params, support: Batch, unlabelled: Batch | None = None) -> Params:
+        """`prototypes` `[S, D]`, `shift` `[D]` and `counts` `[S]`, the support examples of each
+        class."""
+        support = support._replace(x=unit(support.x))
+        if unlabelled is None:
+            means, counts = class_means(support.x, support)
+            shift = torch.zeros_like(means[0])
+        else:
+            unlabelled = unlabelled._replace(x=unit(unlabelled.x))
+            means, counts, shift = rectified(support, unlabelled, self.scale)
+        return {"prototypes": means, "shift": shift * self.shifted, "counts": counts}
+
+    def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
+        """`[Q, S]` of features `[Q, D]`."""
+        similarity = unit(unit(features) + state["shift"]) @ unit(state["prototypes"]).T
+        return masked(similarity / self.temperature, state["counts"])

@@ -1,0 +1,88 @@
+"""The nearest class mean, where queries that lie near one another go together.
+
+    a_jn = |z_j - c_n|^2,   w_jl = 1 where l is among the nearest neighbours of j, else 0
+    y_j <- softmax over n of  -a_jn + strength * sum over l of w_jl y_ln
+
+from y_j = softmax(-a_j) on, z = f(x) / |f(x)| and c the means that `bd_cspn.rectified` gives.
+
+Ziko, Dolz, Granger, Ben Ayed: Laplacian Regularized Few-Shot Learning, 2020.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from metalearn.backbones.heads import unit
+from metalearn.classifiers.bd_cspn import rectified
+from metalearn.classifiers.centroid import squared_distances
+from metalearn.classifiers.classes import class_means, masked
+from metalearn.classifiers.protocol import positive
+from metalearn.errors import UsageError
+from metalearn.types import Batch, Params
+
+
+def nearest(features: Tensor, others: Tensor, there: Tensor, count: int) -> Tensor:
+    """`[Q, U]`: 1 for the `count` nearest of `others` `[U, D]` to each of features `[Q, D]`, itself
+    left out where it is among them. there: `[U]`, whether it is no padding."""
+    distances = squared_distances(features, others)
+    sizes = features.square().sum(1, keepdim=True) + others.square().sum(1)
+    itself = distances <= 32 * torch.finfo(distances.dtype).eps * sizes  # as near as rounding tells
+    distances = distances.masked_fill(itself | ~there, torch.inf)
+    count = min(count, len(others))
+    last = distances.topk(count, largest=False).values[:, -1:]
+    return ((distances <= last) & distances.isfinite()).to(features.dtype)
+
+
+@dataclass(frozen=True)
+class LaplacianShot:
+    """neighbours: 1 or more. strength: lambda, above 0; the paper chooses it on validation.
+
+    steps: 1 or more. scale: of the rectification; 0 takes the plain class means. Raises UsageError.
+    """
+
+    neighbours: int = 3
+    strength: float = 0.7
+    steps: int = 20
+    scale: float = 1.0
+    transductive: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        positive("strength", self.strength)
+        for name in ("neighbours", "steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} must be 1 or more")
+
+    def hyper(self, features: int | None = None) -> Params:
+        """Nothing is meta-learned."""
+        return {}
+
+    def fit(self, hyper: Params, support: Batch, unlabelled: Batch | None = None) -> Params:
+        """`prototypes` `[S, D]`, `counts` `[S]`; of the unlabelled `others` `[U, D]`, what they are
+        taken for, `assigned` `[U, S]`, and `there` `[U]`, 0 for padding."""
+        support = support._replace(x=unit(support.x))
+        rest = support.map(lambda t: t[:0]) if unlabelled is None else unlabelled
+        z, weight = (
+            unit(rest.x),
+            rest.x.new_ones(len(rest.x)) if rest.weight is None else rest.weight,
+        )
+        means, counts = class_means(support.x, support)
+        if unlabelled is not None and self.scale:
+            means, counts, _ = rectified(support, rest._replace(x=z), self.scale)
+        state = {"prototypes": means, "counts": counts, "others": z, "there": weight}
+        near = nearest(z, z, weight > 0, self.neighbours) if len(z) else z.new_zeros(0, 0)
+        # A row a class, as fast as it gets.
+        away = masked(-squared_distances(z, means), counts).T.contiguous()
+        assigned, near = away.softmax(0), self.strength * near.T
+        for _ in range(self.steps - 1):
+            assigned = (away + assigned @ near).softmax(0)
+        return {**state, "assigned": assigned.T}
+
+    def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
+        """`[Q, S]` of features `[Q, D]`, after one more step."""
+        z, others = unit(features), state["others"]
+        logits = -squared_distances(z, state["prototypes"])
+        if len(others):
+            near = nearest(z, others, state["there"] > 0, self.neighbours)
+            logits = logits + self.strength * near @ state["assigned"]
+        return masked(logits, state["counts"])

@@ -1,0 +1,87 @@
+"""Class means that descend until the queries say much about the classes: TIM-GD.
+
+    p_jn = softmax over n of  -temperature / 2 * |w_n - z_j|^2,   z_j = f(x_j) / |f(x_j)|
+    min over w of  l * CE(support) - (H(mean over j of p_j) - a * mean over j of H(p_j))
+
+from the class means on, by Adam; j goes over the queries and H is Shannon's entropy.
+
+Boudiaf, Ziko, Rony, Dolz, Piantanida, Ben Ayed: Transductive Information Maximization for Few-Shot
+Learning, 2020.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.backbones.heads import unit
+from metalearn.classifiers.classes import absent, class_means, masked, membership, shares
+from metalearn.classifiers.descent import descended, entropy
+from metalearn.classifiers.protocol import positive
+from metalearn.types import Batch, Params
+
+
+@dataclass(frozen=True)
+class TIM:
+    """The paper's values.
+
+    cross_entropy, conditional: l and a. order: of Tsallis's entropy in the place of H, as alpha-TIM
+        has it; 1 is Shannon's. similarity: "squared" distances as above, or "cosine":
+        temperature * cos(w_n, z_j).
+    ways: N where it is known, the most of all tasks; None takes S for it, which costs more.
+    Raises UsageError for a rate, temperature or order that is not above 0.
+    """
+
+    steps: int = 1000
+    rate: float = 1e-4
+    temperature: float = 15.0
+    cross_entropy: float = 0.1
+    conditional: float = 0.1
+    order: float = 1.0
+    similarity: Literal["squared", "cosine"] = "squared"
+    ways: int | None = None
+    transductive: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "temperature", "order"):
+            positive(name, getattr(self, name))
+
+    def hyper(self, features: int | None = None) -> Params:
+        """Nothing is meta-learned."""
+        return {}
+
+    def fit(self, hyper: Params, support: Batch, unlabelled: Batch | None = None) -> Params:
+        """`prototypes` `[S, D]` and `counts` `[S]`, the support examples of each class."""
+        x = unit(support.x)
+        prototypes, counts = class_means(x, support)
+        state = {"prototypes": prototypes, "counts": counts}
+        if unlabelled is None:
+            return state
+        z, part, there = unit(unlabelled.x), shares(unlabelled), counts[: self.ways] > 0
+        every, kept = torch.cat([x, z]).T, there.unsqueeze(1)
+        hot = membership(support._replace(weight=None), x.dtype)[: self.ways] * shares(support)
+
+        def loss(prototypes: Tensor) -> Tensor:
+            # A row a class, as fast as it gets; without what all classes share.
+            scores = torch.where(kept, self._scores(prototypes, every), absent(x))
+            log_p, p = scores[:, : len(x)].log_softmax(0), scores[:, len(x) :].softmax(0)
+            marginal, each = entropy(p @ part, self.order), entropy(p, self.order) @ part
+            error = -(log_p * hot).sum()
+            return self.cross_entropy * error - marginal + self.conditional * each
+
+        return {
+            **state,
+            "prototypes": descended(loss, prototypes, self.rate, self.steps, self.ways),
+        }
+
+    def _scores(self, w: Tensor, z: Tensor) -> Tensor:
+        """`[N, B]` of prototypes `[N, D]` and features of unit length `[D, B]`."""
+        if self.similarity == "cosine":
+            return self.temperature * unit(w) @ z
+        return self.temperature * (w @ z - w.square().sum(1, keepdim=True) / 2)
+
+    def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
+        """`[Q, S]` of features `[Q, D]`, but for what all classes share."""
+        scores = self._scores(state["prototypes"], unit(features).T)
+        return masked(scores.T, state["counts"])

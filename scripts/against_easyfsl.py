@@ -1,0 +1,235 @@
+"""Our classifiers against easyfsl's: the same features, the same episodes, side by side.
+
+    uv sync --group bench
+    uv run python -m scripts.against_easyfsl [overrides of metalearn compare]
+
+By default ResNet-56 trained on CIFAR-10, CIFAR-FS, 5 ways, 1 and 5 shots, 1,000 episodes, both in
+this process with one thread. Ours take the episodes together, easyfsl one after another; gathering
+their features counts for neither. Prints a table and writes `easyfsl.md` and `easyfsl.json` into
+`experiments/methods`.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metalearn import classifiers
+from metalearn.benchmarks.machine import describe
+from metalearn.benchmarks.report import markdown_table
+from metalearn.classifiers import Classifier
+from metalearn.commands.compare import setting_of
+from metalearn.commands.compare_plan import plan
+from metalearn.engine import Engine
+from metalearn.evaluation import evaluate
+from metalearn.evaluation.features import unit_length
+from metalearn.evaluation.on_features import classifying
+from metalearn.runtime.files import write_atomic
+from metalearn.types import Episodes
+
+OUT = Path("experiments/methods")
+AT_ONCE = 250  # episodes in turn
+USUAL = (
+    *("dataset=cifar_fs", "images=imagenet", "images.size=32", "backbone=cifar_resnet"),
+    *("backbone.weights=DEFAULT", "methods=[nearest_centroid]", "run_dir=runs/against_easyfsl"),
+)
+
+
+class Pair(NamedTuple):
+    """A method in both. ours: from N. theirs: its class in easyfsl, and what it takes. same: what
+    had to be set for both to compute the same."""
+
+    ours: Callable[[int], Classifier]
+    theirs: str
+    options: Mapping[str, Any]
+    same: str
+    plain: bool = False  # features as they are, not of unit length
+
+
+class Silent(nn.Module):
+    """In the place of easyfsl's LSTMs, which come untrained: what it adds is 0."""
+
+    def forward(self, x: Tensor, state: object = None) -> tuple[Tensor, Any]:
+        """0 for both directions of a sequence, or of a cell's state."""
+        return (
+            (torch.cat([x, x], -1) * 0, None)
+            if state is None
+            else (x[:, : x.shape[1] // 2] * 0,) * 2
+        )
+
+
+PAIRS: dict[str, Pair] = {
+    "prototypical": Pair(
+        lambda n: classifiers.Centroid(), "PrototypicalNetworks", {}, "nothing", plain=True
+    ),
+    "SimpleShot": Pair(
+        lambda n: classifiers.Cosine(),
+        "SimpleShot",
+        {},
+        "ours by cosine, as easyfsl; the paper's distance is Euclidean",
+    ),
+    "TIM": Pair(
+        lambda n: classifiers.TIM(50, 1e-4, 10.0, 1.0, 0.1, similarity="cosine", ways=n),
+        "TIM",
+        {},
+        "ours with easyfsl's values (cosine, temperature 10, weights 1, 1, 0.1, 50 steps)",
+    ),
+    "PT-MAP": Pair(
+        lambda n: classifiers.PTMAP(steps=10, sinkhorn=20, unit_length=False, ways=n),
+        "PTMAP",
+        {},
+        "ours with easyfsl's 10 steps and without eq. 1's division by the length",
+    ),
+    "LaplacianShot": Pair(
+        lambda n: classifiers.LaplacianShot(neighbours=2),
+        "LaplacianShot",
+        {},
+        "ours with 2 neighbours: easyfsl's knn=3 counts the query itself",
+    ),
+    "BD-CSPN": Pair(
+        lambda n: classifiers.BDCSPN(scale=1.0, shifted=False),
+        "BDCSPN",
+        {},
+        "ours with scale 1, and queries that are classified where they were",
+    ),
+}
+if hasattr(classifiers, "Matching"):
+    PAIRS["matching"] = Pair(
+        lambda n: classifiers.Matching(),
+        "MatchingNetworks",
+        {"support_encoder": Silent(), "query_encoder": Silent()},
+        "without full context: easyfsl's LSTMs put out 0",
+    )
+
+
+@dataclass
+class Side:
+    """What one of the two did: the accuracy of each episode, and processor and wall seconds."""
+
+    accuracies: list[float]
+    seconds: float = 0.0
+    wall: float = 0.0
+
+    def add(self, run: Callable[[], list[float]]) -> None:
+        """The accuracies that `run` returns, and its time."""
+        wall, start = time.perf_counter(), time.process_time()
+        self.accuracies += run()
+        self.seconds += time.process_time() - start
+        self.wall += time.perf_counter() - wall
+
+
+def ours(classifier: Classifier, episodes: Episodes) -> list[float]:
+    """The accuracies of all episodes, together."""
+    return evaluate(*classifying(classifier), episodes, engine=Engine("vmap")).accuracies.tolist()
+
+
+def theirs(pair: Pair, episodes: Episodes) -> list[float]:
+    """The same one by one, as easyfsl's users do."""
+    from easyfsl import methods  # a peer, which not everyone has
+
+    options = dict(pair.options)
+    if "query_encoder" in options:
+        options["feature_dimension"] = episodes.support.x.shape[-1]
+    classifier, found = getattr(methods, pair.theirs)(**options), []
+    support, query, _ = episodes
+    with torch.no_grad():
+        for x, y, q, want in zip(support.x, support.y, query.x, query.y, strict=True):
+            classifier.process_support_set(x, y)
+            found.append(float((classifier(q).argmax(1) == want).double().mean()))
+    return found
+
+
+def raced(pair: Pair, ways: int, batches: Iterator[Episodes]) -> tuple[Side, Side]:
+    """Both on the same episodes, part by part in turns."""
+    own, peer, made = Side([]), Side([]), pair.ours(ways)
+    for part in batches:
+        episodes = part if pair.plain else unit_length(part)
+        own.add(partial(ours, made, episodes))
+        peer.add(partial(theirs, pair, episodes))
+    return own, peer
+
+
+def row(name: str, shots: int, own: Side, peer: Side) -> dict[str, Any]:
+    """Of the table, accuracies as fractions."""
+    gaps = np.abs(np.subtract(own.accuracies, peer.accuracies))
+    return {
+        "method": name,
+        "shots": shots,
+        "ours": float(np.mean(own.accuracies)),
+        "easyfsl": float(np.mean(peer.accuracies)),
+        "episodes": len(gaps),
+        "episodes_that_differ": int((gaps > 1e-6).sum()),
+        "ours_seconds": own.seconds,
+        "easyfsl_seconds": peer.seconds,
+        "ours_wall": own.wall,
+        "easyfsl_wall": peer.wall,
+        "ratio": peer.seconds / own.seconds,
+    }
+
+
+def main() -> None:
+    """Measure, print and write."""
+    import easyfsl  # noqa: F401  (told at once where it is missing)
+
+    torch.set_num_threads(1)
+    setting = setting_of(plan([*USUAL, *sys.argv[1:]]))
+    network, count = setting.bare(), setting.plan.config["evaluation"]["episodes"]
+    rows = []
+    for name, pair in PAIRS.items():
+        for shots in setting.shots:
+            manifest = setting.features(network, shots, setting.split, count)
+            found = raced(pair, manifest.source.shape[0] or 0, manifest.batches(AT_ONCE))
+            rows.append(row(name, shots, *found))
+            print(rows[-1], flush=True)
+    manifests = {str(k): setting.images(k, setting.split, count).hash for k in setting.shots}
+    made = {"rows": rows, "manifests": manifests, "machine": describe("cpu")}
+    OUT.mkdir(parents=True, exist_ok=True)
+    write_atomic(OUT / "easyfsl.json", json.dumps(made, indent=2) + "\n")
+    write_atomic(OUT / "easyfsl.md", page(made, setting.dataset.name))
+
+
+def page(made: Mapping[str, Any], dataset: str) -> str:
+    """The table in Markdown, with what had to be set."""
+    head = (
+        "method",
+        "shots",
+        "ours",
+        "easyfsl",
+        "episodes that differ",
+        "ours s",
+        "easyfsl s",
+        "x",
+    )
+    body = [
+        (
+            *(r["method"], str(r["shots"]), f"{r['ours']:.4f}", f"{r['easyfsl']:.4f}"),
+            f"{r['episodes_that_differ']} of {r['episodes']:,}",
+            *(f"{r['ours_seconds']:.2f}", f"{r['easyfsl_seconds']:.1f}", f"{r['ratio']:.0f}"),
+        )
+        for r in made["rows"]
+    ]
+    machine = made["machine"]
+    names = dict.fromkeys(r["method"] for r in made["rows"])
+    told = "\n".join(f"- {name}: {PAIRS[name].same}" for name in names)
+    hashes = "; ".join(f"{k}-shot {digest[:12]}" for k, digest in made["manifests"].items())
+    return (
+        f"# Against easyfsl 1.5 on {dataset}\n\n"
+        "`uv run python -m scripts.against_easyfsl`: accuracy as a fraction, processor seconds of "
+        f"one thread for all episodes, in turns of {AT_ONCE}. {machine['cpu']}, "
+        f"Python {machine['python']}. Manifests: {hashes}.\n\n"
+        f"{markdown_table(head, body)}\n\n"
+        f"Set so that both compute the same, on features of unit length but for prototypical:\n\n"
+        f"{told}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
