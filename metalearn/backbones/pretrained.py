@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from metalearn.errors import UsageError, nearest, reason_of
-from metalearn.functional.norms import BatchNorm, replace_norms
+from metalearn.functional.norms import BatchNorm, follow_support, replace_norms
 from metalearn.functional.torch_private import NormBase
 
 # Both libraries are imported where they are used: seconds that no other backbone should cost.
@@ -138,10 +138,9 @@ def _ready(net: nn.Module, name: str, channels: int, size: int, norm: str) -> nn
     net = replace_norms(net)
     for path, before in norms.items():
         part = net.get_submodule(path)
-        if not isinstance(part, BatchNorm):
-            raise UsageError(
-                f"the averages of {path} ({type(before).__name__}) cannot be moved; "
-                "use norm=frozen or norm=transductive"
-            )
+        if before.running_mean is None or not isinstance(part, BatchNorm | NormBase):
+            continue  # without averages, whatever its mode
+        if isinstance(part, NormBase):
+            follow_support(part)
         part.momentum = 0.1 if before.momentum is None else before.momentum
     return net
