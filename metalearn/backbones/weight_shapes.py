@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 
 import torch
@@ -68,7 +69,8 @@ def converted(given: Params, module: nn.Module) -> Iterable[Params]:
 
 def _read(read: Callable[..., Params], given: Params, module: nn.Module) -> Params | None:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what timm calls in torch
             found = read(dict(given), module)
     except Exception:  # of a file that is no network of this family, by any line of theirs
         return None
