@@ -1,7 +1,9 @@
 """Errors that are the user's to mend: one line each, saying what to change."""
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import PurePath
 
 import metalearn
 
@@ -25,3 +27,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """What to add to a message: " (did you mean ...?)", or "" where no name is near."""
     found = get_close_matches(name, list(known), 1, 0.6)
     return f" (did you mean {found[0]}?)" if found else ""
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception says, in one line; where it says nothing, what failed and where."""
+    text = str(error).strip()
+    kind = type(error).__name__
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {text}" if text else "not enough memory"
+    if isinstance(error, KeyError):
+        return f"{kind} {text}"
+    if text:
+        return " ".join(text.splitlines()[0].split()).rstrip(".:")
+    places = traceback.extract_tb(error.__traceback__)
+    # Not where torch's own `_assert` raises what a network asks of it.
+    theirs = [p for p in places if "torch" not in PurePath(p.filename).parts] or places
+    if not theirs:
+        return kind
+    return f"{kind} at `{theirs[-1].line}` in {PurePath(theirs[-1].filename).name}"

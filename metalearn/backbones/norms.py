@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from metalearn.errors import UsageError
-from metalearn.functional.norms import BatchNorm, InstanceNorm, LayerNorm
+from metalearn.functional.norms import BatchNorm, InstanceNorm, LayerNorm, statistics_of
 from metalearn.functional.torch_private import BatchNormBase
 
 NormPolicy = Literal["transductive", "support", "running", "frozen", "group", "none"]
@@ -50,8 +50,9 @@ def describe(module: nn.Module) -> str:
                 still = part.statistics == "running" and not part.momentum
                 found.add("frozen" if still else part.statistics)
             case BatchNormBase():  # one with a forward of its own
-                running = not part.training and part.running_mean is not None
-                found.add("frozen" if running else "transductive")
+                kept = "running" if statistics_of(part) else "frozen"
+                averages = not part.training and part.running_mean is not None
+                found.add(kept if averages else "transductive")
             case nn.GroupNorm():
                 found.add("group")
             case LayerNorm() | nn.LayerNorm():

@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from metalearn.errors import UsageError, nearest
-from metalearn.functional.norms import BatchNorm, replace_norms
+from metalearn.errors import UsageError, nearest, reason_of
+from metalearn.functional.norms import BatchNorm, follow_support, replace_norms
 from metalearn.functional.torch_private import NormBase
 
 # Both libraries are imported where they are used: seconds that no other backbone should cost.
@@ -99,9 +99,10 @@ def _check_name(name: str, known: list[str], library: str) -> None:
 def _built(build: Callable[[], nn.Module], name: str) -> nn.Module:
     try:
         return build()
-    except (TypeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"backbone {name}: {reason}; correct backbone.options") from None
+    except Exception as error:  # of any of a thousand networks
+        raise UsageError(
+            f"backbone {name}: {reason_of(error)}; correct backbone.options"
+        ) from error
 
 
 def _drop_head(net: nn.Module, name: str) -> None:
@@ -120,11 +121,11 @@ def _ready(net: nn.Module, name: str, channels: int, size: int, norm: str) -> nn
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, channels, size, size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
         raise UsageError(
-            f"backbone {name} cannot take images of {channels}x{size}x{size}: {reason}"
-        ) from None
+            f"backbone {name} cannot take images of {channels}x{size}x{size}: {reason_of(error)}; "
+            "use another images.size"
+        ) from error
     net.train()
     if norm == "transductive":
         return net
@@ -137,10 +138,9 @@ def _ready(net: nn.Module, name: str, channels: int, size: int, norm: str) -> nn
     net = replace_norms(net)
     for path, before in norms.items():
         part = net.get_submodule(path)
-        if not isinstance(part, BatchNorm):
-            raise UsageError(
-                f"the averages of {path} ({type(before).__name__}) cannot be moved; "
-                "use norm=frozen or norm=transductive"
-            )
+        if before.running_mean is None or not isinstance(part, BatchNorm | NormBase):
+            continue  # without averages, whatever its mode
+        if isinstance(part, NormBase):
+            follow_support(part)
         part.momentum = 0.1 if before.momentum is None else before.momentum
     return net

@@ -98,8 +98,8 @@ class ResNet12(nn.Module):
         super().__init__()
         if last_map not in ("mean", "flatten"):
             raise UsageError(f"last_map={last_map!r} is not known; use mean or flatten")
-        if len(widths) != 4:
-            raise UsageError(f"widths={list(widths)} must be 4 numbers, one a block")
+        if len(widths) != 4 or min(widths) < 1:
+            raise UsageError(f"widths={list(widths)} must be 4 numbers of 1 or more, one a block")
         if not 0 <= drop_rate < 1 or block_size < 1:
             raise UsageError(
                 f"drop_rate={drop_rate} must lie in [0, 1), block_size={block_size} be 1 or more"

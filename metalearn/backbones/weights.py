@@ -1,43 +1,33 @@
-"""Weights from files: read without running code from them, matched by name and shape, reported.
+"""Weights of a file into a network: matched by name, refused where a part is missing, reported."""
 
-A file may be `.safetensors`, or what `torch.save` wrote, which is read with `weights_only=True`.
-A run folder of metalearn's stands for the weights in it.
-"""
-
-import hashlib
-import json
-import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from metalearn.backbones.weight_files import Weights, check_pin, read_weights
+from metalearn.backbones.weight_names import (
+    COUNTER,
+    Copy,
+    averages,
+    beyond,
+    chosen_copy,
+    heads,
+    linear_layers,
+    of_layers,
+    tied,
+    ties,
+    unread,
+)
+from metalearn.backbones.weight_shapes import converted, fitted, is_position
 from metalearn.errors import UsageError
 from metalearn.types import Params
 
-FILES = ("backbone.safetensors", "weights.safetensors")
-"""What a run folder of `pretrain` and of `train` holds."""
+__all__ = ["IMAGENET", "Report", "Weights", "check_pin", "load_into", "read_weights"]
 
 IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-COUNTER = "num_batches_tracked"
-
-
-class Weights(NamedTuple):
-    """Tensors of a network, and what is known of them.
-
-    tensors: under the names of the file. source: where they come from, in words. sha256: of the
-    file. images: what the network was trained to see, as far as it is known: `size`, `channels`,
-    `mean` and `std`, as `ImageTransform` takes them.
-    """
-
-    tensors: Params
-    source: str
-    sha256: str | None = None
-    images: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -45,9 +35,10 @@ class Report:
     """What of a file reached a network.
 
     matched: names in the network that were loaded. missing: names that the file lacks, or has
-    in another shape; the head and the file's is not among them. unexpected: names in the file that
-    the network does not have. head: what became of the head, in words. share: of the body's
-    numbers that were loaded, 0 to 1.
+    in another shape; a new head is not among them. unexpected: names in the file that the network
+    does not have. head: what became of the head, in words. share: of the body's numbers that were
+    loaded, 0 to 1. changed: what was given another shape. copy: which of several copies in the
+    file it was; "" for the only one. others: their names.
     """
 
     source: str
@@ -58,14 +49,17 @@ class Report:
     head: str
     share: float
     changed: list[str] = field(default_factory=list)
+    copy: str = ""
+    others: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """One line for a full match, and one more for each kind of exception."""
         digest = f" (sha256 {self.sha256[:12]})" if self.sha256 else ""
+        copy = f", its copy {self.copy} (not {', '.join(self.others)})" if self.copy else ""
         count = len(self.matched) + len(self.missing)
         lines = [
-            f"weights: {self.source}{digest}: {len(self.matched)} of {count} tensors matched, "
-            f"{self.share:.1%} of the numbers of the body; {self.head}"
+            f"weights: {self.source}{digest}{copy}: {len(self.matched)} of {count} tensors "
+            f"matched, {self.share:.1%} of the numbers of the body; {self.head}"
         ]
         for told, names in (
             ("adapted", self.changed),
@@ -77,207 +71,160 @@ class Report:
         return "\n".join(lines)
 
 
-def read_weights(path: str | Path, sha256: str | None = None) -> Weights:
-    """The weights in `path`: a `.safetensors`, `.pth` or `.th` file, or a run folder.
+@dataclass
+class _Match:
+    """What `given` has for a network. fitting: in its shapes. misfits: in others. extra: for a
+    larger one."""
 
-    sha256: what the file must have, or its first 8 digits or more.
-
-    Raises UsageError where there is none, where its sha256 is another, or where it holds more than
-    tensors and plain values; nothing in it is executed.
-    """
-    given, path = Path(path), Path(path).expanduser()
-    if path.is_dir():
-        found = [path / name for name in FILES if (path / name).is_file()]
-        if not found:
-            raise UsageError(f"{given} holds no {' or '.join(FILES)}; has that run finished?")
-        path = found[0]
-    if not path.is_file():
-        raise UsageError(f"no weights at {given}; correct backbone.weights")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    check_pin(str(given), digest, sha256)
-    if path.suffix == ".safetensors":
-        tensors, told = _safetensors(path)
-    else:
-        tensors, told = _pickled(path), {}
-    if not tensors:
-        raise UsageError(f"{given} holds no tensors; give a state dict")
-    return Weights(tensors, str(given), digest, told.get("images") or {})
+    given: Params
+    fitting: Params = field(default_factory=dict)
+    misfits: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
 
 
-def check_pin(source: str, digest: str | None, pin: str | None) -> None:
-    """Raise UsageError where `digest` does not begin with `pin`, of 8 digits or more."""
-    if pin is None:
-        return
-    if digest is None:
-        raise UsageError(f"{source} come without a sha256; leave out backbone.sha256")
-    if len(pin) < 8 or not digest.startswith(pin.lower()):
-        raise UsageError(f"{source} has sha256 {digest}, not {pin}; correct backbone.sha256")
-
-
-def _safetensors(path: Path) -> tuple[Params, dict[str, Any]]:
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        told = json.loads(metadata.get("metalearn", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UsageError(f"{path} is damaged ({error}); fetch or train it anew") from None
-    # A run folder of `train` keeps a whole `Meta`.
-    parts = {name: name.partition("/") for name in tensors}
-    if all(part in ("init", "hyper", "buffers") and slash for part, slash, _ in parts.values()):
-        tensors = {parts[n][2]: t for n, t in tensors.items() if parts[n][0] != "hyper"}
-    return tensors, told if isinstance(told, dict) else {}
-
-
-def _pickled(path: Path) -> Params:
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UsageError(
-            f"{path} holds more than tensors and plain values, or is damaged; "
-            "save its state_dict() alone, best as .safetensors"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"{path} cannot be read ({reason}); fetch it anew") from None
-    return max(_dicts(held), key=lambda found: sum(t.numel() for t in found.values()))
-
-
-def _dicts(held: Any) -> Iterable[Params]:
-    """The tensors of `held` and of every dict inside it, where checkpoints keep theirs."""
-    if not isinstance(held, Mapping):
-        return [{}]
-    own = {str(n): t for n, t in held.items() if isinstance(t, Tensor)}
-    inside = (found for part in held.values() for found in _dicts(part))
-    return [own, *inside]
-
-
-def load_into(module: nn.Module, weights: Weights, min_match: float = 0.9) -> Report:
+def load_into(
+    module: nn.Module,
+    weights: Weights,
+    min_match: float = 1.0,
+    copy: str | None = None,
+    has_head: bool = True,
+) -> Report:
     """Copy `weights` into `module`, in place, and say what reached it.
 
-    Names match after what stands before all of them (`module.`, `backbone.`) is taken away. The
-    head, the last linear layer, matches the file's last one under any name; where the classes are
-    others it keeps its start. A first convolution for other channels takes the sum or a repetition
-    of the file's; position embeddings for another image size are resampled.
+    Names match after what stands before all of them (`module.`, `backbone.`) is taken away. Every
+    tensor of the body has to be there; running averages only where the network reads them. The
+    head is what classifies: where the file has none, or one of other classes, it keeps its start;
+    under another name it is the one linear layer that the network lacks. A first convolution for
+    other channels takes the sum or a repetition of the file's; position embeddings and what else
+    timm knows to convert are resampled.
 
-    Raises UsageError where less than `min_match` of the body's numbers would be loaded.
+    min_match: below 1 a part of the body will do, of at least this share of its numbers, but
+    never without the averages, position embeddings and tokens.
+    copy: which one, where the file holds several: a word of their names.
+    has_head: False where `module` gives features.
+
+    Raises UsageError, and changes nothing, where a part is missing, or there are several copies.
     """
     wanted = {n: t for n, t in module.state_dict().items() if not n.endswith(COUNTER)}
     given = {n: t for n, t in weights.tensors.items() if not n.endswith(COUNTER)}
-    given = _renamed(given, wanted)
-    head = _head(wanted)
-    theirs = _head(given)
-    if head and theirs and head != theirs and f"{head}.weight" not in given:
-        given = {_moved(n, theirs, head): t for n, t in given.items()}
+    places = heads(module)
+    layers = [path for path in places if has_head and of_layers(wanted, [path])]
+    of_head = of_layers(wanted, layers)
+    spared = {*of_head, *unread(module)}
+    taken = chosen_copy(given, wanted, weights.source, copy)
 
-    fitting: Params = {}
-    changed: list[str] = []
-    for name, tensor in wanted.items():
-        if name in given:
-            found = _fitted(given[name], tensor, module)
-            if found is not None:
-                fitting[name] = found
-                changed += [name] if found is not given[name] else []
-    of_head = {n for n in wanted if head and n.startswith(f"{head}.")}
-    body = [n for n in wanted if n not in of_head]
-    loaded = sum(wanted[n].numel() for n in body if n in fitting)
-    share = loaded / max(sum(wanted[n].numel() for n in body), 1)
-    if len(of_head & set(fitting)) not in (0, len(of_head)):
-        fitting = {n: t for n, t in fitting.items() if n not in of_head}
+    def matched(tensors: Params, beside: Collection[str] = ()) -> _Match:
+        found = _Match(tied(tensors, ties(module), weights.source))
+        for name in wanted.keys() & found.given.keys():
+            tensor = fitted(name, found.given[name], wanted[name], module)
+            if tensor is None:
+                found.misfits.append(name)
+            else:
+                found.fitting[name] = tensor
+        unknown = found.given.keys() - wanted.keys() - set(beside)
+        found.extra = beyond(module, [n for n in found.given if n in unknown], places)
+        return found
+
+    match = matched(taken.tensors, taken.beside)
+    if match.extra or not spared.issuperset(wanted.keys() - match.fitting.keys()):
+        others = map(matched, converted(match.given, module))
+        match = max((match, *others), key=lambda m: (len(m.fitting.keys() - spared), -len(m.extra)))
+    head = _fit_head(match, wanted, of_head, layers)
+
+    fitting = {n: match.fitting[n] for n in wanted if n in match.fitting}  # in their order
+    missing = [n for n in wanted if n not in fitting and n not in spared]
+    loaded, lacking = (
+        sum(wanted[n].numel() for n in names if n not in of_head) for names in (fitting, missing)
+    )
     report = Report(
         weights.source,
         weights.sha256,
         matched=list(fitting),
-        missing=[n for n in body if n not in fitting],
-        unexpected=[n for n in given if n not in wanted],
-        head=_told(head, of_head, wanted, fitting, given),
-        share=share,
-        changed=changed,
+        missing=missing,
+        unexpected=[n for n in match.given if n not in wanted],
+        head=head,
+        share=loaded / (loaded + lacking) if lacking else 1.0,
+        changed=[n for n, t in fitting.items() if taken.tensors.get(n, t).shape != t.shape],
+        copy=taken.name,
+        others=taken.others,
     )
-    if share < min_match:
-        raise UsageError(
-            f"{weights.source} has {share:.1%} of the numbers of this network's body, and at least "
-            f"{min_match:.0%} are needed (missing: {_listed(report.missing)}; unexpected: "
-            f"{_listed(report.unexpected)}); choose the backbone that it was saved from"
-        )
+    _check(report, match, taken, wanted, min_match)
     with torch.no_grad():
         for name, tensor in fitting.items():
             wanted[name].copy_(tensor)
     return report
 
 
-def _renamed(given: Params, wanted: Params) -> Params:
-    """`given` with one prefix taken away and one put before, so that most numbers match."""
-
-    def prefixes(names: Iterable[str]) -> list[str]:
-        parts = (n.split(".") for n in names)
-        found = {".".join(p[:k]) + "." for p in parts for k in (1, 2) if len(p) > k}
-        return ["", *sorted(found)]
-
-    def matching(away: str, before: str) -> int:
-        names = {before + n.removeprefix(away): n for n in given if n.startswith(away)}
-        return sum(
-            t.numel() for n, t in wanted.items() if n in names and given[names[n]].shape == t.shape
-        )
-
-    if not all(n in wanted for n in given):
-        away = max(prefixes(given), key=lambda away: matching(away, ""))
-        before = max(prefixes(wanted), key=lambda before: matching(away, before))
-        if matching(away, before) > matching("", ""):
-            # What does not stand behind the prefix keeps its name, and is reported.
-            given = {
-                before + n.removeprefix(away) if n.startswith(away) else n: t
-                for n, t in given.items()
-            }
-    return given
-
-
-def _head(tensors: Params) -> str | None:
-    """The name of the last layer where it is linear: what classifies."""
-    weights = [n for n, t in tensors.items() if n.endswith(".weight") and t.ndim > 1]
-    if not weights or tensors[weights[-1]].ndim != 2:
-        return None
-    return weights[-1].removesuffix(".weight")
-
-
-def _moved(name: str, old: str, new: str) -> str:
-    return new + name.removeprefix(old) if name.startswith(f"{old}.") else name
-
-
-def _fitted(given: Tensor, wanted: Tensor, module: nn.Module) -> Tensor | None:
-    """`given` in the shape of `wanted`, or None."""
-    if given.shape == wanted.shape:
-        return given
-    if given.ndim == wanted.ndim == 4 and given.shape[1] == 3:
-        if (len(given), *given.shape[2:]) == (len(wanted), *wanted.shape[2:]):
-            from timm.models import adapt_input_conv
-
-            return adapt_input_conv(wanted.shape[1], given)
-    elif given.ndim == wanted.ndim == 3 and len(given) == 1 and given.shape[2] == wanted.shape[2]:
-        from timm.layers.pos_embed import resample_abs_pos_embed
-
-        tokens = getattr(module, "num_prefix_tokens", 1)
-        side = round((wanted.shape[1] - tokens) ** 0.5)
-        if side**2 + tokens == wanted.shape[1]:
-            return resample_abs_pos_embed(given, [side, side], num_prefix_tokens=tokens)
-    return None
-
-
-def _told(
-    head: str | None, of_head: set[str], wanted: Params, fitting: Params, given: Params
-) -> str:
+def _fit_head(match: _Match, wanted: Params, of_head: Sequence[str], layers: Sequence[str]) -> str:
+    """Leave a head of other classes out of `match`, or find it under another name; what became of
+    it, in words."""
     if not of_head:
         return "no head"
-    if of_head & set(fitting):
-        return f"the head ({head}) too"
-    ours = len(wanted[f"{head}.weight"])
-    found = given.get(f"{head}.weight")
+    fitting, given = match.fitting, match.given
+    told = " and ".join(layers)
+    if all(name in fitting for name in of_head):
+        return f"the head ({told}) too"
+    absent = not any(name in given for name in of_head)
+    unknown = [layer for layer in linear_layers(given) if f"{layer}.weight" not in wanted]
+    if absent and len(layers) == len(unknown) == 1:
+        moved = {n: given.get(unknown[0] + n.removeprefix(layers[0])) for n in of_head}
+        if all(t is not None and t.shape == wanted[n].shape for n, t in moved.items()):
+            fitting |= {n: t for n, t in moved.items() if t is not None}
+            match.given = {n: t for n, t in given.items() if n not in of_layers(given, unknown)}
+            return f"the head ({told}) too"
+    for name in of_head:
+        fitting.pop(name, None)
+    ours = len(wanted[f"{layers[0]}.weight"])
+    found = given.get(f"{unknown[0] if absent and len(unknown) == 1 else layers[0]}.weight")
     theirs = f"the file's has {len(found)}" if found is not None else "the file has none"
-    return f"the head ({head}) is new, with {ours} outputs ({theirs})"
+    return f"the head ({told}) is new, with {ours} outputs ({theirs})"
 
 
-def _listed(names: list[str], max_names: int = 4) -> str:
+def _check(report: Report, match: _Match, taken: Copy, wanted: Params, min_match: float) -> None:
+    """Raise UsageError where what `report` tells is not enough, or cannot be used."""
+    where = f"{report.source}, {taken.name}," if taken.name else report.source
+    missing = report.missing
+    lost = averages(missing)
+    if lost and len(lost) == len(missing):
+        raise UsageError(
+            f"{where} lacks running averages, which this network's norm layers read "
+            f"({_listed(lost)}); use backbone.norm=transductive, or weights that have them"
+        )
+    misfits = [name for name in missing if name in match.misfits]
+    shapes = [f"{n} is {_kind(match.given[n], wanted[n])}" for n in misfits]
+    shapes = shapes[:2] + ([f"{len(shapes) - 2} more"] if len(shapes) > 2 else [])
+    needed = [n for n in missing if n in lost or is_position(n)]
+    if missing and (report.share < min_match or min_match == 1 or needed or not report.matched):
+        least = f" (at least {min_match:.0%} are needed)" if report.share < min_match < 1 else ""
+        raise UsageError(
+            f"{where} has {report.share:.1%} of the numbers of this network's body{least}: "
+            f"missing: {_listed(sorted(missing, key=lambda n: n not in needed))}; "
+            f"{'of another kind: ' + ', '.join(shapes) + '; ' if shapes else ''}unexpected: "
+            f"{_listed(report.unexpected)}; choose the backbone that it was saved from"
+        )
+    if not report.matched:
+        raise UsageError(
+            f"{where} has nothing of this network (it has {_listed(list(match.given))}); choose "
+            "the backbone that it was saved from"
+        )
+    if match.extra and min_match == 1:
+        raise UsageError(
+            f"{where} is of a larger network, with {_listed(match.extra)}; choose the backbone "
+            "that it was saved from"
+        )
+    for name in report.matched:
+        tensor = match.fitting[name]
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UsageError(f"{where} has {name} with values that are not finite; take another")
+
+
+def _kind(given: Tensor, wanted: Tensor) -> str:
+    if given.shape == wanted.shape:
+        return f"{given.dtype}, not {wanted.dtype}".replace("torch.", "")
+    return f"{list(given.shape)}, not {list(wanted.shape)}"
+
+
+def _listed(names: Sequence[str], max_names: int = 4) -> str:
     if not names:
         return "none"
     more = f" and {len(names) - max_names} more" if len(names) > max_names else ""

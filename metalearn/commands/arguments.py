@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from torch import Tensor
 
-from metalearn.errors import DataError, UsageError, nearest
+from metalearn.errors import DataError, UsageError, nearest, reason_of
 
 T = TypeVar("T")
 
@@ -100,9 +100,14 @@ def factory(node: Any, name: str) -> Callable[..., Any]:
                 return instantiate({**values, "_partial_": True}, _convert_="all")(**late)
             return instantiate(values, _convert_="all")
         except InstantiationException as error:
-            if isinstance(error.__cause__, UsageError | DataError):
-                raise error.__cause__ from None
-            raise
+            cause = error.__cause__
+            if isinstance(cause, UsageError | DataError):
+                raise cause from None
+            if cause is None:
+                raise
+            raise UsageError(
+                f"{name} cannot be made: {reason_of(cause)}; correct its values"
+            ) from cause
 
     return made
 

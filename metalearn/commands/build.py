@@ -17,10 +17,12 @@ from metalearn.commands.network import (
     TaskChoices,
     build_module,
     check_backbone,
+    check_width,
     features,
     task_choices,
     with_weights,
 )
+from metalearn.commands.trial import check_logits, check_memory, check_norms, check_outputs
 from metalearn.engine import Engine
 from metalearn.engine.cuda_graph import check_capture
 from metalearn.engine.strategy import STRATEGIES, ForeignStrategy, Strategy, lacks_proximal_term
@@ -33,7 +35,7 @@ from metalearn.runtime.device import torch_device
 from metalearn.training.episodic import Episodic
 from metalearn.training.outer import Outer
 from metalearn.training.settings import TrainingSettings
-from metalearn.types import Meta
+from metalearn.types import Episodes, Inputs, Meta, map_tensors
 
 
 @dataclass(frozen=True)
@@ -128,21 +130,28 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     images = ImageTransform(**(config.get("images") or {}))
     data = replace(method.data, config=config, transform=images)
     train = data.prepared(augmented(data.source("train"), **data.augmentation))
-    method.task.check_loss(train.batch("train", [0]).support)
+    check_memory(data.shape, train, config["training"]["meta_batch"], "training")
+    one = train.batch("train", [0]).map(lambda t: t.cpu())
+    method.task.check_loss(one.support)
     test = data.test()
     evaluation = config["evaluation"]
     validation = data.prepared(data.source("val"))
-    module, report = _module(method, data, weights)
+    check_memory(data.shape, validation, 1, "validation")
+    if not trained:
+        check_width(config["backbone"], config["outputs"])
+    module, report = _module(method, data, weights, one)
+    check_norms(module, _first(one), (one, validation.batch("val", [0])))
     module, adapting = method.task.network(module)
-    size = None
-    if "features" in method.parameters:
-        size = features(module, train.batch("train", [0]).support.map(lambda t: t[0]).x)
+    wanted = "features" in method.parameters
+    size = features(module, one.support.map(lambda t: t[0]).x) if wanted else None
     algo = method.algo(module, adapting, size)
     method.check_fit(algo)
     meta = tree.map_meta(lambda t: t.to(device), algo.init())
+    one = one.map(lambda t: t.to(device))
+    if data.classes and config["outputs"] is None:
+        check_logits(algo, meta, one, train.shape[0], option(config["algorithm"]))
     if algo.steps and getattr(method.gradient, "kind", "exact") in ("exact", "implicit"):
-        one = train.batch("train", [0]).support.map(lambda t: t[0].to(device)).x
-        check_twice_differentiable(algo.net, one)
+        check_twice_differentiable(algo.net, one.support.map(lambda t: t[0]).x)
     stage = Episodic(
         algo,
         method.gradient,
@@ -197,7 +206,9 @@ def _method(config: Mapping[str, Any]) -> Method:
     return method
 
 
-def _module(method: Method, data: Data, weights: Weights | None) -> tuple[nn.Module, Report | None]:
+def _module(
+    method: Method, data: Data, weights: Weights | None, episodes: Episodes
+) -> tuple[nn.Module, Report | None]:
     config, node = data.config, data.config["backbone"]
     if not data.classes and (config["outputs"] is None or "rule" not in method.parameters):
         name = option(config["algorithm"])
@@ -205,4 +216,13 @@ def _module(method: Method, data: Data, weights: Weights | None) -> tuple[nn.Mod
     if not data.images and "channels" in node and len(data.shape) != 3:
         images = f"backbone={option(node)} needs images, not {option(config['dataset'])}"
         raise UsageError(f"{images}; use backbone=mlp")
-    return build_module(node, data.shape, config["seed"], weights)
+    x = _first(episodes)
+    module, report = build_module(node, data.shape, config["seed"], weights, x)
+    if data.classes:
+        check_outputs(module, x, config["outputs"])
+    return module, report
+
+
+def _first(episodes: Episodes) -> Inputs:
+    """Two inputs of the first task."""
+    return map_tensors(lambda t: t[0, :2], episodes.support.x)

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from metalearn.algorithms.losses import Loss, auto, present
 from metalearn.backbones import CifarResNet, timm_model, torchvision_model
@@ -22,16 +24,18 @@ from metalearn.backbones.defaults import (
 from metalearn.backbones.heads import head_name
 from metalearn.backbones.weights import Report, Weights, check_pin, load_into, read_weights
 from metalearn.commands.arguments import check_node, make, target
+from metalearn.commands.trial import evaluated
 from metalearn.data.download import download
 from metalearn.data.paths import data_folder
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, reason_of
 from metalearn.functional import pure
 from metalearn.runtime.files import cache_folder
 from metalearn.training.settings import ImageSettings
 from metalearn.types import Batch, Inputs
 
 DEFAULT = "DEFAULT"
-_OF_WEIGHTS = ("weights", "sha256", "match")
+_OF_WEIGHTS = ("weights", "sha256", "copy", "match")
+_OUTPUTS = ("ways", "outputs")  # the names that backbones give to the width of their head
 _FROM_DATA = ("channels", "size", "inputs")
 
 
@@ -42,7 +46,7 @@ def check_backbone(node: Mapping[str, Any]) -> None:
     match = node.get("match")
     if match is not None and not (isinstance(match, int | float) and 0 <= match <= 1):
         raise UsageError(f"backbone.match={match} must be a share, 0 to 1")
-    for name in ("weights", "sha256"):
+    for name in ("weights", "sha256", "copy"):
         if not isinstance(node.get(name), str | None):
             raise UsageError(f"backbone.{name}={node[name]} must be text, or null")
 
@@ -94,24 +98,77 @@ def with_weights(config: Mapping[str, Any]) -> tuple[dict[str, Any], Weights | N
     return {**config, "backbone": backbone, "images": images}, weights
 
 
+def check_width(node: Mapping[str, Any], outputs: int | None) -> None:
+    """Raise UsageError where a backbone of ours is given another width than the network is to
+    have; in one of the user's these names may mean something else."""
+    if str(node["_target_"]).startswith("metalearn."):
+        for name in _OUTPUTS:
+            if name in node and node[name] != outputs:
+                wanted = "null, for an algorithm on features" if outputs is None else outputs
+                raise UsageError(
+                    f"backbone.{name}={node[name]}, but outputs={wanted}; leave out "
+                    f"backbone.{name}, which follows it"
+                )
+
+
 def build_module(
-    node: Mapping[str, Any], shape: Sequence[int], seed: int, weights: Weights | None
+    node: Mapping[str, Any],
+    shape: Sequence[int],
+    seed: int,
+    weights: Weights | None,
+    example: Inputs | None = None,
 ) -> tuple[nn.Module, Report | None]:
     """The network of the backbone `node` for examples of `shape`, `(C, H, W)` or `(n,)`, with
-    `weights` loaded; and the report of the loading. Raises UsageError."""
+    `weights` loaded; and the report of the loading.
+
+    example: a few inputs `[B, *X]` that it is tried on; by default an image of zeros. Raises
+    UsageError for whatever goes wrong in building it, or where it cannot take them.
+    """
+    module = make_module(node, shape, seed, example)
+    return module, None if weights is None else load(module, node, weights)
+
+
+def make_module(
+    node: Mapping[str, Any], shape: Sequence[int], seed: int, example: Inputs | None = None
+) -> nn.Module:
+    """As `build_module`, without the weights."""
     own = _own(node)
-    known = (shape[0], shape[-1], math.prod(shape))
-    for name, value in zip(_FROM_DATA, known, strict=True):
-        if name in own and own[name] is None:
-            own[name] = value
+    known = dict(zip(_FROM_DATA, (shape[0], shape[-1], math.prod(shape)), strict=True))
+    others = [f"backbone.{n}={own[n]}" for n in known if own.get(n, None) not in (None, known[n])]
+    own |= {name: value for name, value in known.items() if name in own and own[name] is None}
+    name = own.get("name") or str(own["_target_"]).rpartition(".")[2]
+    if example is None and len(shape) == 3:
+        example = torch.zeros(1, *shape)
     # The backbone's constructor draws from torch's global generator: seeded here, put back after.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element")  # told below
         torch.manual_seed(seed)
         module = make(own, "backbone")
-    if weights is None:
-        return module, None
-    match = node.get("match")
-    return module, load_into(module, weights, 0.9 if match is None else match)
+        if not isinstance(module, nn.Module):
+            kind = type(module).__name__
+            raise UsageError(f"backbone {name} is no torch.nn.Module, but a {kind}")
+        for weight, tensor in module.named_parameters():
+            if not isinstance(tensor, UninitializedParameter) and not tensor.numel():
+                raise UsageError(
+                    f"backbone {name}: {weight} is empty, {list(tensor.shape)}; every width must "
+                    "be 1 or more"
+                )
+        if example is not None:
+            try:
+                evaluated(module, example)
+            except Exception as error:  # of a network that may be anybody's
+                use = f"leave out {' and '.join(others)}" if others else "choose another backbone"
+                raise UsageError(
+                    f"backbone {name} cannot take inputs of {'x'.join(map(str, shape))}: "
+                    f"{reason_of(error)}; {use}"
+                ) from error
+    return module
+
+
+def load(module: nn.Module, node: Mapping[str, Any], weights: Weights) -> Report:
+    """Load `weights` into the network of the backbone `node`. Raises UsageError."""
+    match, has_head = node.get("match"), all(node.get(name, 0) is not None for name in _OUTPUTS)
+    return load_into(module, weights, 1.0 if match is None else match, node.get("copy"), has_head)
 
 
 def features(module: nn.Module, x: Inputs) -> int:

@@ -18,7 +18,7 @@ from metalearn.commands import sweep
 from metalearn.commands.arguments import check_choice, factory, make
 from metalearn.commands.config import conf_folder
 from metalearn.commands.episodes import Data, read_data
-from metalearn.commands.network import build_module, check_backbone, with_weights
+from metalearn.commands.network import check_backbone, load, make_module, with_weights
 from metalearn.data import ImageDataset
 from metalearn.episodes import FewShotEpisodes, ImageTransform
 from metalearn.errors import UsageError
@@ -36,7 +36,10 @@ SELECTIONS = ("few_shot", "accuracy", "last")
 BATCH_NORMS = ("transductive", "support", "running", "frozen")
 _REFUSED = "pretrain takes images of one data set with classes; see metalearn list dataset"
 # Of one use, or of the data.
-_NOT_REPEATED = ("ways", "outputs", "channels", "size", "norm", "weights", "sha256", "match")
+_NOT_REPEATED = (
+    *("ways", "outputs", "channels", "size", "norm"),
+    *("weights", "sha256", "copy", "match"),
+)
 
 
 def main(arguments: list[str], console: Console) -> None:
@@ -154,10 +157,12 @@ def network(
     # With averages, whatever the policy of who uses the weights later.
     if node.get("norm") in BATCH_NORMS:
         node["norm"] = "frozen"
-    module, report = build_module(node, shape, config["seed"], weights)
+    module = make_module(node, shape, config["seed"])
     if (outputs := head_of(module).out_features) != classes:
         raise UsageError(f"the backbone has {outputs} outputs, not {classes}, one a base class")
-    return torch_norms(module), report
+    # With torch's norms, whose averages training makes anew where the weights have none.
+    module = torch_norms(module)
+    return module, None if weights is None else load(module, node, weights)
 
 
 def _rotation_head(

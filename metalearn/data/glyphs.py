@@ -19,6 +19,7 @@ from metalearn.runtime.files import cache_folder
 VERSION = 3  # raise it whenever a change below changes a pixel
 SOURCE = Source("made", f"glyphs-v{VERSION}")
 POINTS = 64  # drawn points a stroke; under a pixel apart at 28x28
+LARGEST = 512  # pixels a side: beyond, the points of a stroke part, and a class takes minutes
 MARGIN = 0.14  # of the width, kept free around the skeleton on each side
 
 
@@ -33,10 +34,12 @@ def glyphs(
 
     With 1200 classes that is 800, 150 and 250. The images are kept under `root`, else under the
     cache folder, and are made only once. Raises DataError for fewer than 24 classes,
-    no drawings, a size below 8 or a seed below 0.
+    no drawings, a size below 8 or above `LARGEST`, or a seed below 0.
     """
-    if classes < 24 or drawings < 1 or size < 8 or seed < 0:
-        raise DataError("glyphs: needs classes >= 24, drawings >= 1, size >= 8 and seed >= 0")
+    if classes < 24 or drawings < 1 or not 8 <= size <= LARGEST or seed < 0:
+        raise DataError(
+            f"glyphs: needs classes >= 24, drawings >= 1, a size of 8 to {LARGEST} and seed >= 0"
+        )
     key = f"{size}px-{classes}x{drawings}-seed{seed}"
     folder = (root or cache_folder()) / f"{SOURCE.store}-{key}"
     if folder.exists():

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.func import functional_call
 
 from metalearn import tree
 from metalearn.functional.norm_functions import Call, calling
-from metalearn.functional.norms import BatchNorm, replace_norms
+from metalearn.functional.norms import BatchNorm, Statistics, replace_norms, statistics_of
 from metalearn.functional.overrides import Exact, needs_exact
 from metalearn.functional.precision import narrowed, widened
 from metalearn.types import META_STEP, Inputs, Outputs, Params, first_tensor, map_tensors
@@ -94,9 +95,9 @@ class PureModule:
 
     def _record(
         self, weights: Params, x: Inputs, weight: Tensor | None
-    ) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+    ) -> dict[nn.Module | Tensor, tuple[Tensor, Tensor]]:
         """The moments that each norm layer met in one forward pass."""
-        record: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        record: dict[nn.Module | Tensor, tuple[Tensor, Tensor]] = {}
         with calling(Call(weight, record)):
             self._forward(weights, x)
         return record
@@ -132,8 +133,11 @@ class PureModule:
         record = self._record({**buffers, **weights}, x, weight)
         moved = dict(buffers)
         for prefix, norm in norms.items():
-            for kind, value in zip(("mean", "var"), record[norm], strict=True):
-                key = f"{prefix}running_{kind}"
+            mean = f"{prefix}running_mean"
+            found = record.get(norm if isinstance(norm, BatchNorm) else buffers[mean])
+            if found is None:  # not part of this forward pass
+                continue
+            for key, value in zip((mean, f"{prefix}running_var"), found, strict=True):
                 moved[key] = torch.lerp(buffers[key], value.flatten(), norm.momentum)
         return moved
 
@@ -159,12 +163,12 @@ class PureModule:
         """The mode of each part of the module: whether it is in training."""
         return tuple([part.training for part in self._parts])  # a list is faster than a generator
 
-    def _norms(self, statistics: str) -> dict[str, BatchNorm]:
+    def _norms(self, statistics: Statistics) -> dict[str, Any]:
         """The norm layers that normalise by `statistics`, under the prefix of their tensors."""
         return {
             f"{name}." if name else "": part
             for name, part in self.module.named_modules()
-            if isinstance(part, BatchNorm) and part.statistics == statistics
+            if statistics_of(part) == statistics
         }
 
 

@@ -22,11 +22,12 @@ from metalearn.functional import conv_batch_norm
 class Call(NamedTuple):
     """What one forward pass tells the norm layers inside it, beside the weights.
 
-    weight: of the examples, `[B]`; 0 is padding. record: where the layers put their moments.
+    weight: of the examples, `[B]`; 0 is padding. record: where the layers put their moments: under
+    the layer, or, where a layer of another's calls `torch.batch_norm`, under its running mean.
     """
 
     weight: Tensor | None = None
-    record: dict[nn.Module, tuple[Tensor, Tensor]] | None = None
+    record: dict[nn.Module | Tensor, tuple[Tensor, Tensor]] | None = None
 
 
 _PLAIN = Call()
@@ -80,6 +81,15 @@ def moments(x: Tensor, dims: tuple[int, ...], weight: Tensor | None) -> tuple[Te
     return mean, average((x - mean).square())
 
 
+def running_moments(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of `[B, C, *]` by channel, which is what torch's running averages
+    are made of."""
+    mean, var = moments(x, (0, *range(2, x.ndim)), weight)
+    examples = x.new_full((), len(x)) if weight is None else weight.sum()
+    count = examples * x[0, 0].numel()
+    return mean, var * (count / (count - 1).clamp(min=1))
+
+
 def normalise(x: Tensor, mean: Tensor, var: Tensor, eps: float, weight, bias, shape) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias, as one multiplication and one addition."""
     scale = torch.rsqrt(var + eps)
@@ -109,6 +119,9 @@ def batch_norm(
         # One row is not a batch of examples: weight standardisation passes a kernel this way.
         weighted = padding is not None and len(input) > 1
         return normalised_by_batch(input, weight, bias, eps, padding if weighted else None)
+    call = _call.get()
+    if call.record is not None:
+        call.record[running_mean] = running_moments(input.detach(), call.weight)
     mean, var = running_mean.detach().view(shape), running_var.detach().view(shape)
     return normalise(input, mean, var, eps, weight, bias, shape)
 

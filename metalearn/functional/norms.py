@@ -12,6 +12,7 @@ from metalearn.functional.norm_functions import (
     moments,
     normalise,
     normalised_by_batch,
+    running_moments,
 )
 from metalearn.functional.torch_private import (
     BatchNormBase,
@@ -80,7 +81,7 @@ class BatchNorm(nn.Module):
             mean = self.running_mean.detach().view(shape)
             var = self.running_var.detach().view(shape)
             if call.record is not None:
-                call.record[self] = self._running_moments(x.detach(), dims, call.weight)
+                call.record[self] = running_moments(x.detach(), call.weight)
         else:
             of_support = self.statistics == "support"
             mean, var = (self.support_mean, self.support_var) if of_support else (None, None)
@@ -92,13 +93,16 @@ class BatchNorm(nn.Module):
                 call.record[self] = mean, var
         return normalise(x, mean, var, self.eps, self.weight, self.bias, shape)
 
-    @staticmethod
-    def _running_moments(x: Tensor, dims: tuple[int, ...], weight: Tensor | None):
-        """Mean and unbiased variance, which is what torch's running averages are made of."""
-        mean, var = moments(x, dims, weight)
-        examples = x.new_full((), len(x)) if weight is None else weight.sum()
-        count = examples * x[0, 0].numel()
-        return mean, var * (count / (count - 1).clamp(min=1))
+
+def follow_support(norm: NormBase) -> None:
+    """Let the running averages of a layer in eval mode, which has a forward of its own (timm's
+    batch norm with the activation inside), move after each meta-step, as those of `BatchNorm`."""
+    norm.statistics = "running"  # type: ignore[assignment]
+
+
+def statistics_of(part: nn.Module) -> Statistics | None:
+    """Whose moments a batch norm uses, where it or `follow_support` says so."""
+    return getattr(part, "statistics", None) if isinstance(part, BatchNorm | NormBase) else None
 
 
 class LayerNorm(nn.Module):

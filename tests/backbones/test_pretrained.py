@@ -1,6 +1,7 @@
 """Classifiers of torchvision and timm by name: outputs, channels, norms, mistakes."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -79,8 +80,27 @@ def test_running_averages_follow_the_support_images():
     first = torch.nn.functional.conv2d(x, net.params["conv1.weight"], stride=2, padding=3)
     want = 0.1 * first.mean((0, 2, 3))
     torch.testing.assert_close(moved["bn1.running_mean"], want)
-    with pytest.raises(UsageError, match="BatchNormAct2d.* cannot be moved; use norm=frozen"):
-        small("running")
+
+
+def test_running_averages_of_a_norm_with_its_activation_inside():
+    net = pure(network(lambda: small("running"), dtype=torch.float32).double())
+    assert describe(net.module) == "running" and describe(small("frozen")) == "frozen"
+    x = torch.randn(3, 3, 32, 32, generator=generator(), dtype=torch.float64)
+    seen: dict[str, torch.Tensor] = {}
+    for path, part in net.module.named_modules():
+        if isinstance(part, BatchNormAct2d):
+            note = partial(lambda path, _, given: seen.update({path: given[0].clone()}), path)
+            part.register_forward_pre_hook(note)
+    weight = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)  # the second image is padding
+    moved = net.track(net.params, net.buffers, x, weight)
+    assert len(seen) > 5
+    for path, given in seen.items():
+        real = given[[0, 2]]
+        for kind, value in (("mean", real.mean((0, 2, 3))), ("var", real.var((0, 2, 3)))):
+            name = f"{path}.running_{kind}"
+            torch.testing.assert_close(moved[name], 0.9 * net.buffers[name] + 0.1 * value)
+    kept = pure(small("frozen").double())
+    assert kept.track(kept.params, kept.buffers, x) is kept.buffers
 
 
 def test_building_leaves_the_running_averages_at_their_start():
@@ -110,6 +130,11 @@ def test_apply_changes_nothing():
             "transductive, running, fro",
         ),
         (lambda: torchvision_model("alexnet", size=32), "cannot take images of 3x32x32"),
+        # Its assertion has no words.
+        (
+            lambda: timm_model("halonet26t", size=36, options={"stem_chs": 4}),
+            r"cannot take images of 3x36x36: AssertionError at .*block_size == 0",
+        ),
         (lambda: torchvision_model("squeezenet1_0", None), "does not end in a linear layer"),
         (lambda: timm_model("resnet18", options={"wings": 2}), "unexpected keyword .*'wings'"),
     ],

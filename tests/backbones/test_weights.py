@@ -2,11 +2,13 @@
 
 import json
 import os
+from argparse import Namespace
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import nn
 
 from metalearn.algorithms import MAML
@@ -131,6 +133,211 @@ def test_a_run_folder_of_pretrain_tells_its_images(tmp_path):
     told = {"metalearn": json.dumps({"images": images})}
     save_file(conv(5).state_dict(), tmp_path / "backbone.safetensors", metadata=told)
     assert read_weights(tmp_path).images == images
+
+
+VIT = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+
+
+def vit(outputs: int | None = 5, size: int = 16, seed: int = 0, **options):
+    name, given = "vit_tiny_patch16_224", {**VIT, **options}
+    build = lambda: timm_model(name, outputs, 3, size, options=given)  # noqa: E731
+    return network(build, seed, dtype=torch.float32)
+
+
+def loaded(path, net: nn.Module, held, **options):
+    torch.save(held, path / "w.pth")
+    return load_into(net, read_weights(path / "w.pth"), **options)
+
+
+def test_a_file_without_a_head_fills_the_whole_body(tmp_path):
+    source, net = vit(None, seed=1), vit()
+    report = loaded(tmp_path, net, source.state_dict())
+    assert report.head == "the head (head) is new, with 5 outputs (the file has none)"
+    assert report.share == 1
+    assert all(torch.equal(net.state_dict()[n], t) for n, t in source.state_dict().items())
+
+
+def test_dinov2_as_its_authors_saved_it(tmp_path):
+    options = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+
+    def dinov2(outputs: int | None, size: int):
+        build = lambda: timm_model("vit_small_patch14_dinov2", outputs, 3, size, options=options)  # noqa: E731
+        return network(build, size, dtype=torch.float32)
+
+    source, net = dinov2(None, 28), dinov2(5, 42)
+    report = loaded(tmp_path, net, {**source.state_dict(), "mask_token": torch.zeros(1, 16)})
+    assert report.changed == ["pos_embed"] and not report.missing
+    assert same(source, net, but="pos_embed")
+    assert net.pos_embed.shape == (1, 1 + 9, 16)
+
+
+def test_what_timm_converts_is_converted(tmp_path):
+    options = {"patch_size": 2, "embed_dim": 8, "depths": (1,), "num_heads": (1,)}
+
+    def swin(seed: int, window: int):
+        given = {**options, "window_size": window}
+        build = lambda: timm_model("swin_tiny_patch4_window7_224", 5, 3, 32, options=given)  # noqa: E731
+        return network(build, seed, dtype=torch.float32)
+
+    source, net = swin(1, 4), swin(0, 8)
+    table = "layers.0.blocks.0.attn.relative_position_bias_table"
+    report = loaded(tmp_path, net, source.state_dict())
+    assert report.changed == [table] and report.share == 1
+    assert same(net, source, but=table)
+    centre = net.get_parameter(table)[15 * 15 // 2]  # of 15 x 15 offsets, and of 7 x 7
+    torch.testing.assert_close(centre, source.get_parameter(table)[7 * 7 // 2], atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "lost, line",
+    [
+        ("pos_embed", "missing: pos_embed; .*choose the backbone"),
+        ("cls_token", "missing: cls_token; .*choose the backbone"),
+        ("blocks.0.norm2.bias", "missing: blocks.0.norm2.bias; .*choose the backbone"),
+    ],
+)
+def test_a_tensor_of_the_body_counts_by_its_name(tmp_path, lost, line):
+    net, before = vit(), vit()
+    state = {n: t for n, t in vit(seed=1).state_dict().items() if n != lost}
+    with pytest.raises(UsageError, match=line):
+        loaded(tmp_path, net, state)
+    if "norm" not in lost:  # nor does a share of the numbers make up for a position
+        with pytest.raises(UsageError, match=line):
+            loaded(tmp_path, net, state, min_match=0.5)
+    assert same(net, before)
+
+
+def test_positions_that_cannot_be_resampled_are_refused(tmp_path):
+    state = {**vit(seed=1).state_dict(), "pos_embed": torch.zeros(1, 12, 16)}
+    with pytest.raises(UsageError, match=r"pos_embed is \[1, 12, 16\], not \[1, 5, 16\]"):
+        loaded(tmp_path, vit(), state)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "running"])
+def test_averages_that_are_read_have_to_be_there(tmp_path, norm):
+    source, net, before = conv(seed=1), conv(norm=norm), conv(norm=norm)
+    state = {n: p.detach() for n, p in source.named_parameters()}
+    for match in (1.0, 0.5):
+        with pytest.raises(UsageError, match="lacks running averages.*features.1.running_mean"):
+            loaded(tmp_path, net, state, min_match=match)
+    assert same(net, before)
+    theirs = timm_model("resnet18", 5, 3, 32, norm)
+    state = {n: p.detach() for n, p in theirs.named_parameters()}
+    with pytest.raises(UsageError, match="lacks running averages"):
+        loaded(tmp_path, theirs, state)
+    # Those of the batch are computed from it.
+    assert not loaded(tmp_path, timm_model("resnet18", 5, 3, 32), state).missing
+
+
+@pytest.mark.parametrize(
+    "student, teacher, choices",
+    [
+        ("student.module.backbone.", "teacher.backbone.", ("student", "teacher")),
+        ("state_dict/", "state_dict_ema/", ("state_dict", "state_dict_ema")),
+        ("model/", "ema/module.", ("model", "ema")),
+        ("module.encoder_q.", "module.encoder_k.", ("encoder_q", "encoder_k")),
+        ("", "model_ema.", ("plain", "model_ema")),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_of_several_copies_one_is_chosen(tmp_path, student, teacher, choices, suffix):
+    """A slash: a dict within the dict, which safetensors does not have."""
+    copies, path = (vit(seed=1), vit(seed=2)), tmp_path / f"w{suffix}"
+    held: dict = {"optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}, "args": Namespace(a=1)}
+    if suffix == ".safetensors":
+        student, teacher, held = student.replace("/", "."), teacher.replace("/", "."), {}
+    for copy, prefix in zip(copies, (student, teacher), strict=True):
+        inside, _, before = prefix.rpartition("/")
+        tensors = {before + n: t for n, t in copy.state_dict().items()}
+        held |= {inside: tensors} if inside else tensors
+    torch.save(held, path) if suffix == ".pth" else save_file(held, path)
+    weights, net, before = read_weights(path), vit(), vit()
+    with pytest.raises(UsageError, match="several copies of this network; choose one by") as told:
+        load_into(net, weights)
+    assert all(choice in str(told.value).partition("copy=")[2] for choice in choices)
+    with pytest.raises(UsageError, match="holds no copy 'tutor'"):
+        load_into(net, weights, copy="tutor")
+    assert same(net, before)
+    for copy, choice, other in zip(copies, choices, choices[::-1], strict=True):
+        report = load_into(net, weights, copy=choice)
+        assert same(net, copy) and f"its copy {choice} (not {other})" in str(report)
+
+
+def test_copies_that_are_equal_need_no_choice(tmp_path):
+    source, net = vit(seed=1), vit()
+    report = loaded(tmp_path, net, {"model": source.state_dict(), "ema": source.state_dict()})
+    assert same(net, source) and {report.copy, *report.others} == {"model", "ema"}
+
+
+def test_a_checkpoint_of_lightning_or_of_a_compiled_module(tmp_path):
+    source, net = conv(5, 1), conv(5)
+    state = source.state_dict()
+    inside = {f"net.backbone._orig_mod.{n}": t for n, t in state.items() if "head" not in n}
+    head = {n.replace("head", "net.classifier"): t for n, t in state.items() if "head" in n}
+    held = {"state_dict": inside | head, "epoch": 2, "best": np.float64(0.5), "hparams": {"a": 1}}
+    report = loaded(tmp_path, net, held)
+    assert same(net, source) and report.head == "the head (head) too"
+
+
+def tied() -> nn.Module:
+    net = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "head": nn.Linear(4, 3)})
+    net["b"].weight = net["a"].weight
+    return net
+
+
+def test_tied_weights_are_saved_once(tmp_path):
+    source = tied()
+    save_model(source, str(tmp_path / "w.safetensors"))
+    net = tied()
+    load_into(net, read_weights(tmp_path / "w.safetensors"))
+    assert same(net, source) and net["b"].weight is net["a"].weight
+    # Under either name, and into a network that does not tie them.
+    net = tied()
+    loaded(tmp_path, net, {n: t for n, t in source.state_dict().items() if n != "a.weight"})
+    assert same(net, source)
+    loose = nn.ModuleDict({name: nn.Linear(4, 4 if name != "head" else 3) for name in source})
+    load_into(loose, read_weights(tmp_path / "w.safetensors"))
+    assert same(loose, source)
+    with pytest.raises(UsageError, match="a.weight and b.weight are one tensor in this network"):
+        loaded(tmp_path, tied(), {**source.state_dict(), "a.weight": torch.zeros(4, 4)})
+
+
+@pytest.mark.parametrize(
+    "source, net",
+    [
+        (lambda: vit(seed=1, depth=2), vit),
+        (lambda: conv(5, 1, norm="frozen"), lambda: conv(5, norm="group")),
+        (lambda: conv(5, 1, norm="frozen"), lambda: conv(5, norm="none")),
+        (
+            lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)),
+            lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)),
+        ),
+    ],
+)
+def test_weights_of_a_larger_network_are_refused(tmp_path, source, net):
+    with pytest.raises(UsageError, match="is of a larger network, with .*; choose the backbone"):
+        loaded(tmp_path, net(), source().state_dict())
+
+
+def test_numbers_that_are_no_weights(tmp_path):
+    state = conv(5, 1).state_dict()
+    codes = {n: (100 * t).to(torch.int8) for n, t in state.items()}
+    with pytest.raises(UsageError, match="features.0.weight is int8, not float32"):
+        loaded(tmp_path, conv(), codes)
+    state["features.5.bias"][0] = torch.nan
+    with pytest.raises(UsageError, match="features.5.bias with values that are not finite"):
+        loaded(tmp_path, conv(), state)
+    with pytest.raises(UsageError, match="has nothing of this network"):
+        loaded(tmp_path, nn.ModuleDict({"head": nn.Linear(4, 3)}), {"odd.weight": torch.ones(2)})
+
+
+def test_where_torchvision_has_its_head(tmp_path):
+    name = "mobilenet_v3_small"  # in the middle of what is called classifier
+    source = torchvision_model(name, 7, 3, 64)
+    report = loaded(tmp_path, torchvision_model(name, 5, 3, 64), source.state_dict())
+    assert report.share == 1 and "with 5 outputs (the file's has 7)" in report.head
+    report = loaded(tmp_path, torchvision_model(name, None, 3, 64), source.state_dict())
+    assert report.head == "no head" and len(report.unexpected) == 2
 
 
 class Payload:

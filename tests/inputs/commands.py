@@ -226,7 +226,7 @@ ARGUMENTS = [
     command("data prepare glyphs", "write name=value"),
     command("data prepare dataset=omniglo", "did you mean omniglot?"),
     command("data prepare dataset.sizee=8", "did you mean dataset.size?"),
-    command("data prepare dataset.size=7", "size >= 8"),
+    command("data prepare dataset.size=7", "a size of 8 to 512"),
     command("data prepare dataset.classes=many", "must be a whole number"),
     command("data prepare dataset.seed=-1", "dataset.seed=-1 must be 0 or more"),
     command("data prepare dataset=cub dataset.archive=nowhere", "no folder or archive nowhere"),

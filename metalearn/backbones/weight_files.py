@@ -1,0 +1,144 @@
+"""Weights from files, read without running code from them.
+
+A file may be `.safetensors`, or what `torch.save` wrote, which is read with `weights_only=True`.
+A run folder of metalearn's stands for the weights in it.
+"""
+
+import argparse
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from metalearn.errors import UsageError, reason_of
+from metalearn.types import Params
+
+FILES = ("backbone.safetensors", "weights.safetensors")
+"""What a run folder of `pretrain` and of `train` holds."""
+
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""What torch's compiled, sharded and checkpointed modules put into the names of their weights."""
+
+# Plain values that training scripts keep beside the weights: timm's and DINO's `args`, a best
+# accuracy of NumPy's, under both of the names that its versions gave the function.
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+_PLAIN: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
+class Weights(NamedTuple):
+    """Tensors of a network, and what is known of them.
+
+    tensors: under the names of the file; of a dict within a dict the names are joined by dots.
+    source: where they come from, in words. sha256: of the file. images: what the network was
+    trained to see, as far as it is known: `size`, `channels`, `mean` and `std`, as
+    `ImageTransform` takes them.
+    """
+
+    tensors: Params
+    source: str
+    sha256: str | None = None
+    images: Mapping[str, Any] = {}
+
+
+def read_weights(path: str | Path, sha256: str | None = None) -> Weights:
+    """The weights in `path`: a `.safetensors`, `.pth`, `.pt` or `.th` file, or a run folder.
+
+    sha256: what the file must have, or its first 8 digits or more.
+
+    Raises UsageError where there is none, where its sha256 is another, or where it holds more than
+    tensors and plain values; nothing in it is executed.
+    """
+    given, path = Path(path), Path(path).expanduser()
+    if path.is_dir():
+        found = [path / name for name in FILES if (path / name).is_file()]
+        if not found:
+            raise UsageError(f"{given} holds no {' or '.join(FILES)}; has that run finished?")
+        path = found[0]
+    if not path.is_file():
+        raise UsageError(f"no weights at {given}; correct backbone.weights")
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({reason_of(error)})") from None
+    check_pin(str(given), digest, sha256)
+    if path.suffix == ".safetensors":
+        tensors, told = _safetensors(path)
+    else:
+        tensors, told = _pickled(path), {}
+    if not tensors:
+        raise UsageError(f"{given} holds no tensors; give a state dict")
+    return Weights(tensors, str(given), digest, told.get("images") or {})
+
+
+def check_pin(source: str, digest: str | None, pin: str | None) -> None:
+    """Raise UsageError where `digest` does not begin with `pin`, of 8 digits or more."""
+    if pin is None:
+        return
+    if digest is None:
+        raise UsageError(f"{source} come without a sha256; leave out backbone.sha256")
+    if len(pin) < 8 or not digest.startswith(pin.lower()):
+        raise UsageError(f"{source} has sha256 {digest}, not {pin}; correct backbone.sha256")
+
+
+def _safetensors(path: Path) -> tuple[Params, dict[str, Any]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        told = json.loads(metadata.get("metalearn", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UsageError(f"{path} is damaged ({error}); fetch or train it anew") from None
+    # `save_model` of safetensors writes a tensor of two names once, and the other name here.
+    for name, kept in metadata.items():
+        if kept in tensors and name not in tensors:
+            tensors[name] = tensors[kept]
+    # A run folder of `train` keeps a whole `Meta`.
+    parts = {name: name.partition("/") for name in tensors}
+    if all(part in ("init", "hyper", "buffers") and slash for part, slash, _ in parts.values()):
+        tensors = {parts[n][2]: t for n, t in tensors.items() if parts[n][0] != "hyper"}
+    return _flat(tensors), told if isinstance(told, dict) else {}
+
+
+def _pickled(path: Path) -> Params:
+    try:
+        with torch.serialization.safe_globals(_PLAIN):
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UsageError(
+            f"{path} holds more than tensors and plain values, or is damaged; "
+            "save its state_dict() alone, best as .safetensors"
+        ) from None
+    except Exception as error:  # what a damaged file raises is for its bytes to choose
+        raise UsageError(f"{path} cannot be read ({reason_of(error)}); fetch it anew") from None
+    return {} if isinstance(held, Tensor) else _flat(held)
+
+
+def _flat(held: Any, before: tuple[str, ...] = ()) -> Params:
+    """Every tensor in `held`, however deep, under the dotted path to it."""
+    if isinstance(held, Tensor):
+        return {".".join(before): held}
+    flat: Params = {}
+    for name, part in _parts(held):
+        words = [word for word in str(name).split(".") if word not in _WRAPPERS]
+        for path, tensor in _flat(part, (*before, *words)).items():
+            flat.setdefault(path, tensor)
+    return flat
+
+
+def _parts(held: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(held, Mapping):
+        return held.items()
+    return enumerate(held) if isinstance(held, list | tuple) else ()
