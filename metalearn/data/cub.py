@@ -6,7 +6,8 @@ import numpy as np
 
 from metalearn.data.dataset import ImageDataset, without_rotations
 from metalearn.data.download import download
-from metalearn.data.image_files import by_class, open_files, pixels, read_image
+from metalearn.data.files import open_files
+from metalearn.data.image_files import by_class, read_pixels
 from metalearn.data.paths import Source, data_folder, store_folder
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
@@ -72,7 +73,7 @@ def decode(path: Path, folder: Path, size: int, classes: int = CLASSES) -> Image
                 f"put {OFFICIAL} in its place"
             )
         blocks = (
-            np.stack([pixels(read_image(files, name), size, 3) for name in found[label]])
+            np.stack([read_pixels(files, name, size, 3) for name in found[label]])
             for label in sorted(found)
         )
         return build_store(folder, "cub", sorted(found), blocks)

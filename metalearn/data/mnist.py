@@ -65,7 +65,7 @@ def mnist(
         place = Path(archive).expanduser() if archive else None
         place = place or find_files(KINDS[variant], folder.parent)
         store = decode(place, variant, folder, size)
-    return ImageDataset(variant, store, by_fractions(store, fractions, seed))
+    return ImageDataset(variant, store, by_fractions(store.name, store.classes, fractions, seed))
 
 
 def find_files(kind: str, root: Path) -> Path:

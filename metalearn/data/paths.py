@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from metalearn.data.image_files import Folder, cannot_read
+from metalearn.data.files import Folder, cannot_read
 from metalearn.errors import DataError
 from metalearn.runtime.files import cache_folder
 
@@ -82,10 +82,12 @@ def store_folder(root: Path | None, name: str, archive: Path | None = None) -> P
     return place / f"{name}-{total.hexdigest()[:16]}"
 
 
-def hash_file(total: "hashlib._Hash", file: Path) -> None:
-    """Add the size and time of `file` to a digest. Raises DataError where it cannot be read."""
+def hash_file(total: "hashlib._Hash", file: Path) -> os.stat_result:
+    """Add the size and time of `file` to a digest; its facts. Raises DataError where it cannot be
+    read."""
     try:
         facts = file.stat()
     except OSError as error:
         raise DataError(cannot_read(file, error)) from None
     total.update(f"{facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return facts
