@@ -120,6 +120,10 @@ class ImageDataset:
         """How many classes `split` has, rotated ones included."""
         return len(self._split(split).index)
 
+    def class_names(self, split: str) -> list[str]:
+        """The names of the classes of `split`, in its order."""
+        return self._split(split).names(self.store)
+
     @cached_property
     def sizes(self) -> dict[str, np.ndarray]:
         """By split, how many examples each class has: int64 `[C]`."""

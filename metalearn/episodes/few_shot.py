@@ -92,15 +92,20 @@ class FewShotEpisodes:
                 f"episodes.ways={ways}, but no superclass of {self.dataset.name} ({split}) has "
                 f"more than {largest} classes; use at most {largest}"
             )
-        examples = int(self.dataset.sizes[split].min())
+        sizes = self.dataset.sizes[split]
+        examples = int(sizes.min())
         needed = self.shots + self.queries
         if self.sizes:
             needed = self.sizes.min_examples(self.queries)
         if needed > examples:
             shots = "the shots of sampling.sizes" if self.sizes else "episodes.shots"
+            names = self.dataset.class_names(split)
+            small = [f"{names[c]} ({sizes[c]})" for c in np.flatnonzero(sizes < needed)]
+            more = f" and {len(small) - 5} more" if len(small) > 5 else ""
             raise UsageError(
-                f"{shots} + episodes.queries = {needed}, but a class of "
-                f"{self.dataset.name} ({split}) has {examples} examples; use at most {examples}"
+                f"{shots} + episodes.queries = {needed}, but {self.dataset.name} ({split}) has "
+                f"classes of fewer examples: {', '.join(small[:5])}{more}; use at most {examples}, "
+                f"or leave them out, as by dataset.min_images={needed} of dataset=folder"
             )
 
     def draw(self, split: str, index: int) -> EpisodeIds:

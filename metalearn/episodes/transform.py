@@ -3,8 +3,10 @@
 Not an augmentation: nothing here is random, and evaluation applies it too.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,8 @@ class ImageTransform:
     std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _numbers(f"images.{name}", getattr(self, name)))
         for name in ("size", "channels"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -108,6 +112,17 @@ class TransformedEpisodes:
     def fingerprint(self, split: str, index: int) -> bytes:
         """That of the source: which images, not how they were transformed."""
         return self.source.fingerprint(split, index)
+
+
+def _numbers(name: str, value: Any) -> list[float] | None:
+    if value is None:
+        return None
+    found = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    for number in found:
+        plain = isinstance(number, int | float) and not isinstance(number, bool)
+        if not plain or not math.isfinite(number):
+            raise UsageError(f"{name}={value} must be a number, or a list of one for each channel")
+    return found
 
 
 def _each(values: Sequence[float], x: Tensor) -> Tensor:
