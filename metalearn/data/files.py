@@ -106,7 +106,7 @@ def open_files(path: Path, limits: Limits | None = None) -> Iterator[Files]:
     if path.is_dir():
         yield Folder(path)
     elif not path.is_file():
-        raise DataError(f"there is no folder or archive {path}; correct its path")
+        raise DataError(f"there is no folder or archive {path}; correct its path, dataset.root=...")
     elif _is_zip(path):
         with open_archive(path, limits) as archive:
             yield archive

@@ -99,14 +99,22 @@ class FewShotEpisodes:
             needed = self.sizes.min_examples(self.queries)
         if needed > examples:
             shots = "the shots of sampling.sizes" if self.sizes else "episodes.shots"
-            names = self.dataset.class_names(split)
-            small = [f"{names[c]} ({sizes[c]})" for c in np.flatnonzero(sizes < needed)]
-            more = f" and {len(small) - 5} more" if len(small) > 5 else ""
             raise UsageError(
-                f"{shots} + episodes.queries = {needed}, but {self.dataset.name} ({split}) has "
-                f"classes of fewer examples: {', '.join(small[:5])}{more}; use at most {examples}, "
-                f"or leave them out, as by dataset.min_images={needed} of dataset=folder"
+                f"{shots} + episodes.queries = {needed}, but a class of "
+                f"{self.dataset.name} ({split}) has {examples} examples; use at most {examples}"
+                f"{self._too_small(split, needed)}"
             )
+
+    def _too_small(self, split: str, needed: int) -> str:
+        """The classes of fewer examples, where others have enough."""
+        sizes = self.dataset.sizes[split]
+        small = np.flatnonzero(sizes < needed)
+        if len(small) == len(sizes):
+            return ""
+        names = self.dataset.class_names(split)
+        told = ", ".join(f"{names[c]} ({sizes[c]})" for c in small[:5])
+        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+        return f", or leave out {told}{more}, as dataset=folder does by dataset.min_images={needed}"
 
     def draw(self, split: str, index: int) -> EpisodeIds:
         """The classes and examples of episode `index`."""
