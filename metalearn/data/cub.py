@@ -8,7 +8,7 @@ from metalearn.data.dataset import ImageDataset, without_rotations
 from metalearn.data.download import download
 from metalearn.data.files import open_files
 from metalearn.data.image_files import by_class, read_pixels
-from metalearn.data.paths import Source, data_folder, store_folder
+from metalearn.data.paths import Source, check_size, data_folder, store_folder
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 
@@ -34,6 +34,7 @@ def cub(root: Path | None = None, archive: Path | None = None, size: int = 84) -
     """
     if size < 1:
         raise DataError(f"cub: size must be 1 or more, not {size}")
+    check_size("cub", size)
     folder = store_folder(root, f"{SOURCE.store}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)

@@ -31,7 +31,7 @@ from metalearn.data.layout import (
     split_place,
     without_small,
 )
-from metalearn.data.paths import hash_file
+from metalearn.data.paths import check_size, hash_file
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 from metalearn.runtime.files import cache_folder
@@ -95,6 +95,7 @@ def folder(
             f"folder: size={size}, channels={channels}, fit={fit} must be 1 or more, 1 or 3, and "
             "crop or stretch"
         )
+    check_size("folder", size)
     path, look = Path(root).expanduser(), Look(size, channels, fit, invert)
     place = cache or cache_folder()
     with open_files(path) as files:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from metalearn.data.dataset import ImageDataset, without_rotations
-from metalearn.data.paths import Source
+from metalearn.data.paths import Source, check_size
 from metalearn.data.store import build_store, open_store
 from metalearn.errors import DataError
 from metalearn.runtime.files import cache_folder
@@ -37,6 +37,7 @@ def glyphs(
     """
     if classes < 24 or drawings < 1 or size < 8 or seed < 0:
         raise DataError("glyphs: needs classes >= 24, drawings >= 1, size >= 8 and seed >= 0")
+    check_size("glyphs", size)
     key = f"{size}px-{classes}x{drawings}-seed{seed}"
     folder = (root or cache_folder()) / f"{SOURCE.store}-{key}"
     if folder.exists():

@@ -15,7 +15,7 @@ from metalearn.data.class_splits import packaged
 from metalearn.data.dataset import ImageDataset
 from metalearn.data.files import Files, open_files
 from metalearn.data.image_files import by_class, read_pixels
-from metalearn.data.paths import Source, image_folder_names, store_folder, user_images
+from metalearn.data.paths import Source, check_size, image_folder_names, store_folder, user_images
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 
@@ -39,6 +39,7 @@ def mini_imagenet(
     """
     if size < 1:
         raise DataError(f"mini_imagenet: size must be 1 or more, not {size}")
+    check_size("mini_imagenet", size)
     folder = store_folder(root, f"{SOURCE.store}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)

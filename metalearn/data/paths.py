@@ -24,6 +24,16 @@ class Source(NamedTuple):
     archives: Sequence[str] = ()
 
 
+LARGEST = 4096
+"""Pixels of the side of an image, at most: one in colour takes 48 MiB."""
+
+
+def check_size(name: str, size: int) -> None:
+    """Raise DataError for images that are too large."""
+    if size > LARGEST:
+        raise DataError(f"{name}: size={size} must be {LARGEST} or less")
+
+
 def data_folder() -> Path | None:
     """The folder with data that the user already has, or None.
 

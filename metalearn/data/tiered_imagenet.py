@@ -17,7 +17,7 @@ from metalearn.data.files import Files, open_files
 from metalearn.data.image_files import by_class, read_pixels, shared_folders
 from metalearn.data.layout import named
 from metalearn.data.mini_imagenet import by_number
-from metalearn.data.paths import Source, image_folder_names, store_folder, user_images
+from metalearn.data.paths import Source, check_size, image_folder_names, store_folder, user_images
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 
@@ -47,6 +47,7 @@ def tiered_imagenet(
     """
     if size < 1:
         raise DataError(f"{NAME}: size must be 1 or more, not {size}")
+    check_size(NAME, size)
     folder = store_folder(root, f"{SOURCE.store}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)

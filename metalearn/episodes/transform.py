@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metalearn.data.paths import LARGEST
 from metalearn.episodes.source import EpisodeSource
 from metalearn.errors import UsageError
 from metalearn.types import Episodes
@@ -40,6 +41,8 @@ class ImageTransform:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"images.{name}={value} must be 1 or more, or null")
+        if self.size is not None and self.size > LARGEST:
+            raise UsageError(f"images.size={self.size} must be {LARGEST} or less")
         if self.channels not in (None, 1, 3):
             raise UsageError(f"images.channels={self.channels} must be 1, 3 or null")
         if self.std is not None and not all(value > 0 for value in self.std):

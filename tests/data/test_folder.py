@@ -170,6 +170,7 @@ BAD = {
     "empty": (lambda root: [shutil.rmtree(p) for p in root.iterdir()], {}, "no images"),
     "gone": (shutil.rmtree, {}, "no folder or archive"),
     "size": (None, {"size": 0}, "size=0"),
+    "vast size": (None, {"size": 1_000_000}, "size=1000000 must be 4096 or less"),
     "channels": (None, {"channels": 2}, "channels=2"),
     "fit": (None, {"fit": "pad"}, "fit=pad"),
     "fractions": (None, {"fractions": [0.5, 0.5]}, "three numbers"),
