@@ -110,7 +110,8 @@ def folder(
             store = _from_images(path, files, layout, look, place)
     for note in layout.notes:
         log.warning("%s: %s", path.name, note)
-    groups = layout.groups and [layout.groups[label] for label in store.classes]
+    outer = layout.groups
+    groups = None if outer is None else [outer[label] for label in store.classes]
     return ImageDataset(_name(path), store, class_splits, groups, tuple(layout.notes))
 
 

@@ -75,7 +75,8 @@ def by_lists(name: str, found: Mapping[str, Sequence[str]], where: Files, lists:
                 place = both if owners[label] != split else f"named twice in {split}"
                 raise DataError(f"{name}: class {label} is {place}; keep each class in one split")
             owners[label] = split
-    layout = Layout(dict(found), owners, groups=outer(found))
+    classes = {label: list(names) for label, names in found.items()}
+    layout = Layout(classes, owners, groups=outer(found))
     if rest := [label for label in found if label not in owners]:
         layout.notes.append(f"classes that stand in no list are left out: {some(rest)}")
     return layout
@@ -101,8 +102,9 @@ def _json(content: str) -> list[str]:
     return _lines("\n".join(str(root) for root in roots))
 
 
-def _folder(root: str, labels: Sequence[str]) -> str | None:
-    """The class whose folder's path ends most like `root`, one at least; None for none, or two."""
+def _folder(root: str, labels: Sequence[str]) -> str:
+    """The class whose folder's path ends most like `root`, by a folder at least; "" for none, or
+    for two."""
     parts = [part for part in root.split("/") if part not in ("", ".", "..")]
 
     def alike(label: str) -> int:
@@ -114,8 +116,8 @@ def _folder(root: str, labels: Sequence[str]) -> str | None:
 
     ranked = sorted(labels, key=alike, reverse=True)[:2]
     if not ranked or not alike(ranked[0]):
-        return None
-    return None if len(ranked) > 1 and alike(ranked[1]) == alike(ranked[0]) else ranked[0]
+        return ""
+    return "" if len(ranked) > 1 and alike(ranked[1]) == alike(ranked[0]) else ranked[0]
 
 
 def _by_rows(name: str, found: Mapping[str, Sequence[str]], where: Files, lists: Lists) -> Layout:

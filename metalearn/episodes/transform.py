@@ -120,7 +120,7 @@ class TransformedEpisodes:
 def _numbers(name: str, value: Any) -> list[float] | None:
     if value is None:
         return None
-    found = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    found: list[Any] = [value] if isinstance(value, str | float | int) else list(value)
     for number in found:
         plain = isinstance(number, int | float) and not isinstance(number, bool)
         if not plain or not math.isfinite(number):

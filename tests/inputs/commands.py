@@ -242,7 +242,7 @@ ARGUMENTS = [
     command("data prepare dataset.size=7", "size >= 8"),
     command("data prepare dataset.classes=many", "must be a whole number"),
     command("data prepare dataset.seed=-1", "dataset.seed=-1 must be 0 or more"),
-    command("data prepare dataset=cub dataset.archive=nowhere", "no folder or archive nowhere"),
+    command("data prepare dataset=cub dataset.archive=nowhere", "there is no folder or archive"),
     command("data verify dataset=omniglot dataset.split=lake", "must be vinyals or random"),
     command(f"data show {EPISODES} split=dev", "split=dev is not known"),
     command("data show episode=first", "must be a whole number"),
