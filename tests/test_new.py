@@ -31,7 +31,7 @@ def installed(folder: Path, name: str) -> None:
     (note / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: metalearn-{name}\nVersion: 0.1.0\n"
     )
-    (note / "entry_points.txt").write_text(f"[metalearn]\n{name} = metalearn_{name}\n")
+    (note / "entry_points.txt").write_text(f"[metalearn.conf]\n{name} = metalearn_{name}.conf\n")
 
 
 def run_its_test(path: Path) -> None:

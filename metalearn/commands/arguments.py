@@ -37,7 +37,7 @@ _LOWEST = {
     "training.ways training.shots training.queries training.epochs training.batch_size "
     "training.record_every training.validate_every training.patience training.checkpoint_every "
     "training.keep evaluation.episodes evaluation.validation_episodes evaluation.train_images "
-    "inner.batch_size backbone.filters",
+    "inner.batch_size backbone.filters dataset.min_images",
 }
 _ABOVE_ZERO = "training.clip_norm training.seconds"
 

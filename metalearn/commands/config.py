@@ -12,18 +12,17 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metalearn.commands import searchpath
 from metalearn.commands.mistakes import explain, unknown_choice
-from metalearn.commands.plugins import Installed, plugin_folders
 from metalearn.commands.schemas import SCHEMAS
 from metalearn.errors import UsageError, nearest
 from metalearn.training.folder import config_hash
-from metalearn.training.old_configs import renewed
+from metalearn.training.old_configs import PLACES, placed, renewed
 
 MISTAKES = (HydraException, OmegaConfBaseException)
 # What Hydra raises, or warns of, where a config group is null or a config folder is missing.
@@ -47,19 +46,21 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def conf_files(group: str) -> list[Path]:
-    """The choices of a config group, ours and those of installed packages, by name."""
-    folders = [conf_folder(), *plugin_folders()]
-    files = [path for folder in folders for path in (folder / group).glob("[!_]*.yaml")]
-    return sorted(files, key=lambda path: path.stem)
+def conf_files(group: str, override: str | None = None) -> list[Path]:
+    """The choices of a config group by name: ours, those of installed projects and of an override
+    `hydra.searchpath=[...]`. Raises UsageError for a folder that is not there."""
+    folders = [conf_folder(), *searchpath.folders(override)]
+    found = [path for folder in folders for path in (folder / group).glob("[!_]*.yaml")]
+    # As Hydra: of two of one name, that of the first folder.
+    return sorted({p.stem: p for p in reversed(found)}.values(), key=lambda path: path.stem)
 
 
 def register() -> None:
-    """Give Hydra the types of the configuration, the folders of installed packages, and an Optuna
-    that maximises."""
-    Plugins.instance().register(Installed)
+    """Give Hydra the types of the configuration, the config groups of installed projects, and an
+    Optuna that maximises."""
     from hydra_plugins.hydra_optuna_sweeper.config import Direction, OptunaSweeperConf
 
+    searchpath.register()
     store = ConfigStore.instance()
     for job, settings in SCHEMAS.items():
         store.store(name=f"{job}_schema", node=settings)
@@ -129,14 +130,15 @@ def _known(overrides: Sequence[str], job: str) -> dict[str, Any]:
 
 
 def plain(config: DictConfig, job: str = "train") -> dict[str, Any]:
-    """`config` resolved to dicts, lists and scalars, with its run folder filled in."""
+    """`config` resolved to dicts, lists and scalars, with its run folder filled in, and the paths
+    of its data absolute."""
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     values.pop("hydra", None)
     # `+key=` gets past the types: what a config group takes is for its target to say.
     _check_keys(values, SCHEMAS[job], job)
     if values["run_dir"] is None:
         values["run_dir"] = _default_folder(values, job)
-    return values
+    return placed(values)
 
 
 def _default_folder(config: Mapping[str, Any], job: str) -> str:
@@ -162,7 +164,8 @@ def _default_folder(config: Mapping[str, Any], job: str) -> str:
 def reopen(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The configuration that the run in folder `run` was trained with, then `overrides`.
 
-    Raises UsageError where `run` is no run folder, or for an override of a whole group.
+    Raises UsageError where `run` is no run folder, or for an override of a whole group or of the
+    data set, but for where it lies.
     """
     path = run / "config.yaml"
     if not path.is_file():
@@ -182,8 +185,11 @@ def reopen(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         for override in OverridesParser.create().parse_overrides(list(overrides)):
             key, value = override.key_or_group, override.value()
-            if key.partition(".")[0] == "dataset":
-                raise UsageError("evaluate keeps the run's data set, whose test classes are unseen")
+            if key.partition(".")[0] == "dataset" and key.rpartition(".")[2] not in PLACES:
+                raise UsageError(
+                    "evaluate keeps the run's data set, whose test classes are unseen; "
+                    "dataset.root=<folder> or dataset.archive=<file> says where it is now"
+                )
             if override.is_sweep_override() or override.is_delete():
                 raise UsageError(f"evaluate takes single values, not {override.input_line}")
             if OmegaConf.is_dict(OmegaConf.select(config, key)) and not isinstance(value, dict):

@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from metalearn.commands import searchpath
 from metalearn.commands.arguments import option
 from metalearn.commands.config import compose
 from metalearn.commands.episodes import read_data
@@ -45,9 +46,10 @@ def main(arguments: list[str], console: Console) -> None:
         near = nearest(action, actions)
         raise UsageError(f"no data command {action}{near}; use {', '.join(actions)}")
     if action == "list":
-        if overrides:
-            raise UsageError(f"data list takes nothing more, not {overrides[0]}")
-        console.print(choices(["dataset"], state))
+        rest, override = searchpath.split(overrides)
+        if rest:
+            raise UsageError(f"data list takes nothing more, not {rest[0]}")
+        console.print(choices(["dataset"], state, override))
         console.print(STATES, style="dim", highlight=False)
         return
     own = OWN.get(action, ())

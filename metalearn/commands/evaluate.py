@@ -9,11 +9,14 @@ from rich.console import Console
 
 from metalearn.commands.build import build
 from metalearn.commands.config import reopen
+from metalearn.commands.episodes import read_data
+from metalearn.data import ImageDataset, Mixture
 from metalearn.errors import UsageError
 from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB
 from metalearn.training.episodic import Episodic, last_step
 from metalearn.training.folder import commit, config_hash, load_weights, weights_sha256
 from metalearn.training.result import write_result
+from metalearn.training.run import finished
 
 
 def main(arguments: list[str], console: Console) -> None:
@@ -27,8 +30,27 @@ def main(arguments: list[str], console: Console) -> None:
     config = reopen(run, overrides)
     if not (run / "weights.safetensors").exists():
         raise UsageError(f"{run} has not finished; the command that started it goes on with it")
+    _check_images(run, config, overrides)
     _, stage = build(config, trained=True)
     evaluate(config, stage, run, console)
+
+
+def _check_images(run: Path, config: Mapping[str, Any], overrides: list[str]) -> None:
+    """Raise UsageError where the images or class splits are not those of the run."""
+    result, dataset = finished(run), read_data(config).dataset
+    if result is None or not isinstance(dataset, ImageDataset | Mixture):
+        return
+    told, found = result.get("dataset_hash"), dataset.digest
+    if told is None:  # an older run, whose test episodes say the same
+        kept = ("dataset.", "device=")
+        own = reopen(run, [o for o in overrides if o.lstrip("+").startswith(kept)])
+        told, found = result["manifest_hash"], read_data(own).test().hash
+    if told != found:
+        raise UsageError(
+            f"the images or class splits are not those that {run} was trained with (hash "
+            f"{found[:12]}, not {told[:12]}); say where these are by dataset.root=<folder> or "
+            "dataset.archive=<file>, or train anew"
+        )
 
 
 def evaluate(

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from metalearn.commands import searchpath
 from metalearn.commands.config import conf_files
 from metalearn.commands.methods import methods, table
 from metalearn.errors import UsageError, nearest
@@ -29,9 +30,11 @@ GROUPS = (
 
 
 def main(arguments: list[str], console: Console) -> None:
-    """`metalearn list [group ...]`, or `metalearn list algorithms`: every method and its marks."""
+    """`metalearn list [group ...] [hydra.searchpath=[...]]`, or `metalearn list algorithms`: every
+    method and its marks."""
+    arguments, override = searchpath.split(arguments)
     if arguments == ["algorithms"]:
-        rows = methods()
+        rows = methods(override)
         console.print(table(rows))
         console.print(f"\n{len(rows)} methods")
         return
@@ -39,17 +42,22 @@ def main(arguments: list[str], console: Console) -> None:
         name = unknown[0]
         known = ("algorithms", *GROUPS)
         raise UsageError(f"no group {name}{nearest(name, known)}; use {', '.join(known)}")
-    console.print(choices(arguments or GROUPS))
+    console.print(choices(arguments or GROUPS, override=override))
 
 
-def choices(groups: Sequence[str], state: Callable[[str], str] | None = None) -> Table:
+def choices(
+    groups: Sequence[str],
+    state: Callable[[str], str] | None = None,
+    override: str | None = None,
+) -> Table:
     """The choices of each config group with the first comments of their files.
 
-    state: from the name of a choice to a word on it, for a column of its own.
+    state: from the name of a choice to a word on it, for a column of its own. override:
+    `hydra.searchpath=[...]`, of more folders. Raises UsageError for one that is not there.
     """
     table = Table("override", *(["state"] if state else []), "what it is", box=None, pad_edge=False)
     for group in groups:
-        for path in conf_files(group):
+        for path in conf_files(group, override):
             states = [state(path.stem)] if state else []
             table.add_row(f"{group}={path.stem}", *states, _description(path))
     return table

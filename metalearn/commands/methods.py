@@ -37,9 +37,10 @@ class Described(NamedTuple):
     citation: str
 
 
-def methods() -> list[Described]:
-    """Every algorithm and classifier under `conf/`, in the order of their names."""
-    return [_described(group, path) for group in GROUPS for path in conf_files(group)]
+def methods(override: str | None = None) -> list[Described]:
+    """Every algorithm and classifier by name; override: see `conf_files`."""
+    files = [(group, path) for group in GROUPS for path in conf_files(group, override)]
+    return [_described(group, path) for group, path in files]
 
 
 def find(name: str) -> tuple[str, Path]:

@@ -53,7 +53,8 @@ def explain(error: Exception, known: Callable[[], Mapping[str, Any]], job: str =
     if full_key := getattr(error, "full_key", None):
         return _value(str(full_key), error)
     if match := re.search(r"path=(\S+) is not available", text):
-        return f"no config folder {match[1]}; correct hydra.searchpath"
+        where = "hydra.searchpath, or the entry point metalearn.conf that names it"
+        return f"no config folder {match[1]}; correct {where}"
     if text.startswith("Config group override must be"):
         return "a config group cannot be null; name a choice (see metalearn list)"
     return " ".join(text.split())

@@ -126,8 +126,8 @@ name = "$distribution"
 version = "0.1.0"
 dependencies = ["$needed"]
 
-[project.entry-points.metalearn]
-$name = "$package"
+[project.entry-points."metalearn.conf"]
+$name = "$package.conf"
 """
 
 
@@ -173,6 +173,7 @@ def files(group: str, name: str) -> dict[str, str]:
     texts = {
         "pyproject.toml": PROJECT,
         f"{package}/__init__.py": ALGORITHM if group == "algorithm" else CLASSIFIER,
+        f"{package}/conf/__init__.py": "",
         f"{package}/conf/{group}/{name}.yaml": CONFIGS[group],
         f"tests/test_{name}.py": TEST,
     }

@@ -1,5 +1,6 @@
 """Untrusted archives: zip members are read into memory, tars unpacked within limits."""
 
+import io
 import lzma
 import re
 import stat
@@ -12,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from metalearn.errors import DataError
 
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
 
 # What the readers raise for damage: for numbers that fit no file, and for flags of old packers too.
 _DAMAGED = (zlib.error, EOFError, ValueError, OverflowError)
@@ -38,12 +40,13 @@ class Archive:
 
     def __init__(self, path: Path, file: zipfile.ZipFile) -> None:
         self.path = path
-        self.names: tuple[str, ...] = tuple(i.filename for i in file.infolist() if not i.is_dir())
+        self._members = {_slashed(member.filename): member for member in file.infolist()}
+        self.names = tuple(name for name in self._members if not name.endswith("/"))
         self._file = file
 
     def read(self, name: str) -> bytes:
         """The bytes of one member; raises DataError where it is damaged or longer than it says."""
-        info = self._file.getinfo(name)
+        info = self._members[name]
         try:
             with self._file.open(info) as member:
                 # Never unbounded: a size that lies must not unpack into all of memory.
@@ -53,6 +56,10 @@ class Archive:
         if len(data) != info.file_size:
             raise DataError(_refusal(self.path, f"member {name!r} is cut short"))
         return data
+
+    def open(self, name: str) -> BinaryIO:
+        """One member, read; raises DataError where it is damaged."""
+        return io.BytesIO(self.read(name))
 
 
 @contextmanager
@@ -109,9 +116,15 @@ def _unpack(path: Path, folder: Path, limits: Limits) -> None:
             members, total = members + 1, total + member.size
             if problem := _tar_problem(member, members, total, packed, limits):
                 raise DataError(_refusal(path, problem))
-            archive.extract(member, folder, filter="data")
+            named = member.replace(name=_slashed(member.name), deep=False)
+            archive.extract(named, folder, filter="data")
         while archive.fileobj and archive.fileobj.read(1 << 20):
             pass  # a checksum stands at the very end, after the tar's own
+
+
+def _slashed(name: str) -> str:
+    """Packers on Windows write backslashes, against the format."""
+    return name.replace("\\", "/")
 
 
 def _no_room(path: Path, place: Path, error: OSError) -> str:
@@ -142,7 +155,7 @@ def _problem(file: zipfile.ZipFile, limits: Limits, packed: int) -> str | None:
     members = file.infolist()
     if len(members) > limits.members:
         return f"it has {len(members)} members, more than {limits.members}"
-    if len({member.filename for member in members}) != len(members):
+    if len({_slashed(member.filename) for member in members}) != len(members):
         return "it names a member twice"
     total = sum(member.file_size for member in members)
     if total > limits.total_bytes:

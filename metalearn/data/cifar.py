@@ -5,7 +5,6 @@ one store.
 """
 
 import io
-import pickle
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from metalearn.data import pickles
 from metalearn.data.archive import open_archive
 from metalearn.data.class_splits import packaged, superclasses
 from metalearn.data.dataset import ImageDataset
@@ -168,26 +168,9 @@ def _pickles(path: Path) -> dict[str, dict[bytes, Any]]:
     if missing := {name.split("/")[1] for name in PACKED} - set(packed):
         raise DataError(_refused(path, f"it lacks {', '.join(sorted(missing))}"))
     try:
-        return {n: _Tables(io.BytesIO(data), encoding="bytes").load() for n, data in packed.items()}
+        return {n: pickles.read(io.BytesIO(data), "bytes") for n, data in packed.items()}
     except Exception as error:  # whatever a spoilt pickle makes of it
         raise DataError(_refused(path, f"a member cannot be read: {error}")) from None
-
-
-class _Tables(pickle.Unpickler):
-    """Dicts, lists, numbers, bytes and arrays of numbers, and no other name of any module."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            if name == "_reconstruct":
-                return _empty
-        elif module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def _empty(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
-    """What numpy's own function of the pickle makes: an array that gets its content after."""
-    return np.ndarray.__new__(np.ndarray, shape, np.uint8)
 
 
 def _refused(path: Path, reason: str) -> str:

@@ -25,15 +25,6 @@ def packaged(
     return {split: classes(index) for split, index in _listed(store, files).items()}
 
 
-def from_files(store: ImageStore, folder: Path) -> dict[str, Classes]:
-    """The lists `train.txt`, `val.txt` and `test.txt` in `folder`: a class name on each line.
-
-    Raises DataError for a missing list and for a name that the store lacks.
-    """
-    files = {split: folder / f"{split}.txt" for split in SPLITS}
-    return {split: without_rotations(index) for split, index in _listed(store, files).items()}
-
-
 def superclasses(store: ImageStore, name: str) -> list[str]:
     """The superclass of each class of the store, by the list `name_superclasses.txt` that comes
     with this package: `superclass: class class ...` a line."""
@@ -43,25 +34,41 @@ def superclasses(store: ImageStore, name: str) -> list[str]:
     return [owner[label] for label in store.classes]
 
 
-def by_fractions(store: ImageStore, fractions: Sequence[float], seed: int) -> dict[str, Classes]:
+def by_fractions(
+    name: str, units: Sequence[str], fractions: Sequence[float], seed: int
+) -> dict[str, Classes]:
     """The classes in an order that depends on `seed` alone, cut by three fractions that sum to 1;
-    every split gets one class at least, and none where its fraction is exactly 0. Raises
-    DataError where that cannot be."""
+    every split gets one unit at least, and none where its fraction is exactly 0.
+
+    name: of the data set. units: for each class what stays whole in one split, such as the class
+    itself, or its superclass. Raises DataError where that cannot be.
+    """
     parts = [float(f) for f in fractions]
     if len(parts) != 3 or not min(parts) >= 0 or not abs(sum(parts) - 1) <= 1e-6:
         raise DataError(f"fractions={list(fractions)} must be three numbers, 0 or more, of sum 1")
-    count = len(store.classes)
+    members: dict[str, list[int]] = {}
+    for number, unit in enumerate(units):
+        members.setdefault(unit, []).append(number)
+    count = len(members)
     train, val, test = (int(part > 0) for part in parts)
     if count < train + val + test:
+        told = f"{count} classes" if count == len(units) else f"classes in {count} folders"
+        use = "put the images of each class in a folder of its own"
+        if count < len(units):
+            use = "use dataset.class_folder=path, where each of the folders within is a class"
         raise DataError(
-            f"{store.name} has {count} classes, and fractions={list(fractions)} need "
-            f"{train + val + test} at least; put the images of each class in a folder of its own"
+            f"{name} has {told}, and fractions={list(fractions)} need {train + val + test} at "
+            f"least; {use}"
         )
     order = shuffled(count, seed)
     first = min(max(train, round(parts[0] * count)), count - val - test)
     second = min(max(first + val, round((parts[0] + parts[1]) * count)), count - test)
-    cut = np.split(order, [first, second])
-    return {split: without_rotations(index) for split, index in zip(SPLITS, cut, strict=True)}
+    own = list(members.values())
+    cut = [[c for unit in some for c in own[unit]] for some in np.split(order, [first, second])]
+    return {
+        split: without_rotations(np.array(index, dtype=np.int64))
+        for split, index in zip(SPLITS, cut, strict=True)
+    }
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:
@@ -77,14 +84,7 @@ def _listed(store: ImageStore, files: dict[str, Path]) -> dict[str, np.ndarray]:
     number = {name: i for i, name in enumerate(store.classes)}
     lists = {}
     for split, file in files.items():
-        try:
-            names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise DataError(f"cannot read the list of classes {file} ({reason})") from None
-        names = [name for name in names if name]
-        if not names:
-            raise DataError(f"{file} names no class; put the name of one on each line")
+        names = [name for name in file.read_text(encoding="utf-8").split("\n") if name]
         if unknown := [name for name in names if name not in number]:
             raise DataError(
                 f"{file} names {len(unknown)} classes that {store.name} lacks, such as "

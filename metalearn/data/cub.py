@@ -6,8 +6,9 @@ import numpy as np
 
 from metalearn.data.dataset import ImageDataset, without_rotations
 from metalearn.data.download import download
-from metalearn.data.image_files import by_class, open_files, pixels, read_image
-from metalearn.data.paths import Source, data_folder, store_folder
+from metalearn.data.files import open_files
+from metalearn.data.image_files import by_class, read_pixels
+from metalearn.data.paths import Source, check_size, data_folder, store_folder
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 
@@ -33,6 +34,7 @@ def cub(root: Path | None = None, archive: Path | None = None, size: int = 84) -
     """
     if size < 1:
         raise DataError(f"cub: size must be 1 or more, not {size}")
+    check_size("cub", size)
     folder = store_folder(root, f"{SOURCE.store}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)
@@ -72,7 +74,7 @@ def decode(path: Path, folder: Path, size: int, classes: int = CLASSES) -> Image
                 f"put {OFFICIAL} in its place"
             )
         blocks = (
-            np.stack([pixels(read_image(files, name), size, 3) for name in found[label]])
+            np.stack([read_pixels(files, name, size, 3) for name in found[label]])
             for label in sorted(found)
         )
         return build_store(folder, "cub", sorted(found), blocks)

@@ -54,12 +54,14 @@ class ImageDataset:
 
     A split may have no classes, where a data set is used for testing alone.
     groups: the superclass of each class of the store (an alphabet, a family), None without any.
+    notes: what of the user's files was left out, and how they were understood.
     """
 
     name: str
     store: ImageStore
     splits: Mapping[str, Classes]
     groups: Sequence[str] | None = None
+    notes: Sequence[str] = ()
     _held: dict[torch.device, DeviceImages] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -117,6 +119,10 @@ class ImageDataset:
     def class_count(self, split: str) -> int:
         """How many classes `split` has, rotated ones included."""
         return len(self._split(split).index)
+
+    def class_names(self, split: str) -> list[str]:
+        """The names of the classes of `split`, in its order."""
+        return self._split(split).names(self.store)
 
     @cached_property
     def sizes(self) -> dict[str, np.ndarray]:

@@ -1,38 +1,52 @@
-"""Any folder or zip archive of class folders as a data set."""
+"""Any folder or archive of class folders as a data set."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from metalearn.data.class_splits import by_fractions, from_files
+from metalearn.data import lists, pickles
+from metalearn.data.class_splits import by_fractions
 from metalearn.data.dataset import SPLITS, Classes, ImageDataset, without_rotations
+from metalearn.data.files import TAKEN, Files, Folder, open_files
 from metalearn.data.image_files import (
-    Files,
     Fit,
-    by_class,
-    is_grey,
-    open_files,
+    images_in,
     pixels,
-    read_image,
+    read_pixels,
     shared_folders,
+    survey,
 )
-from metalearn.data.paths import hash_file
+from metalearn.data.layout import (
+    ClassFolder,
+    Layout,
+    by_folders,
+    left_out,
+    merged,
+    split_place,
+    without_small,
+)
+from metalearn.data.paths import check_size, hash_file
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 from metalearn.runtime.files import cache_folder
 
-VERSION = 1  # raise it whenever a change below changes a pixel
-SPLIT_FOLDERS = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-"""Folders that are splits, by their names."""
+VERSION = 2  # raise it whenever a change below changes a pixel
+log = logging.getLogger(__name__)
+
+
+class Look(NamedTuple):
+    """How images become pixels."""
+
+    size: int
+    channels: int | None
+    fit: Fit
+    invert: bool
 
 
 def folder(
@@ -44,19 +58,30 @@ def folder(
     splits: str | Path | None = None,
     fractions: Sequence[float] = (0.64, 0.16, 0.2),
     seed: int = 0,
+    min_images: int = 1,
+    class_folder: ClassFolder | None = None,
     cache: Path | None = None,
 ) -> ImageDataset:
-    """The images under `root`, a folder or a zip archive: a class for each folder that holds
-    some, named by its path, at [channels, size, size].
+    """The images under `root`, a folder, zip or tar: a class for each folder that holds some,
+    named by its path, at [channels, size, size].
 
-    channels: 1 or 3; None takes 1 where the first image of every class is grey.
+    channels: 1 or 3; None takes 1 where every image is grey.
     fit: "crop" keeps the middle square, "stretch" all of it. invert: 255 - pixel, for dark ink.
-    splits: a folder with `train.txt`, `val.txt` and `test.txt`, a class name a line; classes
-        that stand in none are left out. Without it, folders named train, val and test at the top
-        are the splits; else `seed` shuffles the classes and `fractions` cuts them, a fraction
-        of 0 leaving its split without classes.
+    splits: a folder with lists for train, val and test: `.txt` with a class name a line, `.csv`
+        with images and labels (LibFewShot), or `.json` with class_roots (easyfsl); classes that
+        stand in none are left out. Without it, such lists in `root` itself; else folders that are
+        named as splits, as train, val and test, or base, val and novel; else `seed` shuffles the
+        classes and `fractions` cuts them, a fraction of 0 leaving its split without classes.
+    min_images: classes that have fewer are left out.
+    class_folder: which of the folders that an image lies in is its class: "path", each one,
+        "first", the outermost (`cat/monday`), or "last", the innermost (`drawings/cat`), below the
+        folders of splits. None: each one too, but those of one outer folder stay in one split, and
+        what could be read otherwise is refused.
     cache: where the decoded images are kept, by default the cache folder. An image that is
         added, removed or changed under `root` is noticed.
+
+    Where `root` holds no images but three pickles, as of MetaOptNet's or mini-ImageNet's, their
+    arrays are read; nothing in them is run. What is left out is logged, and in `notes`.
 
     Raises DataError where there are no images, or one that cannot be read, and for splits that
     share a class or name one that is not there.
@@ -70,89 +95,173 @@ def folder(
             f"folder: size={size}, channels={channels}, fit={fit} must be 1 or more, 1 or 3, and "
             "crop or stretch"
         )
-    path = Path(root).expanduser()
+    check_size("folder", size)
+    path, look = Path(root).expanduser(), Look(size, channels, fit, invert)
+    place = cache or cache_folder()
     with open_files(path) as files:
-        classes = by_class(files)
-        if not classes:
-            raise DataError(
-                f"there are no images in {path}; it needs a folder for each class, with PNG or "
-                "JPEG files"
-            )
-        if "." in classes:
-            raise DataError(
-                f"{classes['.'][0]} lies in {path} itself; put every image into the folder of "
-                "its class"
-            )
-        # The prefix that all share says nothing: a zip of one folder is that folder.
-        prefix = shared_folders(list(classes))
-        classes = {label[len(prefix) :]: names for label, names in classes.items()}
-        settings = f"{VERSION} {size} {channels} {fit} {invert}"
-        key = _digest(path, files, classes, settings)
-        place = (cache or cache_folder()) / f"folder-{_safe(path.stem)}-{key[:16]}"
-        store = open_store(place) if place.exists() else None
-        if store is None:
-            depth = channels or _channels(files, classes)
-            blocks = (
-                np.stack([pixels(read_image(files, n), size, depth, fit, invert) for n in names])
-                for names in classes.values()
-            )
-            store = build_store(place, path.stem, list(classes), blocks)
-    class_splits = _splits(store, splits, fractions, seed)
-    return ImageDataset(path.stem, store, class_splits, _groups(store.classes))
+        found, others = images_in(files)
+        if not found and (packed := pickles.find(files.names)):
+            store, layout = _from_pickles(path, files, packed, look, place, min_images)
+            class_splits = _splits(_name(path), layout, fractions, seed)
+        else:
+            layout = _layout(path, files, found, others, splits, class_folder)
+            without_small(layout, min_images)
+            class_splits = _splits(_name(path), layout, fractions, seed)
+            store = _from_images(path, files, layout, look, place)
+    for note in layout.notes:
+        log.warning("%s: %s", path.name, note)
+    outer = layout.groups
+    groups = None if outer is None else [outer[label] for label in store.classes]
+    return ImageDataset(_name(path), store, class_splits, groups, tuple(layout.notes))
 
 
-def _groups(labels: Sequence[str]) -> list[str] | None:
-    """The first folder of every class, below train, val and test; None where one has none."""
-    tops = [label.partition("/") for label in labels]
-    if {top.lower() for top, _, _ in tops} <= set(SPLIT_FOLDERS):
-        tops = [rest.partition("/") for _, _, rest in tops]
-    return [top for top, _, _ in tops] if all(rest for _, _, rest in tops) else None
+def _layout(
+    path: Path, files: Files, found: Mapping[str, Sequence[str]],
+    others: Mapping[str, Sequence[str]], splits: str | Path | None,
+    class_folder: ClassFolder | None,
+) -> Layout:  # fmt: skip
+    if not found:
+        beside = ", ".join(f"{len(names)} {ending}" for ending, names in sorted(others.items()))
+        raise DataError(
+            f"there are no images in {path}{f', but {beside}' if beside else ''}; give {TAKEN} "
+            "with a folder for each class, or with the three pickles of MetaOptNet or mini-ImageNet"
+        )
+    notes = []
+    # The prefix that all share says nothing: a zip of one folder is that folder.
+    prefix = shared_folders(list(found))
+    labels = {label[len(prefix) :]: names for label, names in found.items()}
+    where, told = files, None
+    if splits is not None:
+        where = Folder(Path(splits).expanduser())
+        told = lists.find(where.names) or {split: f"{split}.txt" for split in SPLITS}
+    elif split_place(_name(path), list(labels), class_folder) is None:
+        told = lists.find(files.names)
+        if told and told["train"].endswith(".txt") and not lists.name_classes(files, told, labels):
+            names = ", ".join(told.values())
+            notes.append(f"{names} are no lists of its classes and say nothing of the splits")
+            told = None
+    by_rows = told is not None and told["train"].endswith(".csv")
+    if "." in labels and not by_rows:
+        raise DataError(
+            f"{labels['.'][0]} lies in {path} itself; put every image into the folder of its class"
+        )
+    if told is None:
+        layout = by_folders(_name(path), labels, class_folder)
+    else:
+        labels = labels if by_rows else merged(labels, class_folder)
+        layout = lists.by_lists(_name(path), labels, where, told)
+        others = {
+            e: rest
+            for e, own in others.items()
+            if (rest := [n for n in own if n not in told.values()])
+        }
+    closed = files.closed if isinstance(files, Folder) else []
+    layout.notes += [*notes, *left_out(others, closed)]
+    return layout
 
 
 def _splits(
-    store: ImageStore, lists: str | Path | None, fractions: Sequence[float], seed: int
+    name: str, layout: Layout, fractions: Sequence[float], seed: int
 ) -> Mapping[str, Classes]:
-    if lists is not None:
-        return from_files(store, Path(lists).expanduser())
-    tops = [label.split("/")[0].lower() for label in store.classes]
-    if set(tops) <= set(SPLIT_FOLDERS):
-        return _by_top(store, [SPLIT_FOLDERS[top] for top in tops])
-    return by_fractions(store, fractions, seed)
+    if not layout.classes:
+        raise DataError(f"{name} has no class left; use a smaller dataset.min_images")
+    if layout.owners is None:
+        units = [layout.units[label] for label in layout.classes]
+        return by_fractions(name, units, fractions, seed)
+    number = {label: i for i, label in enumerate(layout.classes)}
+    index: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for label, split in layout.owners.items():
+        if label in number:
+            index[split].append(number[label])
+    return {split: without_rotations(np.array(own, np.int64)) for split, own in index.items()}
 
 
-def _by_top(store: ImageStore, owners: list[str]) -> dict[str, Classes]:
-    if missing := [split for split in SPLITS if split not in owners]:
-        raise DataError(
-            f"{store.name} has no folder {' and '.join(missing)} beside {', '.join(set(owners))}; "
-            "add it, or give lists with dataset.splits=<folder>"
+def _from_images(path: Path, files: Files, layout: Layout, look: Look, place: Path) -> ImageStore:
+    kept = place / f"folder-{_safe(_name(path))}-{_digest(path, files, layout, look)[:16]}"
+    if kept.exists():
+        return open_store(kept)
+    seen = survey(files, (name for names in layout.classes.values() for name in names))
+    if seen.deep:
+        layout.notes.append(
+            f"{seen.deep} images have more than 8 bits, of which {seen.white:g} is taken for white"
         )
-    seen: dict[str, str] = {}
-    for label, owner in zip(store.classes, owners, strict=True):
-        name = label.partition("/")[2]
-        if seen.setdefault(name, owner) != owner:
-            raise DataError(
-                f"class {name} of {store.name} is in both {seen[name]} and {owner}; few-shot "
-                "splits have different classes: use dataset.root on one of these folders"
-            )
-    where = np.array(owners)
-    return {split: without_rotations(np.flatnonzero(where == split)) for split in SPLITS}
+    if seen.moving:
+        layout.notes.append(f"{seen.moving} images have several frames; the first is taken")
+    depth = look.channels or (1 if seen.grey else 3)
+    blocks = (
+        np.stack(
+            [
+                read_pixels(files, name, look.size, depth, look.fit, look.invert, seen.white)
+                for name in names
+            ]
+        )
+        for names in layout.classes.values()
+    )
+    return build_store(kept, _name(path), list(layout.classes), blocks)
 
 
-def _channels(files: Files, classes: Mapping[str, Sequence[str]]) -> int:
-    return 1 if all(is_grey(read_image(files, names[0])) for names in classes.values()) else 3
+def _digest(path: Path, files: Files, layout: Layout, look: Look) -> str:
+    """Of what decides the store's content: names, sizes and times of the files, the settings.
 
-
-def _digest(path: Path, files: Files, classes: Mapping[str, Sequence[str]], settings: str) -> str:
-    """Of what decides the store's content: names, sizes and times of the files, the settings."""
-    total = hashlib.sha256(f"{settings}\n".encode())
+    Raises DataError where one file, by links, is in classes of two splits.
+    """
+    total = hashlib.sha256(f"{VERSION} {' '.join(map(str, look))}\n".encode())
     if path.is_file():
         hash_file(total, path)
-    for names in classes.values():
+    side = layout.units if layout.owners is None else layout.owners
+    first: dict[tuple[int, int], tuple[str, str]] = {}
+    for label, names in layout.classes.items():
+        total.update(f"{label}:\n".encode(errors="surrogateescape"))
         for name in names:
             total.update(f"{name}\n".encode(errors="surrogateescape"))
-            if path.is_dir():
-                hash_file(total, path / name)
+            if not path.is_dir():
+                continue
+            facts = hash_file(total, path / name)
+            linked = isinstance(files, Folder) and files.linked
+            if label in side and facts.st_ino and (linked or facts.st_nlink > 1):
+                before, other = first.setdefault((facts.st_dev, facts.st_ino), (name, label))
+                if side[other] != side[label]:
+                    raise DataError(
+                        f"{before} and {name} in {path} are one file by a link, of classes "
+                        f"{other} and {label}, which may be in two splits; keep it in one"
+                    )
     return total.hexdigest()
+
+
+def _from_pickles(
+    path: Path, files: Files, packed: Mapping[str, str], look: Look, place: Path, min_images: int
+) -> tuple[ImageStore, Layout]:
+    total = hashlib.sha256(f"{VERSION} {look} {min_images} {sorted(packed.items())}\n".encode())
+    for name in [""] if path.is_file() else sorted(packed.values()):
+        hash_file(total, path / name)
+    kept = place / f"folder-{_safe(_name(path))}-{total.hexdigest()[:16]}"
+    if kept.exists():
+        store = open_store(kept)
+        layout = Layout({label: [] for label in store.classes})
+    else:
+        images = pickles.images(files, packed)
+        # Every image is a name to who counts them.
+        layout = Layout({label: [label] * len(own) for label, own in images.items()})
+        without_small(layout, min_images)
+        depth = look.channels or max(own.shape[-1] for own in images.values())
+        blocks = (
+            np.stack([_pixels(image, look, depth) for image in images[label]])
+            for label in layout.classes
+        )
+        if not layout.classes:
+            raise DataError(f"no class of {path} has min_images={min_images} images; use fewer")
+        store = build_store(kept, _name(path), list(layout.classes), blocks)
+    layout.owners = {label: label.partition("/")[0] for label in store.classes}
+    return store, layout
+
+
+def _pixels(image: np.ndarray, look: Look, depth: int) -> np.ndarray:
+    whole = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    return pixels(whole, look.size, depth, look.fit, look.invert)
+
+
+def _name(path: Path) -> str:
+    return path.stem or path.resolve().stem or "images"
 
 
 def _safe(name: str) -> str:

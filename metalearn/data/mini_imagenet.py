@@ -13,8 +13,9 @@ import numpy as np
 
 from metalearn.data.class_splits import packaged
 from metalearn.data.dataset import ImageDataset
-from metalearn.data.image_files import Files, by_class, open_files, pixels, read_image
-from metalearn.data.paths import Source, image_folder_names, store_folder, user_images
+from metalearn.data.files import Files, open_files
+from metalearn.data.image_files import by_class, read_pixels
+from metalearn.data.paths import Source, check_size, image_folder_names, store_folder, user_images
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 
@@ -38,6 +39,7 @@ def mini_imagenet(
     """
     if size < 1:
         raise DataError(f"mini_imagenet: size must be 1 or more, not {size}")
+    check_size("mini_imagenet", size)
     folder = store_folder(root, f"{SOURCE.store}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)
@@ -58,12 +60,10 @@ def decode(
             each = f"{counts[0]} to {counts[-1]}" if counts else "no"
             raise DataError(
                 f"{path} holds {len(found)} classes of {each} images, not {classes} of "
-                f"{examples}; give miniImageNet's own images"
+                f"{examples}; give miniImageNet's own images, or its pickles to dataset=folder"
             )
         blocks = (
-            np.stack(
-                [pixels(read_image(files, n), size, 3, "stretch") for n in sorted(found[wnid])]
-            )
+            np.stack([read_pixels(files, n, size, 3, "stretch") for n in sorted(found[wnid])])
             for wnid in sorted(found)
         )
         return build_store(folder, "mini_imagenet", sorted(found), blocks)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from metalearn.data.dataset import SPLITS, ImageDataset
+from metalearn.data.paths import check_size
 from metalearn.errors import DataError
 
 
@@ -35,6 +36,7 @@ class Mixture:
             raise DataError("mixture: it needs two data sets or more; use dataset=<the one>")
         if self.size < 1 or self.channels not in (1, 3):
             raise DataError(f"mixture: size={self.size} must be 1 or more, channels 1 or 3")
+        check_size("mixture", self.size)
         for name, dataset in self.sets.items():
             if dataset.image_shape[0] > self.channels:
                 raise DataError(f"mixture: {name} is in colour; use dataset.channels=3")

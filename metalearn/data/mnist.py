@@ -22,7 +22,7 @@ from PIL import Image
 from metalearn.data.class_splits import by_fractions
 from metalearn.data.dataset import ImageDataset
 from metalearn.data.image_files import pixels
-from metalearn.data.paths import Source, data_folder, store_folder
+from metalearn.data.paths import Source, check_size, data_folder, store_folder
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 
@@ -58,6 +58,7 @@ def mnist(
         raise DataError(f"mnist: variant must be {', '.join(KINDS)}, not {variant!r}")
     if size < 1:
         raise DataError(f"mnist: size must be 1 or more, not {size}")
+    check_size("mnist", size)
     folder = store_folder(root, f"{SOURCE.store}-{variant}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)
@@ -65,7 +66,7 @@ def mnist(
         place = Path(archive).expanduser() if archive else None
         place = place or find_files(KINDS[variant], folder.parent)
         store = decode(place, variant, folder, size)
-    return ImageDataset(variant, store, by_fractions(store, fractions, seed))
+    return ImageDataset(variant, store, by_fractions(store.name, store.classes, fractions, seed))
 
 
 def find_files(kind: str, root: Path) -> Path:

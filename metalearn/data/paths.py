@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from metalearn.data.image_files import Folder, cannot_read
+from metalearn.data.files import Folder, cannot_read
 from metalearn.errors import DataError
 from metalearn.runtime.files import cache_folder
 
@@ -22,6 +22,16 @@ class Source(NamedTuple):
     origin: Literal["download", "yours", "made"]
     store: str = ""
     archives: Sequence[str] = ()
+
+
+LARGEST = 4096
+"""Pixels of the side of an image, at most: one in colour takes 48 MiB."""
+
+
+def check_size(name: str, size: int) -> None:
+    """Raise DataError for images that are too large."""
+    if size > LARGEST:
+        raise DataError(f"{name}: size={size} must be {LARGEST} or less")
 
 
 def data_folder() -> Path | None:
@@ -82,10 +92,12 @@ def store_folder(root: Path | None, name: str, archive: Path | None = None) -> P
     return place / f"{name}-{total.hexdigest()[:16]}"
 
 
-def hash_file(total: "hashlib._Hash", file: Path) -> None:
-    """Add the size and time of `file` to a digest. Raises DataError where it cannot be read."""
+def hash_file(total: "hashlib._Hash", file: Path) -> os.stat_result:
+    """Add the size and time of `file` to a digest; its facts. Raises DataError where it cannot be
+    read."""
     try:
         facts = file.stat()
     except OSError as error:
         raise DataError(cannot_read(file, error)) from None
     total.update(f"{facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return facts

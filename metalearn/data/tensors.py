@@ -13,12 +13,15 @@ from metalearn.data.dataset import SPLITS
 from metalearn.errors import DataError
 from metalearn.types import Inputs, Targets, first_tensor, map_tensors
 
+_WHOLE = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+
 
 @dataclass(frozen=True, eq=False)
 class TensorDataset:
     """Labelled tensors and the classes of train, val and test.
 
-    x: `Inputs` of n examples, `[n, *X]` each. classes: int64 `[n]`, the class of each example.
+    x: `Inputs` of n examples, `[n, *X]` each. classes: whole numbers `[n]`, the class of each
+        example, any of them: an episode's labels are 0 to N-1, in the order of its draw.
     splits: by "train", "val" and "test", classes; none in two of them. targets: further tensors
         `[n, *Y]` by name; an episode's `y` is then a dict, its classes under `label`.
     name: told in results.
@@ -34,7 +37,13 @@ class TensorDataset:
     groups: None = None
 
     def __post_init__(self) -> None:
-        count = len(self.classes)
+        known = self.classes
+        if not isinstance(known, Tensor) or known.ndim != 1 or known.dtype not in _WHOLE:
+            shape = (
+                f"{known.dtype} {list(known.shape)}" if isinstance(known, Tensor) else "no tensor"
+            )
+            raise DataError(f"{self.name}: classes are {shape}, not whole numbers [n]")
+        count = len(known)
         lengths = {len(t) for t in (*self._inputs.values(), *self.targets.values())}
         if lengths != {count}:
             raise DataError(
@@ -58,7 +67,7 @@ class TensorDataset:
     @cached_property
     def _rows(self) -> dict[str, list[np.ndarray]]:
         """By split, the rows of each of its classes."""
-        known = self.classes.numpy()
+        known = self.classes.cpu().numpy()
         return {split: [np.flatnonzero(known == c) for c in self.splits[split]] for split in SPLITS}
 
     @cached_property
@@ -88,6 +97,10 @@ class TensorDataset:
     def class_count(self, split: str) -> int:
         """How many classes `split` has."""
         return len(self._rows[split])
+
+    def class_names(self, split: str) -> list[str]:
+        """The classes of `split`, in its order."""
+        return [str(int(c)) for c in self.splits[split]]
 
     def examples(
         self, split: str, classes: np.ndarray, examples: np.ndarray

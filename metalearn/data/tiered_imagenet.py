@@ -13,17 +13,11 @@ import numpy as np
 from metalearn.data.archive import Limits
 from metalearn.data.class_splits import listed, packaged, superclasses
 from metalearn.data.dataset import SPLITS, ImageDataset, without_rotations
-from metalearn.data.folder import SPLIT_FOLDERS
-from metalearn.data.image_files import (
-    Files,
-    by_class,
-    open_files,
-    pixels,
-    read_image,
-    shared_folders,
-)
+from metalearn.data.files import Files, open_files
+from metalearn.data.image_files import by_class, read_pixels, shared_folders
+from metalearn.data.layout import named
 from metalearn.data.mini_imagenet import by_number
-from metalearn.data.paths import Source, image_folder_names, store_folder, user_images
+from metalearn.data.paths import Source, check_size, image_folder_names, store_folder, user_images
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 
@@ -53,6 +47,7 @@ def tiered_imagenet(
     """
     if size < 1:
         raise DataError(f"{NAME}: size must be 1 or more, not {size}")
+    check_size(NAME, size)
     folder = store_folder(root, f"{SOURCE.store}-{size}px", archive)
     if folder.exists():
         store = open_store(folder)
@@ -76,9 +71,7 @@ def decode(path: Path, folder: Path, size: int, official: Lists | None = None) -
     with open_files(path, LIMITS) as files:
         found = _by_split(files, official) or _by_number(files, official)
         blocks = (
-            np.stack(
-                [pixels(read_image(files, n), size, 3, "stretch") for n in sorted(found[label])]
-            )
+            np.stack([read_pixels(files, n, size, 3, "stretch") for n in sorted(found[label])])
             for label in sorted(found)
         )
         return build_store(folder, NAME, sorted(found), blocks)
@@ -92,10 +85,11 @@ def _by_split(files: Files, official: Lists) -> dict[str, list[str]] | None:
     labels = by_class(files)
     start = len(shared_folders(list(labels)))
     found: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    owner = named({label[start:].partition("/")[0] for label in labels})
     for label, names in labels.items():
         top, _, name = label[start:].partition("/")
-        if top.lower() in SPLIT_FOLDERS:
-            found[SPLIT_FOLDERS[top.lower()]][name] = names
+        if top in owner:
+            found[owner[top]][name] = names
     if not found:
         return None
     counts = [len(found[split]) for split in SPLITS]

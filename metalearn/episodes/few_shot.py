@@ -100,7 +100,8 @@ class FewShotEpisodes:
                 f"episodes.ways={ways}, but no superclass of {self.dataset.name} ({split}) has "
                 f"more than {largest} classes; use at most {largest}"
             )
-        examples = int(self.dataset.sizes[split].min())
+        sizes = self.dataset.sizes[split]
+        examples = int(sizes.min())
         needed = self.shots + self.queries
         if self.sizes:
             needed = self.sizes.min_examples(self.queries)
@@ -109,7 +110,19 @@ class FewShotEpisodes:
             raise UsageError(
                 f"{shots} + episodes.queries = {needed}, but a class of "
                 f"{self.dataset.name} ({split}) has {examples} examples; use at most {examples}"
+                f"{self._too_small(split, needed)}"
             )
+
+    def _too_small(self, split: str, needed: int) -> str:
+        """The classes of fewer examples, where others have enough."""
+        sizes = self.dataset.sizes[split]
+        small = np.flatnonzero(sizes < needed)
+        if len(small) == len(sizes):
+            return ""
+        names = self.dataset.class_names(split)
+        told = ", ".join(f"{names[c]} ({sizes[c]})" for c in small[:5])
+        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+        return f", or leave out {told}{more}, as dataset=folder does by dataset.min_images={needed}"
 
     def draw(self, split: str, index: int) -> EpisodeIds:
         """The classes and examples of episode `index`."""

@@ -44,6 +44,15 @@ class Manifest:
             total.update(self.source.fingerprint(self.split, index))
         return total.hexdigest()
 
+    @property
+    def dataset_hash(self) -> str | None:
+        """That of the images and class splits that the episodes are drawn from; None without."""
+        source: Any = self.source
+        while not hasattr(source, "dataset") and hasattr(source, "source"):
+            source = source.source
+        dataset = getattr(source, "dataset", None)
+        return dataset.digest if isinstance(dataset, ImageDataset | Mixture) else None
+
     def batches(self, size: int) -> Iterator[Episodes]:
         """All episodes in order, `size` at a time; the last part may be smaller."""
         for start in range(0, self.episodes, size):
@@ -108,7 +117,7 @@ def read_manifest(
     """The manifest in `path`. Raises DataError where it is none, is damaged, or was written for
     other data than `dataset`."""
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8-sig"))
         if saved["format"] != FORMAT:
             raise ValueError(f"its format is {saved['format']}, not {FORMAT}")
         split, digest = str(saved["split"]), str(saved["dataset_hash"])

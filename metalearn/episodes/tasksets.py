@@ -24,12 +24,15 @@ from metalearn.types import Batch, Episodes
 class TasksetEpisodes:
     """Episodes from learn2learn's task sets, one for each split: an `EpisodeSource`.
 
-    tasksets: by split, of tasks with `shots + queries` examples of each of `ways` classes.
-    Of every class the first `shots` examples are the support set, in the order of the labels.
+    tasksets: by split, of tasks with `shots + queries` examples of each of `ways` classes, under
+    any labels. Of every class the first `shots` examples are the support set, in the order of the
+    labels.
 
     learn2learn draws from the global generators of Python, numpy and torch. They are seeded here
     by (seed, split, index) and put back after, so that episode `index` is the same whenever it is
-    drawn; the data set's own transforms may still differ.
+    drawn; the data set's own transforms may still differ. A set of `n` tasks, which learn2learn
+    draws and keeps as they are first asked for, is drawn anew instead: its task i by
+    (seed, split, i), of which episode `index` is one drawn at random.
     """
 
     tasksets: dict[str, Any]
@@ -69,18 +72,33 @@ class TasksetEpisodes:
 
     def _examples(self, split: str, index: int) -> Tensor:
         """`[ways * (shots + queries), *X]`, by class."""
-        key = hashlib.sha256(f"{split}/{self.seed}/{index}".encode()).digest()[:4]
-        with _seeded(int.from_bytes(key, "little")):
-            data, labels = self.tasksets[split].sample()
-        labels = torch.as_tensor(labels)
+        with _seeded(self._key(split, f"{index}")):
+            data, labels = self._drawn(split)
+        labels = torch.as_tensor(labels).flatten()
+        labels = labels.unique(return_inverse=True)[1]
         each = self.shots + self.queries
-        counts = torch.bincount(labels, minlength=self.ways)
-        if counts.tolist() != [each] * self.ways:
+        counts = torch.bincount(labels).tolist()
+        if counts != [each] * self.ways:
             raise UsageError(
-                f"the task set of {split} gives {counts.tolist()} examples a class, not {each} of "
-                f"{self.ways} classes; use KShots(k=shots + queries) and ConsecutiveLabels"
+                f"the task set of {split} gives {counts} examples a class, not {each} of "
+                f"{self.ways} classes; use KShots(k=shots + queries) and NWays(n=ways)"
             )
         return torch.as_tensor(data)[labels.argsort(stable=True)]
+
+    def _drawn(self, split: str) -> tuple[Any, Any]:
+        """A task of the seeded generators."""
+        tasks = self.tasksets[split]
+        if not hasattr(tasks, "sample"):
+            return tasks[random.randrange(len(tasks))]
+        count = getattr(tasks, "num_tasks", -1)
+        if count < 1 or not hasattr(tasks, "sample_task_description"):
+            return tasks.sample()
+        with _seeded(self._key(split, f"task {random.randrange(count)}")):
+            return tasks.get_task(tasks.sample_task_description())
+
+    def _key(self, split: str, what: str) -> int:
+        digest = hashlib.sha256(f"{split}/{self.seed}/{what}".encode()).digest()
+        return int.from_bytes(digest[:4], "little")
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,16 @@
 Not an augmentation: nothing here is random, and evaluation applies it too.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metalearn.data.paths import LARGEST
 from metalearn.episodes.source import EpisodeSource
 from metalearn.errors import UsageError
 from metalearn.types import Episodes
@@ -32,10 +35,14 @@ class ImageTransform:
     std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _numbers(f"images.{name}", getattr(self, name)))
         for name in ("size", "channels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"images.{name}={value} must be 1 or more, or null")
+        if self.size is not None and self.size > LARGEST:
+            raise UsageError(f"images.size={self.size} must be {LARGEST} or less")
         if self.channels not in (None, 1, 3):
             raise UsageError(f"images.channels={self.channels} must be 1, 3 or null")
         if self.std is not None and not all(value > 0 for value in self.std):
@@ -108,6 +115,17 @@ class TransformedEpisodes:
     def fingerprint(self, split: str, index: int) -> bytes:
         """That of the source: which images, not how they were transformed."""
         return self.source.fingerprint(split, index)
+
+
+def _numbers(name: str, value: Any) -> list[float] | None:
+    if value is None:
+        return None
+    found: list[Any] = [value] if isinstance(value, str | float | int) else list(value)
+    for number in found:
+        plain = isinstance(number, int | float) and not isinstance(number, bool)
+        if not plain or not math.isfinite(number):
+            raise UsageError(f"{name}={value} must be a number, or a list of one for each channel")
+    return found
 
 
 def _each(values: Sequence[float], x: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Configurations that older versions wrote, brought to the words of this one: the only table."""
 
+import os
 from collections.abc import Mapping
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 TARGETS = {
@@ -20,6 +22,14 @@ KEYS: dict[str, str | None] = {
 }
 """Keys that have another name, by their dotted path; None for one that is gone."""
 
+
+OF_TARGET: dict[str, dict[str, Any]] = {
+    "metalearn.data.folder": {"min_images": 1, "class_folder": "path"},
+}
+"""What newer nodes of a target hold, with the values that do as before."""
+
+PLACES = ("root", "archive", "splits")
+"""Keys of a data set that are paths of the user's; `splits` is one of dataset=folder alone."""
 
 ADDED: dict[str, Any] = {"sampling.queries": "balanced", "sampling.concentration": 2.0}
 """What newer configurations hold, by its dotted path, with the value that does as before."""
@@ -47,7 +57,35 @@ def renewed(
     if isinstance(backbone, dict) and "match" in backbone and "copy" not in backbone:
         # Nine tenths of the body were enough, where nothing else was said.
         backbone |= {"copy": None, "match": 1.0 if backbone["match"] == 0.9 else backbone["match"]}
-    return _found(new, targets)
+    return placed(_found(new, targets))
+
+
+def placed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which the paths of data sets and manifests are absolute, so that another folder
+    finds them too: what older versions wrote, and what a command line says."""
+    new = dict(config)
+    if "dataset" in new:
+        new["dataset"] = _placed(new["dataset"])
+    evaluation = new.get("evaluation")
+    if isinstance(evaluation, dict) and isinstance(evaluation.get("manifest"), str):
+        new["evaluation"] = {**evaluation, "manifest": _absolute(evaluation["manifest"])}
+    return new
+
+
+def _placed(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    ours = str(node.get("_target_")).startswith("metalearn.")
+    return {
+        key: _absolute(value)
+        if key in PLACES and isinstance(value, str) and (ours or key != "splits")
+        else _placed(value)
+        for key, value in node.items()
+    }
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(Path(path).expanduser())
 
 
 def _fill_in(config: dict[str, Any], path: str, value: Any) -> None:
@@ -76,4 +114,8 @@ def _found(value: Any, targets: Mapping[str, str]) -> Any:
     if isinstance(path := new.get("_target_"), str):
         module, _, name = path.rpartition(".")
         new["_target_"] = targets.get(path, f"{targets.get(module, module)}.{name}")
+        new = {
+            **new,
+            **{k: v for k, v in OF_TARGET.get(new["_target_"], {}).items() if k not in new},
+        }
     return new

@@ -66,6 +66,7 @@ def write_result(
         "norm_policy": describe(algo.net.module),
         "transductive": algo.transductive,
         "manifest_hash": report.manifest_hash,
+        "dataset_hash": test.dataset_hash,
         "split": test.split,
         "sampling": _sampling(config),
         "algorithm": name("algorithm"),

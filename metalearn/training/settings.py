@@ -1,6 +1,7 @@
 """The settings of the two loops around the engine, with their types and defaults."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -21,8 +22,8 @@ class ImageSettings:
 
     size: int | None = None
     channels: int | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    mean: Any = None  # a number, or a list of numbers
+    std: Any = None
 
 
 @dataclass

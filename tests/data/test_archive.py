@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metalearn.data import DataError
+from metalearn.data import DataError, folder
 from metalearn.data.archive import Limits, open_archive
 from metalearn.data.omniglot import decode
-from tests.inputs.files import png_claiming
+from tests.inputs.files import drawing, member, png_claiming, tar
 
 EXPECTED = {"images_background": 2}
 
@@ -188,3 +188,17 @@ def test_an_image_that_claims_too_many_pixels(tiny_archive, refused) -> None:
 
 def test_a_member_that_is_no_image(tiny_archive, refused) -> None:
     refused(tiny_archive(first=b"GIF89a"), "no 105x105 PNG")
+
+
+def test_backslashes_are_folders(tmp_path: Path, monkeypatch) -> None:
+    """As packers on Windows write them, in a zip and in a tar."""
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "cache"))
+    content = drawing(0)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for name in ("p\\a\\", "p\\a\\0.png", "p\\b\\0.png", "p\\c\\0.png"):
+            info = zipfile.ZipInfo("x")
+            info.filename = name  # zipfile itself would turn them round on Windows
+            file.writestr(info, b"" if name.endswith("\\") else content)
+    tar(tmp_path / "a.txz", *((member(f"p\\{c}\\0.png"), content) for c in "abc"), mode="w:xz")
+    for name in ("a.zip", "a.txz"):
+        assert folder(tmp_path / name, size=4).store.classes == ("a", "b", "c")

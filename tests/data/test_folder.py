@@ -66,7 +66,8 @@ def test_a_fraction_of_zero_is_no_class(tmp_path: Path, fractions, counts) -> No
     ],
 )
 def test_groups_are_the_folders_above(tmp_path: Path, labels, groups) -> None:
-    assert folder(write(tmp_path / "a", *labels), size=4).groups == groups
+    data = folder(write(tmp_path / "a", *labels), size=4, class_folder="path")
+    assert data.groups == groups
 
 
 def test_folders_that_are_splits(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_pixels(tmp_path: Path) -> None:
         place = tmp_path / "g" / label
         place.mkdir(parents=True)
         Image.new("L", (8, 8), 50).save(place / "0.png")
-        Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(place / "1.png")
+        Image.new("LA", (8, 8), (0, 0)).save(place / "1.png")
         Image.fromarray(np.full((8, 8), 51200, np.uint16)).save(place / "2.png")
         wide = Image.new("L", (8, 8), 0)
         wide.paste(255, (0, 0, 8, 2))
@@ -169,6 +170,7 @@ BAD = {
     "empty": (lambda root: [shutil.rmtree(p) for p in root.iterdir()], {}, "no images"),
     "gone": (shutil.rmtree, {}, "no folder or archive"),
     "size": (None, {"size": 0}, "size=0"),
+    "vast size": (None, {"size": 1_000_000}, "size=1000000 must be 4096 or less"),
     "channels": (None, {"channels": 2}, "channels=2"),
     "fit": (None, {"fit": "pad"}, "fit=pad"),
     "fractions": (None, {"fractions": [0.5, 0.5]}, "three numbers"),

@@ -81,3 +81,23 @@ def test_a_manifest_knows_the_tensors():
 def test_what_is_refused(changed, line):
     with pytest.raises(DataError, match=line):
         dataset(**changed)
+
+
+@pytest.mark.parametrize(
+    "classes", [CLASSES.float(), CLASSES[:, None], CLASSES.bool(), CLASSES.tolist()], ids=str
+)
+def test_classes_that_are_no_whole_numbers_are_refused(classes):
+    with pytest.raises(DataError, match="not whole numbers"):
+        dataset(classes=classes)
+
+
+def test_classes_may_be_any_whole_numbers():
+    far = {7: -3, 2: 10**12, 5: 0, 9: 88}
+    given = torch.tensor([far[int(c)] for c in CLASSES])
+    splits = {"train": [far[2], far[7]], "val": [far[5]], "test": [far[9]]}
+    here, there = (
+        FewShotEpisodes(d, 2, 1, 2) for d in (dataset(), dataset(classes=given, splits=splits))
+    )
+    assert there.batch("train", range(5)).query.y["label"].unique().tolist() == [0, 1]
+    assert there.dataset.class_names("train") == ["1000000000000", "-3"]
+    assert here.dataset.sizes["train"].tolist() == there.dataset.sizes["train"].tolist()

@@ -159,7 +159,8 @@ def test_examples_are_uniform_in_every_ordered_pair(tiny) -> None:
             {"shots": 3, "queries": 4},
             "test",
             "episodes.shots + episodes.queries = 7, but a class of tiny (test) has 6 examples; "
-            "use at most 6",
+            "use at most 6, or leave out class09 (6), as dataset=folder does by "
+            "dataset.min_images=7",
         ),
         ({}, "tset", "split='tset' is not known; use train, val, test"),
     ],

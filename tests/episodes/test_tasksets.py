@@ -29,19 +29,20 @@ class Labelled(TensorDataset):
 
 @pytest.fixture(scope="module")
 def taskset():
+    return made()
+
+
+def made(tasks: int = -1, remapped: bool = True):
     data = imported("learn2learn").data
     dataset = data.MetaDataset(Labelled())
     steps = data.transforms
-    return data.Taskset(
-        dataset,
-        [
-            steps.NWays(dataset, WAYS),
-            steps.KShots(dataset, SHOTS + QUERIES),
-            steps.LoadData(dataset),
-            steps.RemapLabels(dataset),
-            steps.ConsecutiveLabels(dataset),
-        ],
-    )
+    own = [
+        steps.NWays(dataset, WAYS),
+        steps.KShots(dataset, SHOTS + QUERIES),
+        steps.LoadData(dataset),
+    ]
+    remap = [steps.RemapLabels(dataset), steps.ConsecutiveLabels(dataset)] if remapped else []
+    return data.Taskset(dataset, own + remap, num_tasks=tasks)
 
 
 def episodes(taskset, seed: int = 0) -> TasksetEpisodes:
@@ -74,6 +75,23 @@ def test_an_index_is_one_episode_and_nothing_global_moves(taskset):
     assert torch.equal(torch.get_rng_state(), state[2])
     hashes = {Manifest(episodes(taskset, seed), "train", 5).hash for seed in (0, 0, 1)}
     assert len(hashes) == 2
+
+
+@pytest.mark.parametrize("tasks", [1, 4])
+def test_a_finite_set_does_not_depend_on_the_order_of_drawing(tasks: int):
+    """learn2learn keeps a task as it was drawn when first asked for."""
+    forwards, backwards = episodes(made(tasks)), episodes(made(tasks))
+    seen = [forwards.fingerprint("train", index) for index in range(8)]
+    again = [backwards.fingerprint("train", index) for index in reversed(range(8))]
+    assert seen == again[::-1] and (tasks > 1) == (len(set(seen)) > 1)
+    assert len(set(seen)) <= tasks
+
+
+def test_labels_may_be_any(taskset):
+    x = episodes(made(remapped=False)).batch("train", range(6))
+    assert x.support.y.tolist() == [[0, 1, 2] * SHOTS] * 6
+    classes = x.query.x[:, :, 0].unflatten(1, (QUERIES, WAYS))
+    assert (classes == classes[:, :1]).all() and (classes.diff(dim=2) > 0).all()
 
 
 def test_another_shape_is_refused(taskset):

@@ -78,12 +78,22 @@ def test_episodes_of_every_split(tiny, split: str) -> None:
     assert Manifest(prepared, split, 9).hash == Manifest(source, split, 9).hash
 
 
+def test_one_number_is_for_every_channel() -> None:
+    x = torch.rand(2, 3, 4, 4)
+    one = ImageTransform(**compose(["images.mean=.5", "images.std=.25"])["images"])
+    assert torch.equal(one(x), ImageTransform(mean=[0.5], std=[0.25])(x))
+
+
 @pytest.mark.parametrize(
     ("how", "told"),
     [
         ({"channels": 1}, "images.channels=1, but the images have 3; use images.channels=3"),
         ({"mean": [0.5, 0.5]}, "images.mean has 2 numbers, but the images have 3 channels"),
         ({"std": []}, "images.std has 0 numbers"),
+        ({"mean": "grey"}, "images.mean=grey must be a number, or a list of one for each channel"),
+        ({"mean": [0.5, None, 0.5]}, "images.mean=.* must be a number"),
+        ({"std": float("inf")}, "images.std=inf must be a number"),
+        ({"std": 0}, "images.std=.* must be above 0"),
         ({"size": 0}, "images.size=0 must be 1 or more"),
         ({"std": [0.5, 0.0, 0.5]}, "images.std=.* must be above 0"),
     ],

@@ -73,9 +73,10 @@ class Python2:
         self.text(b"b")
         self.out += b"\x87R("
         self.number(1)
+        self.out += b"("
         for size in value.shape:
             self.number(size)
-        self.out += b"\x86cnumpy\ndtype\n"
+        self.out += b"tcnumpy\ndtype\n"
         self.text(b"u1")
         self.number(0)
         self.number(1)

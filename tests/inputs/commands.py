@@ -78,6 +78,14 @@ def only(*labels: str) -> Callable[[Path], object]:
     return spoil
 
 
+def rar(root: Path) -> None:
+    (root / "x.rar").write_bytes(b"Rar!")
+
+
+def twin(root: Path) -> None:
+    (root / "kitten").symlink_to("cat")
+
+
 BY_LISTS = "dataset.splits=pets"
 FOLDERS = [
     pets("with a text named .png", "cow/1.png in", files.damage),
@@ -89,9 +97,9 @@ FOLDERS = [
         lambda root: (root / "cow" / "1.png").write_bytes(png_claiming(12_000, 10_000)),
     ),
     pets("with a TIFF of 244 samples a pixel", "cow/0.tif in", bad_tiff),
-    pets("with an image at the top", "1.png lies in pets itself", files.loose),
-    pets("with a link to nowhere", "cannot read pets/cow/1.png", files.unreadable),
-    pets("without images", "there are no images in pets", only()),
+    pets("with an image at the top", "pets itself; put every image", files.loose),
+    pets("with a link to nowhere", "pets/cow/1.png (No such file", files.unreadable),
+    pets("without images", "there are no images in", only()),
     pets("of two classes", "has 2 classes, and fractions=", only("cat", "dog")),
     pets("without a folder val", "no folder val", only("train/cat", "test/dog")),
     pets(
@@ -119,7 +127,12 @@ FOLDERS = [
     pets("of size 0", "size=0", None, "dataset.size=0"),
     pets("with seed=-1", "dataset.seed=-1 must be 0 or more", None, "dataset.seed=-1"),
     pets("at a list of places", "must be text, a path or null", None, "dataset.root=[a]"),
-    pets("that is nowhere", "no folder or archive nowhere", None, "dataset.root=nowhere"),
+    pets("that is nowhere", "there is no folder or archive", None, "dataset.root=nowhere"),
+    pets("that is a .rar", "is no archive that is read: give", rar, "dataset.root=pets/x.rar"),
+    pets("of days within classes", "say what a class is", only("cat/1", "cow/1", "dog/1")),
+    pets("with a class that is a link to another", "are one file by a link", twin),
+    pets("of few images each", "has no class left", None, "dataset.min_images=9"),
+    pets("with min_images=0", "dataset.min_images=0 must be 1", None, "dataset.min_images=0"),
     pets("without a place", "dataset.root is missing", None, "dataset.root=null"),
 ]
 
@@ -229,7 +242,7 @@ ARGUMENTS = [
     command("data prepare dataset.size=7", "a size of 8 to 512"),
     command("data prepare dataset.classes=many", "must be a whole number"),
     command("data prepare dataset.seed=-1", "dataset.seed=-1 must be 0 or more"),
-    command("data prepare dataset=cub dataset.archive=nowhere", "no folder or archive nowhere"),
+    command("data prepare dataset=cub dataset.archive=nowhere", "there is no folder or archive"),
     command("data verify dataset=omniglot dataset.split=lake", "must be vinyals or random"),
     command(f"data show {EPISODES} split=dev", "split=dev is not known"),
     command("data show episode=first", "must be a whole number"),
@@ -297,7 +310,7 @@ MANIFESTS = [
     ),
     Case(
         "`evaluation.manifest=` that is not there",
-        "cannot read the manifest nowhere.json",
+        "nowhere.json (No such file or directory)",
         lambda place: metalearn(*TRAIN, "evaluation.manifest=nowhere.json"),
     ),
     Case(
