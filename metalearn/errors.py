@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 
 import metalearn
 
@@ -19,6 +20,12 @@ class UsageError(ValueError):
 
 class DataError(Exception):
     """Data that is missing, damaged or asked for wrongly. The command line prints its one line."""
+
+
+def check_whole(name: str, value: object, low: int = 0) -> None:
+    """Raise UsageError for a value that is not a whole number, or less than `low`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
+        raise UsageError(f"{name}={value} must be a whole number, {low} or more")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

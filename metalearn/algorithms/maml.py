@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from metalearn import tree
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.backbones.heads import head_name
-from metalearn.errors import UsageError, nearest
+from metalearn.errors import UsageError, check_whole, nearest
 from metalearn.functional import PureModule, pure
 from metalearn.functional.norms import BatchNorm
 from metalearn.inner.protocol import EXACT, OnFeatures, Plain
@@ -69,7 +69,8 @@ class MAML:
     adapting: names of the weights that the inner loop adapts; None for all. The proximal term
         and the rule's learned rates are theirs alone.
 
-    Raises UsageError for a name that is no weight of the network, or for none.
+    Raises UsageError for a name that is no weight of the network, for none, or for steps that are
+    not a whole number.
     """
 
     module: nn.Module
@@ -85,6 +86,7 @@ class MAML:
     def __post_init__(self) -> None:
         object.__setattr__(self, "net", pure(self.module))
         object.__setattr__(self, "kinds", kinds_with(self.proximal, self.kinds))
+        check_whole("algorithm.steps", self.steps)
         check_adapting(self.adapting, self.net.params)
         if not chosen(self.net.params, self.adapting):
             raise UsageError("no weight of the network adapts; use adaptation=all or head")

@@ -32,6 +32,7 @@ from metalearn.engine.task import Task, TaskGradient, tasks_of
 from metalearn.errors import UsageError
 from metalearn.functional.precision import Precision, check_precision, computing_in
 from metalearn.functional.torch_private import same_layout
+from metalearn.inner.labels import check_labels
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Meta, MetaGradients, Metrics
 
@@ -51,6 +52,7 @@ class Made:
     graphs: Graphs = field(default_factory=dict)
     steps: dict[Any, list[CompiledStep]] = field(default_factory=dict)
     tuned: dict[Any, Autotuned] = field(default_factory=dict)
+    checked: set[Any] = field(default_factory=set)
     bodies: dict[Any, Body | None] = field(default_factory=dict)
     through_features: dict[Any, ThroughFeatures] = field(default_factory=dict)
 
@@ -85,7 +87,7 @@ class Engine:
         """The mean over T tasks of the meta-gradient, shaped like `meta`, and metrics `[T]`.
 
         episodes: support `[T, S, *X]`, query `[T, Q, *X]`. Raises UsageError where the algorithm
-        is not defined for the strategy, or cannot run so.
+        is not defined for the strategy, or cannot run so, and for classes that are not 0 to N - 1.
         """
         made = self._of(algo)
         tensors = tensors_of(meta, episodes)
@@ -97,6 +99,10 @@ class Engine:
             raise UsageError("no episodes in the meta-batch; use training.meta_batch of 1 or more")
         check_capture(self.capture, episodes.support.device)
         check_algorithm(strategy, algo)
+        if episodes.support.device.type != "cuda" or asked not in made.checked:
+            # On a GPU once for each setting: looking at the labels waits for it.
+            check_labels(algo, episodes.support, episodes.query)
+            made.checked.add(asked)
         if hasattr(strategy, "all_tasks"):
             return self._foreign(cast(ForeignStrategy, strategy), algo, meta, episodes)
         strategy = cast(Strategy, strategy)

@@ -11,7 +11,7 @@ from metalearn.data import ImageDataset, TensorDataset
 from metalearn.episodes.gather import EpisodeIds, gather
 from metalearn.episodes.sizes import Sizes
 from metalearn.episodes.source import generator
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, check_whole
 from metalearn.types import Episodes
 
 
@@ -58,8 +58,7 @@ class FewShotEpisodes:
 
     def __post_init__(self) -> None:
         for name in ("ways", "shots", "queries"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"episodes.{name}={getattr(self, name)} must be 1 or more")
+            check_whole(f"episodes.{name}", getattr(self, name), 1)
         if self.within_superclass and self.dataset.groups is None:
             raise UsageError(
                 f"{self.dataset.name} has no superclasses; use sampling.within_superclass=false"

@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.func import grad
 
 from metalearn import tree
+from metalearn.errors import check_whole
 from metalearn.functional.autodiff import gradient_at
 from metalearn.functional.dropout import dropout_stream, fold
 from metalearn.functional.precision import inner_pass
+from metalearn.inner.labels import check_labels
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import State
 from metalearn.types import Batch, Given, Meta, Params
@@ -128,10 +130,13 @@ def adapt(
     seed: int64 scalar, of the task's dropout masks; None leaves them to torch's generator.
     gradient: how the inner gradient of a step is taken; `detached_gradient` where nobody
         differentiates what is returned.
-    Returns the fast weights, ready for `algo.predict`; differentiable in `meta`.
+    Returns the fast weights, ready for `algo.predict`; differentiable in `meta`. Raises UsageError
+    for classes that are not 0 to N - 1, or a number of steps that is not whole.
     """
     if isinstance(given, Batch):
         given = Given(given)
     count = algo.steps if steps is None else steps
+    check_whole("steps", count)
+    check_labels(algo, given.support)
     *_, (fast, _) = trajectory(algo, meta, given, count, seed, gradient)
     return algo.finish(meta, fast, given, count)
