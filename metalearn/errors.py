@@ -18,6 +18,10 @@ class UsageError(ValueError):
     """A combination, name or value that cannot work. The command line prints its one line."""
 
 
+class Diverged(UsageError):
+    """A run whose numbers are no longer finite: it fails, and what it has written stays."""
+
+
 class DataError(Exception):
     """Data that is missing, damaged or asked for wrongly. The command line prints its one line."""
 

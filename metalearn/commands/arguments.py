@@ -37,8 +37,11 @@ _LOWEST = {
     "training.ways training.shots training.queries training.epochs training.batch_size "
     "training.record_every training.validate_every training.patience training.checkpoint_every "
     "training.keep evaluation.episodes evaluation.validation_episodes evaluation.train_images "
-    "inner.batch_size backbone.filters",
+    "inner.batch_size backbone.filters outer.schedule.T_max outer.schedule.step_size "
+    "outer.schedule.total_iters",
 }
+_SEEDS = "seed dataset.seed evaluation.seed held_out.seed"
+_LARGEST = 3.4e38  # of float32
 _ABOVE_ZERO = "training.clip_norm training.seconds"
 
 
@@ -56,8 +59,27 @@ def check_values(config: Mapping[str, Any]) -> None:
         value = at(config, name)
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name}={value} must be above 0, or null")
+    for name in _SEEDS.split():
+        value = at(config, name)
+        if isinstance(value, int) and value >= 2**63:
+            raise UsageError(f"{name}={value} must be below 2**63")
+    _check_size(config)
     check_choice("resume", config["resume"], ("auto", "never"))
     check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
+
+
+def _check_size(value: Any, name: str = "") -> None:
+    """Raise UsageError for a number anywhere that float32, or an int64, does not hold."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_size(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _check_size(part, name)
+    elif isinstance(value, float) and _LARGEST < abs(value) < math.inf:
+        raise UsageError(f"{name}={value} is more than float32 holds; use a smaller number")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise UsageError(f"{name}={value} is more than 64 bits hold; use a smaller number")
 
 
 def at(config: Any, name: str) -> Any:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from hydra.errors import InstantiationException
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from metalearn import tree
@@ -24,12 +25,13 @@ from metalearn.engine.cuda_graph import check_capture
 from metalearn.engine.strategy import STRATEGIES, ForeignStrategy, Strategy, lacks_proximal_term
 from metalearn.episodes import ImageTransform, Manifest, augmented
 from metalearn.errors import UsageError
+from metalearn.evaluation.protocol import check_evaluation_steps
 from metalearn.functional.double_backward import check_twice_differentiable
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import InnerRule
 from metalearn.runtime.device import torch_device
 from metalearn.training.episodic import Episodic
-from metalearn.training.outer import Outer
+from metalearn.training.outer import Outer, rehearse
 from metalearn.training.settings import TrainingSettings
 from metalearn.types import Meta
 
@@ -69,6 +71,7 @@ class Method:
             strategies = (option({"_target_": s}) for k in algo.kinds for s in STRATEGIES[k])
             use = " or ".join(f"gradient={fitting}" for fitting in strategies)
             raise UsageError(f"algorithm={name} cannot use gradient={strategy}; use {use}")
+        check_evaluation_steps(algo, self.config["evaluation"]["steps"])
         if self.data.sampling["sizes"] and algo.steps and algo.rule.batch_size is not None:
             raise UsageError(
                 "inner.batch_size leaves classes out of an inner step, which sampling.sizes cannot "
@@ -83,19 +86,42 @@ class Method:
     def outer(self, meta: Meta) -> Outer:
         """The outer loop's optimizer and schedule over `meta`."""
         config = self.config
-        try:
-            outer = Outer(
+        if not (meta["init"] or meta["hyper"]):
+            raise UsageError(
+                f"nothing is learned: the network of backbone={option(config['backbone'])} has no "
+                "weights; give it layers, or use another backbone"
+            )
+
+        def made(meta: Meta) -> Outer:
+            return Outer(
                 meta,
                 self.optimizer(),
                 self.schedule() if self.schedule else None,
                 config["training"]["clip_norm"],
                 skip_overflow=config["precision"] == "fp16",
             )
-        except ValueError as error:  # torch's optimizers check their numbers
-            raise UsageError(f"outer: {error}; correct outer.optimizer or outer.schedule") from None
-        if isinstance(outer.schedule, ReduceLROnPlateau):
-            raise UsageError("outer.schedule follows steps, not a metric; see metalearn list")
-        return outer
+
+        try:
+            rehearsed = made(tree.map_meta(_corner, meta))
+            if isinstance(rehearsed.schedule, ReduceLROnPlateau):
+                raise UsageError("outer.schedule follows steps, not a metric; see metalearn list")
+            rehearse(rehearsed, config["training"]["steps"])
+            return made(meta)
+        except UsageError:
+            raise
+        except Exception as error:  # whatever a class that is not ours says of its arguments
+            cause = error.__cause__ if isinstance(error, InstantiationException) else None
+            told = " ".join(str(cause or error).split())
+            told = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
+            raise UsageError(
+                f"outer: {told}; correct outer.optimizer, which takes a step from a gradient "
+                "alone, or outer.schedule"
+            ) from None
+
+
+def _corner(t: Tensor) -> Tensor:
+    """A copy of a few numbers of `t`, with as many dimensions."""
+    return t[tuple(slice(2) for _ in t.shape)].clone()
 
 
 def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, Any], Episodic]:
@@ -160,7 +186,7 @@ def _method(config: Mapping[str, Any]) -> Method:
         task_choices(config, parameters, missing_classes=bool(data.sampling["sizes"])),
         make(config["gradient"], "gradient"),
         factory(outer.get("optimizer"), "outer.optimizer"),
-        factory(outer["schedule"], "outer.schedule") if outer["schedule"] else None,
+        factory(outer["schedule"], "outer.schedule") if outer.get("schedule") else None,
     )
     try:
         rehearsed = method.algo(nn.Linear(1, 1))

@@ -29,6 +29,7 @@ from metalearn.engine.strategy import (
     check_protocol,
 )
 from metalearn.engine.task import Task, TaskGradient, tasks_of
+from metalearn.engine.timing import check_room
 from metalearn.errors import UsageError
 from metalearn.functional.precision import Precision, check_precision, computing_in
 from metalearn.functional.torch_private import same_layout
@@ -159,6 +160,25 @@ class Engine:
                 strategy, algo, meta, episodes, (self.precision, self.capture), coming, trial, alone
             )
         return made.tuned[asked]
+
+    def check_room(
+        self, strategy: Strategy, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
+    ) -> None:
+        """Raise UsageError where the plan that `batching` names takes more memory for so many
+        tasks at once than is free, judged by two of them."""
+        plan = self.plan(strategy, algo, meta, episodes)
+        at_once = (
+            plan.tasks if plan.tasks is None else min(plan.tasks or episodes.tasks, episodes.tasks)
+        )
+        if at_once is None or at_once <= 2:
+            return
+        few = episodes.map(lambda t: t[:2])
+        # Uncompiled, which takes as much and is there at once.
+        two = Engine(plan._replace(compile=False, whole=False, threads=False), self.precision)
+        with torch.random.fork_rng(), torch.no_grad():
+            check_room(
+                lambda: two(strategy, algo, meta, few), 2, at_once, str(plan), few.support.device
+            )
 
     def with_plan(self, plan: Plan) -> "Engine":
         """The same engine, what it made included, that runs every strategy by `plan`."""

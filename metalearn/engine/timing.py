@@ -26,6 +26,23 @@ _LONG_ENOUGH = 0.1  # seconds for all readings of a plan
 _HOPELESS = 1.5  # times the best so far, on two tasks
 
 
+def check_room(
+    run: Callable[[], object], tasks: int, at_once: int, plan: str, device: torch.device
+) -> None:
+    """Raise UsageError where `at_once` tasks would need more memory than is free, by what `run`
+    needs for `tasks` of them."""
+    before = used_memory_bytes(device)
+    reset_peak_memory(device)
+    run()
+    needed = max(0, peak_memory_bytes(device) - before) / tasks * at_once
+    free = free_memory_bytes(device)
+    if free is not None and needed > free:
+        raise UsageError(
+            f"batching={plan} would need {needed / 2**30:.1f} GiB for {at_once} tasks at once, and "
+            f"{free / 2**30:.1f} are free; use batching=auto, or a number of tasks at a time"
+        )
+
+
 class Stopwatch:
     """Times plans, and remembers.
 

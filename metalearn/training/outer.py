@@ -75,6 +75,22 @@ class Outer:
             self.schedule.load_state_dict(state["schedule"])
 
 
+_REHEARSED = 5000  # steps of a schedule
+
+
+def rehearse(outer: Outer, steps: int) -> None:
+    """Take one step of `outer`, which is not used again, and `steps` of its schedule, or as many
+    as take no time, so that what they raise is raised before training."""
+    gradient = MetaGradients(init={}, hyper={})
+    for (part, name), weight in zip(outer.names, outer.learned, strict=True):
+        gradient[part][name] = torch.full_like(weight, 1e-3)
+    outer.step(gradient)
+    if outer.schedule is not None:
+        for _ in range(min(steps, _REHEARSED) - 1):
+            outer.schedule.step()
+    outer.state()
+
+
 def meta_step(
     engine: Engine,
     strategy: Strategy | ForeignStrategy,
