@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from metalearn.engine.autotune import Autotuned, autotune
+from metalearn.engine.autotune import Autotuned, autotune, is_many, remembered
 from metalearn.engine.batching import at_once, default_plan, mean_gradient
 from metalearn.engine.compiled_step import (
     Apart,
@@ -29,7 +29,6 @@ from metalearn.engine.strategy import (
     check_protocol,
 )
 from metalearn.engine.task import Task, TaskGradient, tasks_of
-from metalearn.engine.timing import check_room
 from metalearn.errors import UsageError
 from metalearn.functional.precision import Precision, check_precision, computing_in
 from metalearn.functional.torch_private import same_layout
@@ -46,13 +45,16 @@ _MOST_STEPS = 8  # compiled steps that are kept for one setting, the last ones f
 
 @dataclass
 class Made:
-    """What an engine made for one algorithm, which it holds so that its id stays its own."""
+    """What an engine made for one algorithm, which it holds so that its id stays its own. ran: how
+    many tasks, of each kind for which it has chosen a plan."""
 
     algo: MetaAlgorithm
     compiled: Cache = field(default_factory=dict)
     graphs: Graphs = field(default_factory=dict)
     steps: dict[Any, list[CompiledStep]] = field(default_factory=dict)
     tuned: dict[Any, Autotuned] = field(default_factory=dict)
+    chosen: dict[Any, Autotuned] = field(default_factory=dict)
+    ran: dict[Any, int] = field(default_factory=dict)
     checked: set[Any] = field(default_factory=set)
     bodies: dict[Any, Body | None] = field(default_factory=dict)
     through_features: dict[Any, ThroughFeatures] = field(default_factory=dict)
@@ -62,7 +64,8 @@ class Made:
 class Engine:
     """How T tasks run: batching, precision, capture. Called with a strategy and an algorithm.
 
-    batching: `auto` measures at the first call, once for each setting; or see `Batching`.
+    batching: `auto` measures at the first call, once for each setting, and compiles once as much
+        work is done as compiling would have been worth; or see `Batching`.
     precision: see `functional.precision`. capture: of CUDA graphs, see `Capture`.
 
     Raises UsageError for a value that is not known.
@@ -125,7 +128,7 @@ class Engine:
         """How it would run them: as `batching` says, or as was measured, now at the latest."""
         plan = self.batching if isinstance(self.batching, Plan) else parse(self.batching)
         if plan is None:
-            plan = self.autotune(strategy, algo, meta, episodes).plan
+            plan = self._chosen(strategy, algo, meta, episodes)
         return plan._replace(compile=True) if self.capture == "compile" else plan
 
     def autotune(
@@ -145,10 +148,7 @@ class Engine:
             # Tasks of unequal size: every batch has other shapes, and what is measured or
             # compiled for these may never be used again.
             return Autotuned(default_plan(device), {}, {"": "tasks of unequal size: not measured"})
-        shapes = tuple(t.shape for t in tensors_of(Meta(init={}, hyper={}, buffers={}), episodes))
-        many = coming is None or coming > 1000
-        threads = torch.get_num_threads()
-        asked = strategy, algo.steps, shapes, episodes.support.device, threads, many
+        asked = strategy, *self._asked(algo, episodes), is_many(coming)
         if asked not in made.tuned:
 
             def trial(plan: Plan, tasks: int) -> Callable[[], object]:
@@ -161,24 +161,26 @@ class Engine:
             )
         return made.tuned[asked]
 
-    def check_room(
+    def _chosen(
         self, strategy: Strategy, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
-    ) -> None:
-        """Raise UsageError where the plan that `batching` names takes more memory for so many
-        tasks at once than is free, judged by two of them."""
-        plan = self.plan(strategy, algo, meta, episodes)
-        at_once = (
-            plan.tasks if plan.tasks is None else min(plan.tasks or episodes.tasks, episodes.tasks)
-        )
-        if at_once is None or at_once <= 2:
-            return
-        few = episodes.map(lambda t: t[:2])
-        # Uncompiled, which takes as much and is there at once.
-        two = Engine(plan._replace(compile=False, whole=False, threads=False), self.precision)
-        with torch.random.fork_rng(), torch.no_grad():
-            check_room(
-                lambda: two(strategy, algo, meta, few), 2, at_once, str(plan), few.support.device
-            )
+    ) -> Plan:
+        """Of a call that does not say how many will follow: as many as there were, which is never
+        far from the best choice. So nothing is compiled before compiling would have paid."""
+        made, options = self._of(algo), (self.precision, self.capture)
+        asked = strategy, *self._asked(algo, episodes)
+        if (answer := made.chosen.get(asked)) is None:
+            padded = any(batch.weight is not None for batch in episodes.parts)
+            answer = None if padded else remembered(strategy, algo, meta, episodes, options)
+            answer = answer or self.autotune(strategy, algo, meta, episodes, episodes.tasks)
+        ran = made.ran[asked] = made.ran.get(asked, 0) + episodes.tasks
+        if answer.worth_after is not None and ran > answer.worth_after:
+            answer = self.autotune(strategy, algo, meta, episodes, max(ran, 1001))
+        made.chosen[asked] = answer
+        return answer.plan
+
+    def _asked(self, algo: MetaAlgorithm, episodes: Episodes) -> tuple:
+        shapes = tuple(t.shape for t in tensors_of(Meta(init={}, hyper={}, buffers={}), episodes))
+        return algo.steps, shapes, episodes.support.device, torch.get_num_threads()
 
     def with_plan(self, plan: Plan) -> "Engine":
         """The same engine, what it made included, that runs every strategy by `plan`."""

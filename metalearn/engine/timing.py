@@ -26,23 +26,6 @@ _LONG_ENOUGH = 0.1  # seconds for all readings of a plan
 _HOPELESS = 1.5  # times the best so far, on two tasks
 
 
-def check_room(
-    run: Callable[[], object], tasks: int, at_once: int, plan: str, device: torch.device
-) -> None:
-    """Raise UsageError where `at_once` tasks would need more memory than is free, by what `run`
-    needs for `tasks` of them."""
-    before = used_memory_bytes(device)
-    reset_peak_memory(device)
-    run()
-    needed = max(0, peak_memory_bytes(device) - before) / tasks * at_once
-    free = free_memory_bytes(device)
-    if free is not None and needed > free:
-        raise UsageError(
-            f"batching={plan} would need {needed / 2**30:.1f} GiB for {at_once} tasks at once, and "
-            f"{free / 2**30:.1f} are free; use batching=auto, or a number of tasks at a time"
-        )
-
-
 class Stopwatch:
     """Times plans, and remembers.
 
@@ -61,6 +44,8 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
         self.plans: dict[str, Plan] = {}
         self.notes: dict[str, str] = {}
+        self.limit = float("inf")  # seconds that all compiling may take
+        self.compiling: list[float] = []  # seconds, of each plan that was compiled
 
     def best(self) -> Plan:
         """The fastest so far."""
@@ -76,10 +61,16 @@ class Stopwatch:
         """Seconds a task of `plan`; inf where it fails or its memory would not fit."""
         if str(plan) in self.seconds:
             return
+        if plan.compile and sum(self.compiling) + max(self.compiling, default=0) > self.limit:
+            self.notes[str(plan)] = "not tried: those before took too long to compile"
+            return
         self.plans[str(plan)] = plan
+        started = time.perf_counter()
         try:
             with self.alone():
                 self.seconds[str(plan)] = self._time(plan)
+            if plan.compile:
+                self.compiling.append(time.perf_counter() - started)
         except (RuntimeError, MemoryError, UsageError) as error:
             # Out of memory, or what a transform, the compiler or a peer's engine does not know.
             self.notes[str(plan)] = (

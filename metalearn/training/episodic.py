@@ -17,6 +17,7 @@ from metalearn import tree
 from metalearn.backbones.weights import Report
 from metalearn.engine import Engine
 from metalearn.engine.autotune import Autotuned
+from metalearn.engine.room import check_room
 from metalearn.engine.strategy import ForeignStrategy, Strategy
 from metalearn.episodes import EpisodeSource, Manifest
 from metalearn.episodes.prefetch import prefetched
@@ -101,7 +102,7 @@ class Episodic:
         if self.engine.batching != "auto":
             first = self._moved(self.train.batch("train", range(self.size)))
             strategy = cast(Strategy, self.gradient)
-            self.engine.check_room(strategy, self.algo, self.meta, first)
+            check_room(self.engine, strategy, self.algo, self.meta, first)
             return
         if path.exists():
             answer = Autotuned.decode(path.read_text())

@@ -1,0 +1,44 @@
+"""Whether there is memory for the tasks that a plan runs at once, before it is gone."""
+
+import torch
+
+from metalearn.engine.engine import Engine
+from metalearn.engine.strategy import Strategy
+from metalearn.errors import UsageError
+from metalearn.inner.protocol import MetaAlgorithm
+from metalearn.runtime.memory import (
+    free_memory_bytes,
+    peak_memory_bytes,
+    reset_peak_memory,
+    used_memory_bytes,
+)
+from metalearn.types import Episodes, Meta
+
+_FEW = 2  # tasks by which the rest is judged
+
+
+def check_room(
+    engine: Engine, strategy: Strategy, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
+) -> None:
+    """Raise UsageError where the plan of `engine` would take more memory than is free, for as many
+    of the tasks of `episodes` as it runs at once."""
+    plan = engine.plan(strategy, algo, meta, episodes)
+    if plan.tasks is None:
+        return
+    at_once = min(plan.tasks or episodes.tasks, episodes.tasks)
+    if at_once <= _FEW:
+        return
+    few, device = episodes.map(lambda t: t[:_FEW]), episodes.support.device
+    # Uncompiled, which takes as much and is there at once.
+    alone = Engine(plan._replace(compile=False, whole=False, threads=False), engine.precision)
+    before = used_memory_bytes(device)
+    reset_peak_memory(device)
+    with torch.random.fork_rng(), torch.no_grad():
+        alone(strategy, algo, meta, few)
+    needed = max(0, peak_memory_bytes(device) - before) / _FEW * at_once
+    free = free_memory_bytes(device)
+    if free is not None and needed > free:
+        raise UsageError(
+            f"batching={plan} would need {needed / 2**30:.1f} GiB for {at_once} tasks at once, and "
+            f"{free / 2**30:.1f} are free; use batching=auto, or fewer tasks at a time"
+        )
