@@ -93,8 +93,8 @@ def within_reach(rate: float, bend: Tensor, squared: Tensor) -> Tensor:
     bend: <r, H r>. squared: |H r|^2. Where all eigenvalues of H lie between 0 and 2 / rate it is
     `rate` in every step, and the series is the plain one.
     """
-    best = bend / squared.clamp(min=torch.finfo(squared.dtype).tiny)
-    return torch.where(rate > 2 * best, best, rate)
+    best = bend / squared  # of 0 / 0, and of what overflowed, the plain step
+    return torch.where((rate > 2 * best) & squared.isfinite(), best, rate)
 
 
 def search_step(

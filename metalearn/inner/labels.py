@@ -71,7 +71,7 @@ def _classes(batch: Batch) -> tuple[np.ndarray, np.ndarray] | None:
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim not in (1, 2):
         return None
     try:
-        numbers = np.atleast_2d(labels.detach().cpu().numpy())
+        numbers = np.atleast_2d(labels.detach().long().cpu().numpy())
         weight = None if batch.weight is None else batch.weight.detach().cpu().numpy()
     except RuntimeError:  # it has no values here
         return None

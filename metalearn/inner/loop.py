@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import grad
 
 from metalearn import tree
-from metalearn.errors import check_whole
+from metalearn.errors import UsageError, check_whole
 from metalearn.functional.autodiff import gradient_at
 from metalearn.functional.dropout import dropout_stream, fold
 from metalearn.functional.precision import inner_pass
@@ -98,6 +98,17 @@ def inner_step(
     return apply_rule(algo, grads, state, fast, meta["hyper"])
 
 
+def begun(algo: MetaAlgorithm, meta: Meta, given: Given) -> Params:
+    """What the inner loop starts from. Raises UsageError where `begin` returns no dict."""
+    fast = algo.begin(meta, given)
+    if not isinstance(fast, dict):
+        raise UsageError(
+            f"{type(algo).__name__}.begin returned {type(fast).__name__}; return the fast weights, "
+            "a dict of tensors, empty where nothing adapts"
+        )
+    return fast
+
+
 def trajectory(
     algo: MetaAlgorithm,
     meta: Meta,
@@ -107,7 +118,7 @@ def trajectory(
     gradient: InnerGradient = inner_gradient,
 ) -> Iterator[tuple[Params, State]]:
     """The fast weights of one task and the rule's state after 0, 1, ..., `steps` inner steps."""
-    fast = algo.begin(meta, given)
+    fast = begun(algo, meta, given)
     state = algo.rule.init(fast)
     yield fast, state
     for step in range(steps):
