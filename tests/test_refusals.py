@@ -1,11 +1,14 @@
 """What a run cannot do is one line before it starts, and leaves no folder behind."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from metalearn.algorithms import MAML
+from metalearn.commands import pretrain
 from metalearn.engine import room
 from metalearn.engine.batching import at_once
 from metalearn.engine.plan import parse
@@ -47,6 +50,18 @@ def test_refused_before_it_starts(workplace: Path, words: tuple[str, ...]) -> No
     outcome = metalearn(*given, *words)
     assert REFUSED[words] in outcome.mistake
     assert not Path("r").exists()
+
+
+@pytest.mark.parametrize(
+    "optimizer, said",
+    [(torch.optim.LBFGS, "'closure'"), (torch.optim.SparseAdam, "dense gradients")],
+)
+def test_pretraining_tries_its_optimizer_too(optimizer, said: str) -> None:
+    learned = [{"params": [nn.Parameter(torch.ones(3, 3))]}]
+    with pytest.raises(shell.UsageError, match=f"optimizer: .*{said}.*; correct optimizer, which"):
+        pretrain._optimizer(optimizer, learned)
+    kept = pretrain._optimizer(partial(torch.optim.SGD, lr=1.0), learned)
+    assert kept.param_groups[0]["initial_lr"] == 1.0 and (learned[0]["params"][0] == 1).all()
 
 
 def test_a_schedule_may_be_left_out(workplace: Path) -> None:

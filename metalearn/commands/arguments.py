@@ -6,7 +6,8 @@ import logging
 import math
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -132,6 +133,25 @@ def factory(node: Any, name: str) -> Callable[..., Any]:
 def make(node: Any, name: str) -> Any:
     """Call what `node` names. Raises UsageError where it cannot be called with its values."""
     return factory(node, name)()
+
+
+@contextmanager
+def explained(name: str, correct: str) -> Iterator[None]:
+    """Make one line of whatever a class that is not ours says of its arguments."""
+    try:
+        yield
+    except (UsageError, DataError):
+        raise
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        told = " ".join(str(cause or error).split())
+        told = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
+        raise UsageError(f"{name}: {told}; correct {correct}") from None
+
+
+def corner(t: Tensor) -> Tensor:
+    """A copy of a few numbers of `t`, with as many dimensions: to try what would take all."""
+    return t.detach()[tuple(slice(2) for _ in t.shape)].clone()
 
 
 def check_node(node: Any, name: str) -> None:

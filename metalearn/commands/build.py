@@ -5,13 +5,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hydra.errors import InstantiationException
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from metalearn import tree
 from metalearn.backbones.weights import Report, Weights
-from metalearn.commands.arguments import factory, make, option, target
+from metalearn.commands.arguments import corner, explained, factory, make, option, target
 from metalearn.commands.episodes import Data, read_data
 from metalearn.commands.network import (
     TaskChoices,
@@ -101,27 +100,13 @@ class Method:
                 skip_overflow=config["precision"] == "fp16",
             )
 
-        try:
-            rehearsed = made(tree.map_meta(_corner, meta))
+        correct = "outer.optimizer, which takes a step from a gradient alone, or outer.schedule"
+        with explained("outer", correct):
+            rehearsed = made(tree.map_meta(corner, meta))
             if isinstance(rehearsed.schedule, ReduceLROnPlateau):
                 raise UsageError("outer.schedule follows steps, not a metric; see metalearn list")
             rehearse(rehearsed, config["training"]["steps"])
             return made(meta)
-        except UsageError:
-            raise
-        except Exception as error:  # whatever a class that is not ours says of its arguments
-            cause = error.__cause__ if isinstance(error, InstantiationException) else None
-            told = " ".join(str(cause or error).split())
-            told = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
-            raise UsageError(
-                f"outer: {told}; correct outer.optimizer, which takes a step from a gradient "
-                "alone, or outer.schedule"
-            ) from None
-
-
-def _corner(t: Tensor) -> Tensor:
-    """A copy of a few numbers of `t`, with as many dimensions."""
-    return t[tuple(slice(2) for _ in t.shape)].clone()
 
 
 def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, Any], Episodic]:

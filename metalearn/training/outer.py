@@ -1,5 +1,6 @@
 """One outer step: a meta-batch to a gradient to new meta-learned weights."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +61,10 @@ class Outer:
             self.optimizer.step()
         self.optimizer.zero_grad()
         if self.schedule is not None:
-            self.schedule.step()
+            with warnings.catch_warnings():
+                if self.skipped:  # torch warns of a first step that the optimizer did not take
+                    warnings.simplefilter("ignore")
+                self.schedule.step()
         return norm
 
     def state(self) -> dict[str, Any]:
