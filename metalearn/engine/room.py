@@ -3,6 +3,7 @@
 import torch
 
 from metalearn.engine.engine import Engine
+from metalearn.engine.plan import Plan, parse
 from metalearn.engine.strategy import Strategy
 from metalearn.errors import UsageError
 from metalearn.inner.protocol import MetaAlgorithm
@@ -14,7 +15,14 @@ from metalearn.runtime.memory import (
 )
 from metalearn.types import Episodes, Meta
 
-_FEW = 2  # tasks by which the rest is judged
+ROOM_FOR = 2  # tasks, by which the rest is judged
+
+
+def at_once(engine: Engine) -> bool:
+    """Whether its batching names tasks that run at once."""
+    given = engine.batching
+    plan = given if isinstance(given, Plan) else parse(given)
+    return plan is not None and plan.tasks is not None
 
 
 def check_room(
@@ -23,22 +31,20 @@ def check_room(
     """Raise UsageError where the plan of `engine` would take more memory than is free, for as many
     of the tasks of `episodes` as it runs at once."""
     plan = engine.plan(strategy, algo, meta, episodes)
-    if plan.tasks is None:
+    together = min(plan.tasks or episodes.tasks, episodes.tasks)
+    if plan.tasks is None or together <= ROOM_FOR:
         return
-    at_once = min(plan.tasks or episodes.tasks, episodes.tasks)
-    if at_once <= _FEW:
-        return
-    few, device = episodes.map(lambda t: t[:_FEW]), episodes.support.device
+    few, device = episodes.map(lambda t: t[:ROOM_FOR]), episodes.support.device
     # Uncompiled, which takes as much and is there at once.
     alone = Engine(plan._replace(compile=False, whole=False, threads=False), engine.precision)
     before = used_memory_bytes(device)
     reset_peak_memory(device)
     with torch.random.fork_rng(), torch.no_grad():
         alone(strategy, algo, meta, few)
-    needed = max(0, peak_memory_bytes(device) - before) / _FEW * at_once
+    needed = max(0, peak_memory_bytes(device) - before) / ROOM_FOR * together
     free = free_memory_bytes(device)
     if free is not None and needed > free:
         raise UsageError(
-            f"batching={plan} would need {needed / 2**30:.1f} GiB for {at_once} tasks at once, and "
+            f"batching={plan} would need {needed / 2**30:.1f} GiB for {together} tasks at once, and "
             f"{free / 2**30:.1f} are free; use batching=auto, or fewer tasks at a time"
         )

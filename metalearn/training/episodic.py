@@ -17,7 +17,7 @@ from metalearn import tree
 from metalearn.backbones.weights import Report
 from metalearn.engine import Engine
 from metalearn.engine.autotune import Autotuned
-from metalearn.engine.room import check_room
+from metalearn.engine.room import ROOM_FOR, at_once, check_room
 from metalearn.engine.strategy import ForeignStrategy, Strategy
 from metalearn.episodes import EpisodeSource, Manifest
 from metalearn.episodes.prefetch import prefetched
@@ -100,9 +100,10 @@ class Episodic:
         if not hasattr(self.gradient, "task"):
             return
         if self.engine.batching != "auto":
-            first = self._moved(self.train.batch("train", range(self.size)))
-            strategy = cast(Strategy, self.gradient)
-            check_room(self.engine, strategy, self.algo, self.meta, first)
+            if self.size > ROOM_FOR and at_once(self.engine):
+                first = self._moved(self.train.batch("train", range(self.size)))
+                strategy = cast(Strategy, self.gradient)
+                check_room(self.engine, strategy, self.algo, self.meta, first)
             return
         if path.exists():
             answer = Autotuned.decode(path.read_text())
