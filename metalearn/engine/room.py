@@ -34,17 +34,20 @@ def check_room(
     together = min(plan.tasks or episodes.tasks, episodes.tasks)
     if plan.tasks is None or together <= ROOM_FOR:
         return
-    few, device = episodes.map(lambda t: t[:ROOM_FOR]), episodes.support.device
+    device = episodes.support.device
     # Uncompiled, which takes as much and is there at once.
     alone = Engine(plan._replace(compile=False, whole=False, threads=False), engine.precision)
-    before = used_memory_bytes(device)
-    reset_peak_memory(device)
+    before = 0
     with torch.random.fork_rng(), torch.no_grad():
-        alone(strategy, algo, meta, few)
+        for tasks in (1, ROOM_FOR):  # one first, which loads whatever is loaded once
+            few = episodes.map(lambda t, tasks=tasks: t[:tasks])
+            before = used_memory_bytes(device)
+            reset_peak_memory(device)
+            alone(strategy, algo, meta, few)
     needed = max(0, peak_memory_bytes(device) - before) / ROOM_FOR * together
     free = free_memory_bytes(device)
     if free is not None and needed > free:
         raise UsageError(
-            f"batching={plan} would need {needed / 2**30:.1f} GiB for {together} tasks at once, and "
-            f"{free / 2**30:.1f} are free; use batching=auto, or fewer tasks at a time"
+            f"batching={plan} would need {needed / 2**30:.1f} GiB for {together} tasks at once, "
+            f"and {free / 2**30:.1f} are free; use batching=auto, or fewer tasks at a time"
         )
