@@ -70,6 +70,8 @@ def _classes(batch: Batch) -> tuple[np.ndarray, np.ndarray] | None:
     labels = y.get("label") if isinstance(y, dict) else y
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim not in (1, 2):
         return None
+    if labels.is_meta:
+        return None
     try:
         numbers = np.atleast_2d(labels.detach().long().cpu().numpy())
         weight = None if batch.weight is None else batch.weight.detach().cpu().numpy()
