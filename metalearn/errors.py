@@ -28,8 +28,10 @@ class DataError(Exception):
 
 def check_whole(name: str, value: object, low: int = 0) -> None:
     """Raise UsageError for a value that is not a whole number, or less than `low`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise UsageError(f"{name}={value} must be a whole number, {low} or more")
+    if int(value) < low:
+        raise UsageError(f"{name}={value} must be {low} or more")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
