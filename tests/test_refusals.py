@@ -69,28 +69,29 @@ def test_a_schedule_may_be_left_out(workplace: Path) -> None:
     assert outcome.code == 0, outcome.err
 
 
-@pytest.mark.parametrize("error", [shell.UsageError("cannot"), RuntimeError("a bug")])
+@pytest.mark.parametrize(
+    "error, before", [(shell.UsageError("cannot"), {"notes.txt"}), (RuntimeError("a bug"), set())]
+)
 def test_what_fails_in_its_first_step_does_not_refuse_the_corrected_command(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, before: set[str]
 ) -> None:
     """Also in a folder where something of the user's lies, which stays."""
-    for folder in (Path("r"), Path("mine")):
-        if folder.name == "mine":
-            folder.mkdir()
-            (folder / "notes.txt").write_text("kept")
-        words = (*SMALL, f"run_dir={folder}", *METRIC, "training.steps=1")
-        with monkeypatch.context() as patch:
-            patch.setattr(shell, "fit", lambda *_: (_ for _ in ()).throw(error))
-            if isinstance(error, shell.UsageError):
-                assert metalearn(*words).mistake == "cannot"
-            else:
-                with pytest.raises(RuntimeError):
-                    metalearn(*words)
-        assert not folder.exists() or {p.name for p in folder.iterdir()} == {"notes.txt"}
-        assert metalearn(*words, "training.queries=4").code == 0
-        held = metalearn(*words, "training.queries=3").mistake
-        assert "holds a run with training.queries=4, not 3" in held
-        assert (folder / "result.json").exists()
+    folder, words = Path("r"), (*SMALL, *METRIC, "training.steps=1")
+    for name in before:
+        folder.mkdir()
+        (folder / name).write_text("kept")
+    with monkeypatch.context() as patch:
+        patch.setattr(shell, "fit", lambda *_: (_ for _ in ()).throw(error))
+        if before:
+            assert metalearn(*words).mistake == "cannot"
+        else:
+            with pytest.raises(RuntimeError):
+                metalearn(*words)
+    assert {path.name for path in folder.glob("*")} == before and folder.exists() == bool(before)
+    assert metalearn(*words, "training.queries=4").code == 0
+    held = metalearn(*words, "training.queries=3").mistake
+    assert "holds a run with training.queries=4, not 3" in held
+    assert (folder / "result.json").exists()
 
 
 def test_memory_that_is_not_there_is_told_before_it_is_gone(
