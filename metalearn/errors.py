@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 from pathlib import PurePath
 
 import metalearn
@@ -19,8 +20,20 @@ class UsageError(ValueError):
     """A combination, name or value that cannot work. The command line prints its one line."""
 
 
+class Diverged(UsageError):
+    """A run whose numbers are no longer finite: it fails, and what it has written stays."""
+
+
 class DataError(Exception):
     """Data that is missing, damaged or asked for wrongly. The command line prints its one line."""
+
+
+def check_whole(name: str, value: object, low: int = 0) -> None:
+    """Raise UsageError for a value that is not a whole number, or less than `low`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UsageError(f"{name}={value} must be a whole number, {low} or more")
+    if int(value) < low:
+        raise UsageError(f"{name}={value} must be {low} or more")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -230,3 +230,16 @@ def test_a_users_own_folder_of_configs_adds_an_algorithm(
     assert outcome.code == 0, outcome.err
     by_step = json.loads(Path("run/result.json").read_text())["accuracy_by_step"]
     assert len(by_step) == 1 + 2
+
+
+def test_network_data_and_budget_do_not_follow_the_algorithm() -> None:
+    """Or a sweep over algorithms would compare other things too; a paper's choices are those of an
+    experiment."""
+    usual = compose([])
+    same = ("dataset", "episodes", "evaluation", "images", "augmentation", "sampling", "seed")
+    for path in sorted((conf_folder() / "algorithm").glob("*.yaml")):
+        config = compose([f"algorithm={path.stem}"])
+        assert {key: config[key] for key in same} == {key: usual[key] for key in same}, path
+        assert config["training"] == usual["training"], path
+        # But for the head, which metric methods do not have.
+        assert {**config["backbone"], "ways": 5} == usual["backbone"], path

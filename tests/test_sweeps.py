@@ -52,6 +52,9 @@ def test_a_serial_sweep_gives_a_result_for_every_member(workplace: Path) -> None
     assert scores == {record["score"] for record in records()}
     table = outcome.out[outcome.out.rindex("validation score") :]
     assert "algorithm=maml seed=0 " in table and "debug=fast" not in table
+    assert "differs too" in table
+    assert table.count("outputs=5 gradient=adjoint") == table.count("outputs=null gradient=unroll")
+    assert table.count("outputs=null gradient=unroll") == 2 and "steps=" not in table
     assert all(record["folder"] in table for record in records())
     assert {path.name for path in workplace.iterdir()} == {"runs"}
 

@@ -5,6 +5,7 @@ logit `absent` for every example: no loss and no derivative sees it.
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,40 +17,70 @@ from metalearn.types import Batch, Metrics
 Loss = Callable[[Tensor, Batch], tuple[Tensor, Metrics]]
 """(outputs, batch) -> (the scalar loss, scalar metrics with `loss` among them)."""
 
+L = TypeVar("L", bound=Callable)
+
+
+def of_classes(loss: L) -> L:
+    """`loss`, marked: whole numbers among its targets are classes (`inner.labels`)."""
+    loss.of_classes = True  # type: ignore[attr-defined]
+    return loss
+
 
 def _there(logits: Tensor) -> Tensor:
-    return logits > absent(logits) / 2
+    return ~(logits <= absent(logits) / 2)  # a NaN is there, and seen
 
 
 def mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """The mean of `[B]` values, leaving out padding (weight 0)."""
-    return values.mean() if weight is None else (values * weight).sum() / weight.sum()
+    """The mean of `[B]` values, leaving out padding (weight 0), whatever it holds.
+
+    Raises UsageError for weights of another shape.
+    """
+    if weight is None:
+        return values.mean()
+    if weight.shape != values.shape:
+        raise UsageError(
+            f"losses are of shape {list(values.shape)}, but weights of {list(weight.shape)}; "
+            "give each example one weight"
+        )
+    return (torch.where(weight == 0, 0, values) * weight).sum() / weight.sum()
 
 
-def _labels(batch: Batch, name: str) -> Tensor:
-    if batch.labels.is_floating_point():
+def _labels(logits: Tensor, batch: Batch, name: str) -> Tensor:
+    """The classes `[B, 1]` of logits `[B, N]`. Raises UsageError for other shapes or targets."""
+    labels = batch.labels
+    if labels.is_floating_point():
         raise UsageError(f"loss={name} is for classes; use loss=auto or mean_squared")
-    return batch.labels.unsqueeze(1)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise UsageError(
+            f"loss={name} takes outputs [B, N] and classes [B], not {list(logits.shape)} and "
+            f"{list(labels.shape)}; change the network's last layer or the targets"
+        )
+    return labels.long().unsqueeze(1)
 
 
 def _judged(values: Tensor, logits: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
-    """The mean of the losses `[B]`; metrics loss and accuracy."""
+    """The mean of the losses `[B]`; metrics loss and accuracy. What is not finite is not right:
+    the largest of NaN would be the first class."""
     loss = mean(values, batch.weight)
-    right = (logits.detach().argmax(1) == batch.labels).to(logits.dtype)
-    return loss, {"loss": loss.detach(), "accuracy": mean(right, batch.weight)}
+    right = (logits.detach().argmax(1) == batch.labels) & values.detach().isfinite()
+    accuracy = mean(right.to(logits.dtype), batch.weight)
+    return loss, {"loss": loss.detach(), "accuracy": accuracy}
 
 
+@of_classes
 def auto(outputs: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
     """`cross_entropy` of classes, `mean_squared` of real targets."""
     return (mean_squared if batch.labels.is_floating_point() else cross_entropy)(outputs, batch)
 
 
+@of_classes
 def cross_entropy(logits: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
     """Softmax cross-entropy of logits `[B, N]` and classes `[B]`; metrics loss and accuracy."""
-    labels = _labels(batch, "cross_entropy")
+    labels = _labels(logits, batch, "cross_entropy")
     return _judged(-logits.log_softmax(1).gather(1, labels).squeeze(1), logits, batch)
 
 
+@of_classes
 def label_smoothed(
     logits: Tensor, batch: Batch, /, smoothing: float = 0.1
 ) -> tuple[Tensor, Metrics]:
@@ -64,12 +95,14 @@ def label_smoothed(
     """
     if not 0 <= smoothing <= 1:
         raise UsageError(f"loss.smoothing={smoothing} must be 0 to 1")
-    labels, log_p, there = _labels(batch, "label_smoothed"), logits.log_softmax(1), _there(logits)
+    labels = _labels(logits, batch, "label_smoothed")
+    log_p, there = logits.log_softmax(1), _there(logits)
     own = log_p.gather(1, labels).squeeze(1)
     spread = torch.where(there, log_p, 0).sum(1) / there.sum(1)
     return _judged(-(1 - smoothing) * own - smoothing * spread, logits, batch)
 
 
+@of_classes
 def focal(logits: Tensor, batch: Batch, /, gamma: float = 2.0) -> tuple[Tensor, Metrics]:
     """Cross-entropy that leaves alone what is right already: L = -(1 - p_y)^gamma log p_y.
 
@@ -79,7 +112,7 @@ def focal(logits: Tensor, batch: Batch, /, gamma: float = 2.0) -> tuple[Tensor, 
     """
     if not gamma >= 0:
         raise UsageError(f"loss.gamma={gamma} must be 0 or more")
-    labels = _labels(batch, "focal")
+    labels = _labels(logits, batch, "focal")
     own = labels == torch.arange(logits.shape[1], device=logits.device)
     whole = logits.logsumexp(1)
     # 1 - p_y as the others' share, in logarithms: a power of 1 - p_y itself has no second
@@ -87,7 +120,7 @@ def focal(logits: Tensor, batch: Batch, /, gamma: float = 2.0) -> tuple[Tensor, 
     log_others = torch.where(own, absent(logits), logits).logsumexp(1) - whole
     # Padding may be labelled as a class that is not there, and 0 * inf has no derivative.
     log_p = logits.gather(1, labels).squeeze(1) - whole
-    log_p = torch.where(log_p > absent(logits) / 2, log_p, 0)
+    log_p = torch.where(_there(log_p), log_p, 0)
     return _judged(-(gamma * log_others).exp() * log_p, logits, batch)
 
 
@@ -95,6 +128,7 @@ def present(loss: Loss) -> Loss:
     """`loss` among the classes that have an example in the batch, padding left out: for tasks
     that may have fewer classes than the network has outputs."""
 
+    @of_classes
     def among_present(logits: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
         member = batch.labels.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device)
         if batch.weight is not None:
@@ -107,18 +141,32 @@ def present(loss: Loss) -> Loss:
 present_cross_entropy = present(cross_entropy)
 
 
+@of_classes
 def mean_squared(values: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
     """Mean squared error of values and targets, both `[B, *Y]`; metric loss.
 
-    Classes `[B]` are one-hot targets of the scores `[B, N]`, as in Sung et al.: Learning to
-    Compare: Relation Network for Few-Shot Learning, 2018, eq. 2; metrics loss and accuracy.
+    A last dimension of 1 may be missing in one of them. Classes `[B]` are one-hot targets of the
+    scores `[B, N]`, as in Sung et al.: Learning to Compare: Relation Network for Few-Shot
+    Learning, 2018, eq. 2; metrics loss and accuracy. Raises UsageError for other shapes.
     """
     # Written out: forward mode over the gradient of F.mse_loss raises (pytorch 123996).
     if batch.labels.is_floating_point():
-        error = values - batch.labels
-        loss = mean((error * error).flatten(1).mean(1), batch.weight)
+        error = values - _of_shape(values, batch.labels)
+        loss = mean((error * error).reshape(len(error), -1).mean(1), batch.weight)
         return loss, {"loss": loss.detach()}
-    there = _there(values)
-    hot = batch.labels.unsqueeze(1) == torch.arange(values.shape[1], device=values.device)
+    labels, there = _labels(values, batch, "mean_squared"), _there(values)
+    hot = labels == torch.arange(values.shape[1], device=values.device)
     error = torch.where(there, values - hot.to(values.dtype), 0)
     return _judged((error * error).sum(1) / there.sum(1), values, batch)
+
+
+def _of_shape(values: Tensor, targets: Tensor) -> Tensor:
+    """`targets` in the shape of `values`: torch would fill `[B, 1]` and `[B]` up to `[B, B]`."""
+    if targets.shape == values.shape:
+        return targets
+    if values.shape == (*targets.shape, 1) or targets.shape == (*values.shape, 1):
+        return targets.reshape(values.shape)
+    raise UsageError(
+        f"the network returns {list(values.shape)} for targets {list(targets.shape)}; "
+        "loss=mean_squared takes two of one shape"
+    )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from metalearn import tree
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.backbones.heads import head_name
-from metalearn.errors import UsageError, nearest
+from metalearn.errors import UsageError, check_whole, nearest
 from metalearn.functional import PureModule, pure
 from metalearn.functional.norms import BatchNorm
 from metalearn.inner.protocol import EXACT, OnFeatures, Plain
@@ -105,7 +105,8 @@ class MAML:
     objective: what the inner loop descends on; None for the support loss.
     step_norms, multi_step: as in `MAMLpp`.
 
-    Raises UsageError for a name that is no weight of the network, or for none.
+    Raises UsageError for a name that is no weight of the network, for none, or for steps that are
+    not a whole number.
     """
 
     module: nn.Module
@@ -124,6 +125,7 @@ class MAML:
     def __post_init__(self) -> None:
         object.__setattr__(self, "net", pure(self.module))
         object.__setattr__(self, "kinds", kinds_with(self.proximal, self.kinds))
+        check_whole("algorithm.steps", self.steps)
         start = self._start(self.net.params, self.net.buffers)
         check_adapting(self.adapting, {**self.net.params, **start})
         if not start:

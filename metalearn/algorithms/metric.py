@@ -7,6 +7,7 @@ the fast weights are what the classifier fits.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -38,6 +39,7 @@ class Metric:
     rule: InnerRule = field(default=sgd(0.0), init=False, repr=False)
     kinds: tuple[Kind, ...] = ("exact",)
     net: PureModule = field(init=False, repr=False)
+    of_classes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "net", pure(self.module))

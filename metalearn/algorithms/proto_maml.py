@@ -13,6 +13,7 @@ Examples, 2020.
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from metalearn import tree
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.algorithms.maml import check_adapting, chosen
 from metalearn.classifiers.classes import class_means, masked
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, check_whole
 from metalearn.functional import PureModule, pure
 from metalearn.inner.protocol import EXACT
 from metalearn.inner.rules import InnerRule, sgd
@@ -51,9 +52,11 @@ class ProtoMAML:
     kinds: tuple[Kind, ...] = EXACT
     transductive: bool = field(default=False, init=False)
     net: PureModule = field(init=False, repr=False)
+    of_classes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "net", pure(self.module))
+        check_whole("algorithm.steps", self.steps)
         check_adapting(self.adapting, self.net.params)
         head = {WEIGHT: torch.zeros(2, 3), BIAS: torch.zeros(2)}
         one = {WEIGHT: torch.zeros(1, 1), BIAS: torch.zeros(1)}
@@ -68,7 +71,7 @@ class ProtoMAML:
     def init(self) -> Meta:
         """The module's own weights and the rule's starting rates."""
         weights = tree.clone(self.net.params)
-        like = next(iter({**weights, **self.net.buffers}.values()))
+        like = next(iter({**weights, **self.net.buffers}.values()), torch.zeros(()))
         head = {WEIGHT: like.new_zeros(1, 1), BIAS: like.new_zeros(1)}
         return Meta(
             init=weights,

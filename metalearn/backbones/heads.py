@@ -17,11 +17,17 @@ def head_name(module: nn.Module) -> str:
     return learned[-1].rpartition(".")[0]
 
 
+_NO_DIRECTION = 1e-6  # a length below which what is left is rounding
+
+
 def unit(x: Tensor) -> Tensor:
-    """x / |x| over the last dimension; 0 at 0, where its derivatives are large but finite."""
+    """x / |x| over the last dimension; x itself where it has no direction, as at 0: a derivative
+    of 1 / |x| there would be all that a step follows."""
     # Half precision has neither the small number nor the large sums.
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-12)).to(x.dtype)
+    squared = wide.square().sum(-1, keepdim=True)
+    squared = torch.where(squared > _NO_DIRECTION**2, squared, 1)
+    return (wide * squared.rsqrt()).to(x.dtype)
 
 
 class CosineHead(nn.Module):

@@ -15,7 +15,7 @@ from torch.func import grad
 
 from metalearn import tree
 from metalearn.classifiers.classes import cross_entropies, masked, membership, widened
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, check_whole
 from metalearn.inner.loop import minibatch
 from metalearn.inner.rules import InnerRule, sgd
 from metalearn.types import Batch, Given, Params
@@ -37,8 +37,7 @@ class LinearProbe:
     transductive: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise UsageError(f"steps={self.steps} must be 0 or more")
+        check_whole("steps", self.steps)
         wide = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
         try:
             self.rule.update(wide, self.rule.init(wide), wide, tree.map(_single, self.hyper()))

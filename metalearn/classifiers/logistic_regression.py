@@ -31,6 +31,7 @@ from metalearn.classifiers.classes import (
     widened,
 )
 from metalearn.classifiers.protocol import log_of, positive
+from metalearn.errors import check_whole
 from metalearn.types import Batch, Params
 
 _LENGTHS = tuple(0.5**k for k in range(8))  # of a step, of which the best is taken
@@ -54,6 +55,7 @@ class LogisticRegression:
 
     def __post_init__(self) -> None:
         positive("strength", self.strength)
+        check_whole("steps", self.steps)
 
     def hyper(self, features: int | None = None) -> Params:
         """log C, where it is learned."""

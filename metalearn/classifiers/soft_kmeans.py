@@ -17,7 +17,7 @@ from torch import Tensor
 from metalearn.classifiers.centroid import squared_distances
 from metalearn.classifiers.classes import class_means, masked
 from metalearn.classifiers.protocol import log_temperature, positive, temperature
-from metalearn.errors import UsageError
+from metalearn.errors import check_whole
 from metalearn.types import Batch, Params
 
 
@@ -36,8 +36,7 @@ class SoftKMeans:
 
     def __post_init__(self) -> None:
         positive("temperature", self.temperature)
-        if self.refinements < 1:
-            raise UsageError(f"refinements={self.refinements} must be 1 or more")
+        check_whole("refinements", self.refinements, 1)
 
     def hyper(self, features: int | None = None) -> Params:
         """log temperature, where it is learned."""

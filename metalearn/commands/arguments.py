@@ -6,7 +6,8 @@ import logging
 import math
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -37,8 +38,11 @@ _LOWEST = {
     "training.ways training.shots training.queries training.epochs training.batch_size "
     "training.record_every training.validate_every training.patience training.checkpoint_every "
     "training.keep evaluation.episodes evaluation.validation_episodes evaluation.train_images "
-    "inner.batch_size backbone.filters dataset.min_images",
+    "inner.batch_size backbone.filters dataset.min_images outer.schedule.T_max "
+    "outer.schedule.step_size outer.schedule.total_iters",
 }
+_SEEDS = "seed dataset.seed evaluation.seed held_out.seed"
+_LARGEST = 3.4e38  # of float32
 _ABOVE_ZERO = "training.clip_norm training.seconds"
 
 
@@ -56,8 +60,27 @@ def check_values(config: Mapping[str, Any]) -> None:
         value = at(config, name)
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name}={value} must be above 0, or null")
+    for name in _SEEDS.split():
+        value = at(config, name)
+        if isinstance(value, int) and value >= 2**63:
+            raise UsageError(f"{name}={value} must be below 2**63")
+    _check_size(config)
     check_choice("resume", config["resume"], ("auto", "never"))
     check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
+
+
+def _check_size(value: Any, name: str = "") -> None:
+    """Raise UsageError for a number anywhere that float32, or an int64, does not hold."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_size(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _check_size(part, name)
+    elif isinstance(value, float) and _LARGEST < abs(value) < math.inf:
+        raise UsageError(f"{name}={value} is more than float32 holds; use a smaller number")
+    elif isinstance(value, int) and abs(value) >= 2**63:
+        raise UsageError(f"{name}={value} is more than 64 bits hold; use a smaller number")
 
 
 def at(config: Any, name: str) -> Any:
@@ -115,6 +138,25 @@ def factory(node: Any, name: str) -> Callable[..., Any]:
 def make(node: Any, name: str) -> Any:
     """Call what `node` names. Raises UsageError where it cannot be called with its values."""
     return factory(node, name)()
+
+
+@contextmanager
+def explained(name: str, correct: str) -> Iterator[None]:
+    """Make one line of whatever a class that is not ours says of its arguments."""
+    try:
+        yield
+    except (UsageError, DataError):
+        raise
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        told = " ".join(str(cause or error).split())
+        told = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
+        raise UsageError(f"{name}: {told}; correct {correct}") from None
+
+
+def corner(t: Tensor) -> Tensor:
+    """A copy of a few numbers of `t`, with as many dimensions: to try what would take all."""
+    return t.detach()[tuple(slice(2) for _ in t.shape)].clone()
 
 
 def check_node(node: Any, name: str) -> None:

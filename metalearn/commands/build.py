@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from metalearn import tree
 from metalearn.backbones.weights import Report, Weights
 from metalearn.classifiers import Classifier
-from metalearn.commands.arguments import factory, make, option, target
+from metalearn.commands.arguments import corner, explained, factory, make, option, target
 from metalearn.commands.episodes import Data, read_data
 from metalearn.commands.network import (
     TaskChoices,
@@ -28,12 +28,13 @@ from metalearn.engine.cuda_graph import check_capture
 from metalearn.engine.strategy import STRATEGIES, ForeignStrategy, Strategy, lacks_proximal_term
 from metalearn.episodes import ImageTransform, Manifest, augmented
 from metalearn.errors import UsageError
+from metalearn.evaluation.protocol import check_evaluation_steps
 from metalearn.functional.double_backward import check_twice_differentiable
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import InnerRule
 from metalearn.runtime.device import torch_device
 from metalearn.training.episodic import Episodic
-from metalearn.training.outer import Outer
+from metalearn.training.outer import Outer, rehearse
 from metalearn.training.settings import TrainingSettings
 from metalearn.types import Episodes, Inputs, Meta, map_tensors
 
@@ -84,6 +85,7 @@ class Method:
             strategies = (option({"_target_": s}) for k in algo.kinds for s in STRATEGIES[k])
             use = " or ".join(f"gradient={fitting}" for fitting in strategies)
             raise UsageError(f"algorithm={name} cannot use gradient={strategy}; use {use}")
+        check_evaluation_steps(algo, self.config["evaluation"]["steps"])
         if self.data.sampling["sizes"] and algo.steps and algo.rule.batch_size is not None:
             raise UsageError(
                 "inner.batch_size leaves classes out of an inner step, which sampling.sizes cannot "
@@ -98,8 +100,14 @@ class Method:
     def outer(self, meta: Meta) -> Outer:
         """The outer loop's optimizer and schedule over `meta`."""
         config = self.config
-        try:
-            outer = Outer(
+        if not (meta["init"] or meta["hyper"]):
+            raise UsageError(
+                f"nothing is learned: the network of backbone={option(config['backbone'])} has no "
+                "weights; give it layers, or use another backbone"
+            )
+
+        def made(meta: Meta) -> Outer:
+            return Outer(
                 meta,
                 self.optimizer(),
                 self.schedule() if self.schedule else None,
@@ -107,11 +115,14 @@ class Method:
                 skip_overflow=config["precision"] == "fp16",
                 sharpness=config["outer"].get("sharpness", 0.0),
             )
-        except ValueError as error:  # torch's optimizers check their numbers
-            raise UsageError(f"outer: {error}; correct outer.optimizer or outer.schedule") from None
-        if isinstance(outer.schedule, ReduceLROnPlateau):
-            raise UsageError("outer.schedule follows steps, not a metric; see metalearn list")
-        return outer
+
+        correct = "outer.optimizer, which takes a step from a gradient alone, or outer.schedule"
+        with explained("outer", correct):
+            rehearsed = made(tree.map_meta(corner, meta))
+            if isinstance(rehearsed.schedule, ReduceLROnPlateau):
+                raise UsageError("outer.schedule follows steps, not a metric; see metalearn list")
+            rehearse(rehearsed, config["training"]["steps"])
+            return made(meta)
 
 
 def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, Any], Episodic]:
@@ -196,7 +207,7 @@ def _method(config: Mapping[str, Any]) -> Method:
         task_choices(config, parameters, missing_classes=bool(data.sampling["sizes"])),
         make(config["gradient"], "gradient"),
         factory(outer.get("optimizer"), "outer.optimizer"),
-        factory(outer["schedule"], "outer.schedule") if outer["schedule"] else None,
+        factory(outer["schedule"], "outer.schedule") if outer.get("schedule") else None,
     )
     try:
         rehearsed = method.algo(nn.Linear(1, 1))

@@ -12,6 +12,7 @@ from metalearn.commands.config import reopen
 from metalearn.commands.episodes import read_data
 from metalearn.data import ImageDataset, Mixture
 from metalearn.errors import UsageError
+from metalearn.evaluation.report import not_finite
 from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB
 from metalearn.training.episodic import Episodic, last_step
 from metalearn.training.folder import commit, config_hash, load_weights, weights_sha256
@@ -79,5 +80,7 @@ def evaluate(
         result = write_result(config, stage.algo, test, stage.device, report, folder, run, extra)
         tracker.summary(result)
     console.print(stage.table(result))
+    if lost := result["not_finite_episodes"]:
+        console.print(f"not finite: {not_finite(lost, result['episodes'])}", highlight=False)
     console.print(f"evaluation folder: {folder}", soft_wrap=True, highlight=False)
     return result

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from metalearn.backbones.weights import Report, Weights
 from metalearn.commands import sweep
-from metalearn.commands.arguments import check_choice, factory, make
+from metalearn.commands.arguments import check_choice, corner, explained, factory, make
 from metalearn.commands.config import conf_folder
 from metalearn.commands.episodes import Data, read_data
 from metalearn.commands.network import check_backbone, load, make_module, with_weights
@@ -178,10 +178,12 @@ def _rotation_head(
 
 
 def _optimizer(make_optimizer: Any, learned: list[dict[str, Any]]) -> Optimizer:
-    try:
+    with explained("optimizer", "optimizer, which takes a step from a gradient alone"):
+        small = [{**group, "params": [corner(p) for p in group["params"]]} for group in learned]
+        for weight in (weight for group in small for weight in group["params"]):
+            weight.grad = torch.full_like(weight, 1e-3)
+        make_optimizer(params=small).step()
         optimizer = make_optimizer(params=learned)
-    except ValueError as error:  # torch's optimizers check their numbers
-        raise UsageError(f"optimizer: {error}; correct optimizer") from None
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer

@@ -26,6 +26,7 @@ from metalearn.commands.config import (
     plain,
     register,
 )
+from metalearn.commands.differences import differences
 from metalearn.commands.mistakes import explain
 from metalearn.data import DataError
 from metalearn.errors import UsageError, nearest
@@ -119,7 +120,7 @@ def job(config: DictConfig) -> float | None:
     score = None
     try:
         values = plain(config, name)
-        record["folder"] = values["run_dir"]
+        record["folder"], record["config"] = values["run_dir"], values
         score = run(values, Console(emoji=False))
         record["score"] = score
     except Exception as error:
@@ -154,15 +155,19 @@ def print_members(console: Console) -> int:
     if not rows:
         return 0
     table = Table("job", "overrides", "validation score", box=None, pad_edge=False)
-    table.add_column("run folder", overflow="fold")
     words = [row["overrides"].split() for row in rows]
+    named = [[word.partition("=")[0].lstrip("+~").replace("/", ".") for word in w] for w in words]
+    others = differences([row.get("config") for row in rows], named)
+    if any(others):
+        table.add_column("differs too", overflow="fold")
+    table.add_column("run folder", overflow="fold")
     shared = set.intersection(*map(set, words)) if len(rows) > 1 else set()
-    for row, own in zip(rows, words, strict=True):
+    for row, own, other in zip(rows, words, others, strict=True):
         failed, score = "error" in row, row.get("score")
         told = "failed" if failed else "stopped" if score is None else f"{score:.4f}"
         where = row["error"] if failed else row["folder"]
         varied = " ".join(word for word in own if word not in shared)
-        table.add_row(str(row["job"]), varied, told, where)
+        table.add_row(str(row["job"]), varied, told, *([other] if any(others) else []), where)
     console.print(table)
     bugs = [str(row["job"]) for row in rows if "traceback" in row]
     if bugs and Sweep.folder:

@@ -2,8 +2,9 @@
 
 The plans that need no compiler are tried first, each on two tasks and, if that is promising, on
 the whole meta-batch. What they have shown to pay is then compiled, where the work to come is
-worth the wait. A plan whose memory would not fit is passed over. The answer is kept in the user's
-cache under everything that it depends on, so that the same question is not measured twice.
+longer than a compiler takes for so many operations. A plan whose memory would not fit is passed
+over. The answer is kept in the user's cache under everything that it depends on, so that the same
+question is not measured twice.
 """
 
 import functools
@@ -12,7 +13,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ import torch
 from metalearn.engine.plan import Plan, parse
 from metalearn.engine.question import question
 from metalearn.engine.timing import Stopwatch, Trial
+from metalearn.functional.torch_private import TorchDispatchMode
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.runtime.files import cache_folder, write_atomic
 from metalearn.types import Episodes, Meta
@@ -34,16 +36,21 @@ _SMALL = 20_000  # weights; an eager `vmap` may look slow where its threads miss
 _WORTH_COMPILING = 120.0  # seconds of work to come, uncompiled, for a network of
 _FEW = 20  # weight tensors; a Conv-4 has 18
 _WORTH_LONG = 1200.0  # the same, where the compiler takes minutes
+_SECONDS_AN_OPERATION = 0.03  # of the compiler's: 7.5 ms for a Conv-4, up to 25 ms for a ViT
+_PIECES = 3  # inner steps' worth of operations that are compiled: the first, a later one, the last
+_NOT_TRIED = "not tried: the work to come is shorter than compiling"
 
 
 @dataclass(frozen=True)
 class Autotuned:
     """What was chosen. seconds: a task, by plan; inf where it did not fit or failed. notes: by
-    plan, or by what was not tried, why."""
+    plan, or by what was not tried, why. worth_after: tasks that have to be ahead for compiling to
+    be worth a try; None where it was tried."""
 
     plan: Plan
     seconds: dict[str, float]
     notes: dict[str, str] = field(default_factory=dict)
+    worth_after: float | None = None
 
     def __str__(self) -> str:
         shown = sorted((s, name) for name, s in self.seconds.items() if s < float("inf"))
@@ -63,13 +70,14 @@ class Autotuned:
 
     def encode(self) -> str:
         saved = {"plan": str(self.plan), "seconds": self.seconds, "notes": self.notes}
-        return json.dumps(saved, indent=1)
+        return json.dumps({**saved, "worth_after": self.worth_after}, indent=1)
 
     @staticmethod
     def decode(text: str) -> "Autotuned":
         """Raises ValueError or KeyError where `text` is not what `encode` wrote."""
         saved = json.loads(text)
-        return Autotuned(parse(saved["plan"]) or Plan(), saved["seconds"], saved.get("notes") or {})
+        plan, notes = parse(saved["plan"]) or Plan(), saved.get("notes") or {}
+        return Autotuned(plan, saved["seconds"], notes, saved.get("worth_after"))
 
 
 def autotune(
@@ -86,38 +94,80 @@ def autotune(
 
     options: precision and capture. coming: tasks that are still to be run, None for many.
     """
-    many = coming is None or coming > 1000
-    asked = question(strategy, algo, meta, episodes, options, many)
+    asked = question(strategy, algo, meta, episodes, options, is_many(coming))
     if (known := _remembered(asked)) is not None:
         return known
     device = episodes.support.device
     # Nothing that is drawn here may show in what follows.
     with torch.random.fork_rng(), torch.no_grad():
         products = algo.steps > 1 and getattr(strategy, "hessian_products", False)
-        work = _Work(algo.steps, len(meta["init"]), coming)
+        operations = _operations(trial(Plan(), 1)) if options[1] == "none" else 0
+        work = _Work(algo.steps, len(meta["init"]), coming, operations)
         small = sum(t.numel() for t in meta["init"].values()) <= _SMALL
         answer = _measure(trial, episodes.tasks, device, products, small, work, alone)
     _keep(asked, answer)
     return answer
 
 
+def is_many(coming: int | None) -> bool:
+    """Whether so many tasks are to come that another answer may be right than for a few."""
+    return coming is None or coming > 1000
+
+
+def remembered(
+    strategy: Any, algo: MetaAlgorithm, meta: Meta, episodes: Episodes, options: tuple[str, str]
+) -> Autotuned | None:
+    """What is known for many tasks; None where nothing was measured."""
+    return _remembered(question(strategy, algo, meta, episodes, options, True))
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what runs inside."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _operations(step: Callable[[], object]) -> int:
+    """Of torch's, in one meta-gradient; 0 where that fails, which a plan will say."""
+    with suppress(Exception), _Operations() as counted:
+        step()
+        return counted.count
+    return 0
+
+
 class _Work(NamedTuple):
-    """inner steps; tensors of the network's weights; tasks still to be run, None for many."""
+    """inner steps; tensors of the network's weights; tasks still to be run, None for many;
+    operations of one task's meta-gradient, 0 where they are not known."""
 
     steps: int
     tensors: int
     coming: int | None
+    operations: int = 0
 
     def worth_compiling(self, seconds: float) -> bool:
         """Where a task takes so long uncompiled. A compiler takes longer for more layers."""
-        return self._ahead(seconds) > _WORTH_COMPILING * max(1, self.tensors / _FEW)
+        return self.ahead(seconds) > self.compiling
+
+    @property
+    def compiling(self) -> float:
+        """Seconds of work from which on compiling the pieces is worth it."""
+        layers = _WORTH_COMPILING * max(1, self.tensors / _FEW)
+        pieces = self.operations * min(1, _PIECES / max(self.steps, 1))
+        return max(layers, pieces * _SECONDS_AN_OPERATION)
 
     def worth_whole(self, seconds: float) -> bool:
         """Whether all inner steps may become one compiled piece."""
-        longest = _LONG if self._ahead(seconds) > _WORTH_LONG else _SHORT
+        if self.ahead(seconds) < self.operations * _SECONDS_AN_OPERATION:
+            return False
+        longest = _LONG if self.ahead(seconds) > _WORTH_LONG else _SHORT
         return self.steps * self.tensors <= longest
 
-    def _ahead(self, seconds: float) -> float:
+    def ahead(self, seconds: float) -> float:
+        """Seconds of work to come, where a task takes so many."""
         return math.inf if self.coming is None else self.coming * seconds
 
 
@@ -145,9 +195,11 @@ def _measure(
     best = stopwatch.best()
     if best.tasks is not None:
         stopwatch.time(best._replace(im2col=True))
-    seconds = stopwatch.seconds[str(best)]
+    seconds, worth_after = stopwatch.seconds[str(best)], None
+    stopwatch.limit = work.ahead(seconds) / 2
     if not work.worth_compiling(seconds):
-        stopwatch.notes["+compile"] = "not tried: the work to come is shorter than compiling"
+        stopwatch.notes["+compile"] = _NOT_TRIED
+        worth_after = work.compiling / max(seconds, 1e-9)
     else:
         forward = stopwatch.pays(Plan(forward_over_reverse=True), Plan())
         cores = torch.get_num_threads() if device.type == "cpu" else 1
@@ -164,7 +216,7 @@ def _measure(
             stopwatch.time(at_once)
             if small and cores > 1:
                 stopwatch.time(at_once._replace(serial=True))
-    return Autotuned(stopwatch.best(), stopwatch.seconds, stopwatch.notes)
+    return Autotuned(stopwatch.best(), stopwatch.seconds, stopwatch.notes, worth_after)
 
 
 def _path(asked: str) -> Path:

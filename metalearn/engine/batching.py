@@ -19,15 +19,20 @@ from metalearn.types import Meta, MetaGradients, Metrics
 
 
 def map_tasks(
-    f: Callable[[Task, Run], Any], tasks: Task, plan: Plan, cache: Cache | None = None
+    f: Callable[[Task, Run], Any],
+    tasks: Task,
+    plan: Plan,
+    cache: Cache | None = None,
+    fused: bool = True,
 ) -> Iterator[tuple[int | None, Any]]:
     """`f` of every task: pairs (tasks in the part, or None for one task without T; result).
 
-    cache: of what is compiled, for a plan that compiles.
+    cache: of what is compiled, for a plan that compiles. fused: whether the values between the
+    pieces can be seen, which they cannot inside of what is compiled as a whole.
     """
     count = tasks.query.shape[0]
     run = Execution(
-        plan.tasks is not None, plan.compile, plan.forward_over_reverse, plan.im2col, cache=cache
+        plan.tasks is not None, plan.compile, plan.forward_over_reverse, plan.im2col, fused, cache
     )
     if plan.tasks is not None:
         size = plan.tasks or count
@@ -87,7 +92,8 @@ def at_once(
     algo: MetaAlgorithm, meta: Meta, tasks: Task, gradient: TaskGradient, plan: Plan
 ) -> tuple[MetaGradients, Metrics]:
     """The mean gradient of all tasks, under `vmap`, as one piece."""
-    return mean_gradient(gradient, algo, meta, tasks, plan._replace(compile=False, whole=False))
+    inside = plan._replace(compile=False, whole=False)
+    return mean_gradient(gradient, algo, meta, tasks, inside, fused=not plan.compile)
 
 
 def mean_gradient(
@@ -97,8 +103,12 @@ def mean_gradient(
     tasks: Task,
     plan: Plan,
     cache: Cache | None = None,
+    fused: bool = True,
 ) -> tuple[MetaGradients, Metrics]:
-    """The mean over tasks of `gradient`, without the scale of its loss; metrics `[T]`."""
+    """The mean over tasks of `gradient`, without the scale of its loss; metrics `[T]`.
+
+    cache, fused: as in `map_tasks`.
+    """
 
     def one(task: Task, run: Run) -> tuple[MetaGradients, Metrics]:
         if plan.whole:
@@ -108,7 +118,7 @@ def mean_gradient(
 
     total: MetaGradients | None = None
     metrics: list[Metrics] = []
-    for count, (part, measured) in map_tasks(one, tasks, plan, cache):
+    for count, (part, measured) in map_tasks(one, tasks, plan, cache, fused):
         if count is None:
             measured = tree.map(lambda t: t.unsqueeze(0), measured)
         else:

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from metalearn.engine.autotune import Autotuned, autotune
+from metalearn.engine.autotune import Autotuned, autotune, is_many, remembered
 from metalearn.engine.batching import at_once, default_plan, mean_gradient
 from metalearn.engine.compiled_step import (
     Apart,
@@ -32,6 +32,7 @@ from metalearn.engine.task import Task, TaskGradient, tasks_of
 from metalearn.errors import UsageError
 from metalearn.functional.precision import Precision, check_precision, computing_in
 from metalearn.functional.torch_private import same_layout
+from metalearn.inner.labels import check_labels
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Meta, MetaGradients, Metrics
 
@@ -44,13 +45,17 @@ _MOST_STEPS = 8  # compiled steps that are kept for one setting, the last ones f
 
 @dataclass
 class Made:
-    """What an engine made for one algorithm, which it holds so that its id stays its own."""
+    """What an engine made for one algorithm, which it holds so that its id stays its own. ran: how
+    many tasks, of each kind for which it has chosen a plan."""
 
     algo: MetaAlgorithm
     compiled: Cache = field(default_factory=dict)
     graphs: Graphs = field(default_factory=dict)
     steps: dict[Any, list[CompiledStep]] = field(default_factory=dict)
     tuned: dict[Any, Autotuned] = field(default_factory=dict)
+    chosen: dict[Any, Autotuned] = field(default_factory=dict)
+    ran: dict[Any, int] = field(default_factory=dict)
+    checked: set[Any] = field(default_factory=set)
     bodies: dict[Any, Body | None] = field(default_factory=dict)
     through_features: dict[Any, ThroughFeatures] = field(default_factory=dict)
 
@@ -59,7 +64,8 @@ class Made:
 class Engine:
     """How T tasks run: batching, precision, capture. Called with a strategy and an algorithm.
 
-    batching: `auto` measures at the first call, once for each setting; or see `Batching`.
+    batching: `auto` measures at the first call, once for each setting, and compiles once as much
+        work is done as compiling would have been worth; or see `Batching`.
     precision: see `functional.precision`. capture: of CUDA graphs, see `Capture`.
 
     Raises UsageError for a value that is not known.
@@ -85,7 +91,7 @@ class Engine:
         """The mean over T tasks of the meta-gradient, shaped like `meta`, and metrics `[T]`.
 
         episodes: support `[T, S, *X]`, query `[T, Q, *X]`. Raises UsageError where the algorithm
-        is not defined for the strategy, or cannot run so.
+        is not defined for the strategy, or cannot run so, and for classes that are not 0 to N - 1.
         """
         made = self._of(algo)
         tensors = tensors_of(meta, episodes)
@@ -97,6 +103,10 @@ class Engine:
             raise UsageError("no episodes in the meta-batch; use training.meta_batch of 1 or more")
         check_capture(self.capture, episodes.support.device)
         check_algorithm(strategy, algo)
+        if episodes.support.device.type != "cuda" or asked not in made.checked:
+            # On a GPU once for each setting: looking at the labels waits for it.
+            check_labels(algo, episodes.support, episodes.query)
+            made.checked.add(asked)
         if hasattr(strategy, "all_tasks"):
             return self._foreign(cast(ForeignStrategy, strategy), algo, meta, episodes)
         strategy = cast(Strategy, strategy)
@@ -120,7 +130,7 @@ class Engine:
         """How it would run them: as `batching` says, or as was measured, now at the latest."""
         plan = self.batching if isinstance(self.batching, Plan) else parse(self.batching)
         if plan is None:
-            plan = self.autotune(strategy, algo, meta, episodes).plan
+            plan = self._chosen(strategy, algo, meta, episodes)
         return plan._replace(compile=True) if self.capture == "compile" else plan
 
     def autotune(
@@ -140,10 +150,7 @@ class Engine:
             # Tasks of unequal size: every batch has other shapes, and what is measured or
             # compiled for these may never be used again.
             return Autotuned(default_plan(device), {}, {"": "tasks of unequal size: not measured"})
-        shapes = tuple(t.shape for t in tensors_of(Meta(init={}, hyper={}, buffers={}), episodes))
-        many = coming is None or coming > 1000
-        threads = torch.get_num_threads()
-        asked = strategy, algo.steps, shapes, episodes.support.device, threads, many
+        asked = strategy, *self._asked(algo, episodes), is_many(coming)
         if asked not in made.tuned:
 
             def trial(plan: Plan, tasks: int) -> Callable[[], object]:
@@ -155,6 +162,27 @@ class Engine:
                 strategy, algo, meta, episodes, (self.precision, self.capture), coming, trial, alone
             )
         return made.tuned[asked]
+
+    def _chosen(
+        self, strategy: Strategy, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
+    ) -> Plan:
+        """Of a call that does not say how many will follow: as many as there were, which is never
+        far from the best choice. So nothing is compiled before compiling would have paid."""
+        made, options = self._of(algo), (self.precision, self.capture)
+        asked = strategy, *self._asked(algo, episodes)
+        if (answer := made.chosen.get(asked)) is None:
+            padded = any(batch.weight is not None for batch in episodes.parts)
+            answer = None if padded else remembered(strategy, algo, meta, episodes, options)
+            answer = answer or self.autotune(strategy, algo, meta, episodes, episodes.tasks)
+        ran = made.ran[asked] = made.ran.get(asked, 0) + episodes.tasks
+        if answer.worth_after is not None and ran > answer.worth_after:
+            answer = self.autotune(strategy, algo, meta, episodes, max(ran, 1001))
+        made.chosen[asked] = answer
+        return answer.plan
+
+    def _asked(self, algo: MetaAlgorithm, episodes: Episodes) -> tuple:
+        shapes = tuple(t.shape for t in tensors_of(Meta(init={}, hyper={}, buffers={}), episodes))
+        return algo.steps, shapes, episodes.support.device, torch.get_num_threads()
 
     def with_plan(self, plan: Plan) -> "Engine":
         """The same engine, what it made included, that runs every strategy by `plan`."""

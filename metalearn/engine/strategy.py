@@ -3,7 +3,7 @@
 from typing import ClassVar, Protocol, runtime_checkable
 
 from metalearn.engine.task import Run, Task
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, check_whole
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
 
@@ -78,9 +78,10 @@ _PROTOCOL = (
 
 
 def check_protocol(algo: MetaAlgorithm) -> None:
-    """Raise UsageError where `algo` lacks a part of `MetaAlgorithm`."""
+    """Raise UsageError where `algo` lacks a part of `MetaAlgorithm`, or its steps are not whole."""
     if missing := [name for name in _PROTOCOL if not hasattr(algo, name)]:
         raise UsageError(
             f"{type(algo).__name__} lacks {', '.join(missing)}; an algorithm has every part of "
             "metalearn.inner.protocol.MetaAlgorithm"
         )
+    check_whole("algorithm.steps", algo.steps)

@@ -44,6 +44,8 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
         self.plans: dict[str, Plan] = {}
         self.notes: dict[str, str] = {}
+        self.limit = float("inf")  # seconds that all compiling may take
+        self.compiling: list[float] = []  # seconds, of each plan that was compiled
 
     def best(self) -> Plan:
         """The fastest so far."""
@@ -59,10 +61,16 @@ class Stopwatch:
         """Seconds a task of `plan`; inf where it fails or its memory would not fit."""
         if str(plan) in self.seconds:
             return
+        if plan.compile and sum(self.compiling) + max(self.compiling, default=0) > self.limit:
+            self.notes[str(plan)] = "not tried: those before took too long to compile"
+            return
         self.plans[str(plan)] = plan
+        started = time.perf_counter()
         try:
             with self.alone():
                 self.seconds[str(plan)] = self._time(plan)
+            if plan.compile:
+                self.compiling.append(time.perf_counter() - started)
         except (RuntimeError, MemoryError, UsageError) as error:
             # Out of memory, or what a transform, the compiler or a peer's engine does not know.
             self.notes[str(plan)] = (

@@ -11,7 +11,7 @@ from metalearn.data import ImageDataset, TensorDataset
 from metalearn.episodes.gather import EpisodeIds, gather
 from metalearn.episodes.sizes import Sizes, dirichlet_counts
 from metalearn.episodes.source import generator
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, check_whole
 from metalearn.types import Episodes
 
 
@@ -62,8 +62,7 @@ class FewShotEpisodes:
 
     def __post_init__(self) -> None:
         for name in ("ways", "shots", "queries"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"episodes.{name}={getattr(self, name)} must be 1 or more")
+            check_whole(f"episodes.{name}", getattr(self, name), 1)
         if self.concentration is not None and not 0 < self.concentration < np.inf:
             raise UsageError(f"sampling.concentration={self.concentration} must be above 0")
         if self.within_superclass and self.dataset.groups is None:

@@ -14,9 +14,10 @@ from metalearn.engine.frozen_body import Body, features_of
 from metalearn.engine.plan import Plan, parse
 from metalearn.engine.task import Run, Task, tasks_of
 from metalearn.episodes import Manifest
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, check_whole
 from metalearn.evaluation.statistics import Interval, mean_interval
 from metalearn.functional.precision import computing_in
+from metalearn.inner.labels import check_labels
 from metalearn.inner.loop import detached_gradient, trajectory
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Meta, Metrics
@@ -64,6 +65,13 @@ class EvalReport:
         return self.by_step["loss"][:, -1]
 
     @property
+    def not_finite(self) -> int:
+        """Episodes of which a metric after the last inner step is NaN or infinite; their queries
+        whose loss is not finite count as wrong."""
+        finite = [np.isfinite(rows[:, -1]) for rows in self.by_step.values()]
+        return int((~np.logical_and.reduce(finite)).sum())
+
+    @property
     def score(self) -> float:
         """What model selection maximises: mean accuracy, or minus the mean loss."""
         mean = self.interval(self.measure).mean
@@ -87,6 +95,12 @@ def measured(
     ]
 
 
+def check_evaluation_steps(algo: MetaAlgorithm, steps: int | None) -> None:
+    """Raise UsageError where a method without inner steps is to be evaluated after some."""
+    if steps and not algo.steps:
+        raise UsageError("this algorithm has no inner steps; leave out evaluation.steps")
+
+
 def evaluate(
     algo: MetaAlgorithm,
     meta: Meta,
@@ -104,12 +118,14 @@ def evaluate(
     device: where to move the episodes.
     at: the inner steps to measure after, ascending, in the place of `steps`; by default after
         each, which costs a pass over the queries.
-    Dropout is off. Raises UsageError for no episodes, or for steps of a method without any.
+    Dropout is off. Raises UsageError for no episodes, for steps of a method without any, or for
+    classes that are not 0 to N - 1 in every task.
     """
+    if steps is not None:
+        check_whole("evaluation.steps", steps)
     if at is None:
         at = range((algo.steps if steps is None else steps) + 1)
-    if max(at) and not algo.steps:
-        raise UsageError("this algorithm has no inner steps; leave out evaluation.steps")
+    check_evaluation_steps(algo, max(at))
     manifest = episodes if isinstance(episodes, Manifest) else None
     batches = manifest.batches(32) if manifest else episodes
     if isinstance(batches, Episodes):
@@ -125,6 +141,7 @@ def evaluate(
         for batch in cast(Iterable[Episodes], batches):
             if not batch.tasks:
                 continue
+            check_labels(algo, batch.support, batch.query)
             if device is not None:
                 batch = batch.map(lambda t: t.to(device))
             on = batch.support.device

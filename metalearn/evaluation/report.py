@@ -58,6 +58,8 @@ def result_table(result: Mapping[str, Any]) -> Table:
         )
         _row(table, "by inner step", "\n".join(lines))
     _row(table, "episodes", _episodes(result))
+    if lost := result.get("not_finite_episodes"):
+        _row(table, "not finite", not_finite(lost, result["episodes"]), style="bold red")
     for key, name in _SETTINGS:
         _row(table, name, result.get(key))
     if result.get("transductive"):
@@ -69,6 +71,11 @@ def result_table(result: Mapping[str, Any]) -> Table:
         value = result.get(key)
         _row(table, name, value[:_HASH_SHOWN] if isinstance(value, str) else value)
     return table
+
+
+def not_finite(lost: int, episodes: int) -> str:
+    """What is said of episodes whose queries have no finite loss."""
+    return f"{lost} of {episodes} episodes; their queries without a finite loss count as wrong"
 
 
 def pretraining_table(result: Mapping[str, Any]) -> Table:

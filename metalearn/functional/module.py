@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -54,8 +54,11 @@ class PureModule:
         """The module's output for `x` `[B, *X]` under `weights` (parameters, buffers, support
         statistics; a name left out keeps its starting value). `weight` `[B]` marks padding.
 
-        A dict of inputs is handed to the module as it is.
+        A dict of inputs is handed to the module as it is; padding as a copy of an example that
+        counts, since what a network makes of zeros may overflow, and 0 times that is no number.
         """
+        if weight is not None:
+            x = map_tensors(partial(_without_padding, weight != 0), x)
         like = next((t for t in weights.values() if t.is_floating_point()), first_tensor(x))
         with calling(Call(weight)):
             y = self._forward(tree.map(narrowed, weights), map_tensors(narrowed, x))
@@ -98,6 +101,8 @@ class PureModule:
     ) -> dict[nn.Module | Tensor, tuple[Tensor, Tensor]]:
         """The moments that each norm layer met in one forward pass."""
         record: dict[nn.Module | Tensor, tuple[Tensor, Tensor]] = {}
+        if weight is not None:
+            x = map_tensors(partial(_without_padding, weight != 0), x)
         with calling(Call(weight, record)):
             self._forward(weights, x)
         return record
@@ -170,6 +175,12 @@ class PureModule:
             for name, part in self.module.named_modules()
             if statistics_of(part) == statistics
         }
+
+
+def _without_padding(real: Tensor, x: Tensor) -> Tensor:
+    """`x` `[B, *X]` whose examples that are not `real` `[B]` are copies of the first that is."""
+    first = x.index_select(0, real.long().argmax().view(1))
+    return torch.where(real.view(-1, *[1] * (x.ndim - 1)), x, first)
 
 
 def _places(module: nn.Module) -> dict[str, tuple[str, ...]]:

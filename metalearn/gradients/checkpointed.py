@@ -13,7 +13,7 @@ from metalearn.engine import plain_loop
 from metalearn.engine.task import Run, Task
 from metalearn.functional.torch_private import pytree
 from metalearn.gradients.steps import query_loss
-from metalearn.inner.loop import inner_step
+from metalearn.inner.loop import begun, inner_step
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import State
 from metalearn.types import Kind, Meta, MetaGradients, Metrics, Params
@@ -81,7 +81,7 @@ def checkpointed(algo: MetaAlgorithm, meta: Meta, task: Task) -> tuple[MetaGradi
 
     def objective(learned: MetaGradients) -> tuple[Tensor, Metrics]:
         full = Meta(**learned, buffers=meta["buffers"])
-        fast = algo.begin(full, task.given)
+        fast = begun(algo, full, task.given)
         state = algo.rule.init(fast)
         total: Tensor | None = None
         for number in range(algo.steps):

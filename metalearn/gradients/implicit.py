@@ -25,7 +25,7 @@ from torch.func import vjp
 from metalearn import tree
 from metalearn.engine import plain_loop
 from metalearn.engine.task import Run, Task
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, check_whole
 from metalearn.functional.autodiff import derivative_along, gradient_at
 from metalearn.gradients.steps import adapted, query_loss
 from metalearn.inner.loop import dropping, inner_gradient
@@ -85,6 +85,18 @@ def inner_gradient_at_end(algo: MetaAlgorithm, meta: Meta, fast: Params, task: T
         return inner_gradient(algo, meta, fast, task.given, algo.steps)
 
 
+def within_reach(rate: float, bend: Tensor, squared: Tensor) -> Tensor:
+    """`rate`, or the best step along the residual r where that step would lengthen it.
+
+        |r - rate H r|^2 > |r|^2   where   rate > 2 <r, H r> / |H r|^2,   smallest at half of that
+
+    bend: <r, H r>. squared: |H r|^2. Where all eigenvalues of H lie between 0 and 2 / rate it is
+    `rate` in every step, and the series is the plain one.
+    """
+    best = bend / squared  # of 0 / 0, and of what overflowed, the plain step
+    return torch.where((rate > 2 * best) & squared.isfinite(), best, rate)
+
+
 def search_step(
     algo: MetaAlgorithm,
     meta: Meta,
@@ -96,7 +108,9 @@ def search_step(
 ) -> Search:
     """One product with H and one step along `direction`; `search` itself where that is done.
 
-    rate: of the Neumann series, v <- v + rate * (b - H v), or None for conjugate gradients.
+    rate: of the Neumann series, v <- v + rate * (b - H v), or None for conjugate gradients. Where
+    that step would make the residual larger, which it does in the end for an H that has an
+    eigenvalue of 2 / rate or more, the step is the one along the residual that makes it smallest.
     """
 
     def gradient(fast: Params) -> Params:
@@ -108,7 +122,10 @@ def search_step(
     else:
         curved = vjp(gradient, fast)[1](direction, retain_graph=False)[0]
     before = dot(residual, residual)
-    length = before / dot(direction, curved) if rate is None else rate
+    if rate is None:
+        length = before / dot(direction, curved)
+    else:
+        length = within_reach(rate, dot(residual, curved), dot(curved, curved))
     v = tree.map(lambda v, p: v + length * p, v, direction)
     residual = tree.map(lambda r, h: r - length * h, residual, curved)
     after = dot(residual, residual)
@@ -156,8 +173,8 @@ class Implicit:
     """The implicit gradient, for algorithms with a proximal inner loss (kind "implicit").
 
     solver: "cg", conjugate gradients, which needs H positive definite: a proximal strength above
-        the inner loss's most negative curvature; or "neumann", the series of step `rate`, which
-        needs H below 2 / rate too.
+        the inner loss's most negative curvature; or "neumann", the series of step `rate`, whose
+        steps are shortened where H is above 2 / rate.
     iterations: at most, a Hessian-vector product each. tolerance: the residual |H v - b| / |b|
         at which a task stops before that.
 
@@ -174,8 +191,7 @@ class Implicit:
     def __post_init__(self) -> None:
         if self.solver not in ("cg", "neumann"):
             raise UsageError(f"gradient.solver={self.solver!r} is not known; use cg or neumann")
-        if self.iterations < 1:
-            raise UsageError(f"gradient.iterations={self.iterations} must be 1 or more")
+        check_whole("gradient.iterations", self.iterations, 1)
         if not self.tolerance >= 0:
             raise UsageError(f"gradient.tolerance={self.tolerance} must be 0 or more")
         if not self.rate > 0:

@@ -17,6 +17,7 @@ from metalearn.functional.precision import inner_pass, outer_pass
 from metalearn.inner.loop import (
     InnerGradient,
     apply_rule,
+    begun,
     detached_gradient,
     dropping,
     inner_gradient,
@@ -51,7 +52,7 @@ def first_step(
 ) -> tuple[Params, State]:
     """The fast weights and the rule's state after inner step 0, in which all tasks still share
     their weights: under `vmap` the convolutions of this step are those of one large batch."""
-    fast = algo.begin(meta, task.given)
+    fast = begun(algo, meta, task.given)
     state = algo.rule.init(fast)
     return inner_step(algo, meta, fast, state, task.given, step, task.seed, gradient)
 
@@ -100,7 +101,7 @@ def start_gradient(
 
     def loss(init: Params, hyper: Params) -> tuple[Tensor, Metrics]:
         learned = _meta(meta, init, hyper)
-        return query_loss(algo, learned, algo.begin(learned, task.given), task, 0)
+        return query_loss(algo, learned, begun(algo, learned, task.given), task, 0)
 
     return gradient_at(loss, meta["init"], meta["hyper"], has_aux=True)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metalearn.engine import plain_loop
 from metalearn.engine.task import Run, Task
-from metalearn.errors import UsageError
+from metalearn.errors import check_whole
 from metalearn.gradients.unroll import unrolled
 from metalearn.inner.loop import InnerGradient, detached_gradient, inner_gradient
 from metalearn.inner.protocol import MetaAlgorithm
@@ -49,8 +49,7 @@ class Truncated:
     __call__ = plain_loop
 
     def __post_init__(self) -> None:
-        if self.last < 0:
-            raise UsageError(f"gradient.last={self.last} must be 0 or more")
+        check_whole("gradient.last", self.last)
 
     def task(
         self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run

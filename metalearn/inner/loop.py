@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.func import grad
 
 from metalearn import tree
+from metalearn.errors import UsageError, check_whole
 from metalearn.functional.autodiff import gradient_at
 from metalearn.functional.dropout import dropout_stream, fold
 from metalearn.functional.precision import inner_pass
+from metalearn.inner.labels import check_labels
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import State
 from metalearn.types import Batch, Given, Meta, Params
@@ -96,6 +98,17 @@ def inner_step(
     return apply_rule(algo, grads, state, fast, meta["hyper"])
 
 
+def begun(algo: MetaAlgorithm, meta: Meta, given: Given) -> Params:
+    """What the inner loop starts from. Raises UsageError where `begin` returns no dict."""
+    fast = algo.begin(meta, given)
+    if not isinstance(fast, dict):
+        raise UsageError(
+            f"{type(algo).__name__}.begin returned {type(fast).__name__}; return the fast weights, "
+            "a dict of tensors, empty where nothing adapts"
+        )
+    return fast
+
+
 def trajectory(
     algo: MetaAlgorithm,
     meta: Meta,
@@ -105,7 +118,7 @@ def trajectory(
     gradient: InnerGradient = inner_gradient,
 ) -> Iterator[tuple[Params, State]]:
     """The fast weights of one task and the rule's state after 0, 1, ..., `steps` inner steps."""
-    fast = algo.begin(meta, given)
+    fast = begun(algo, meta, given)
     state = algo.rule.init(fast)
     yield fast, state
     for step in range(steps):
@@ -128,10 +141,13 @@ def adapt(
     seed: int64 scalar, of the task's dropout masks; None leaves them to torch's generator.
     gradient: how the inner gradient of a step is taken; `detached_gradient` where nobody
         differentiates what is returned.
-    Returns the fast weights, ready for `algo.predict`; differentiable in `meta`.
+    Returns the fast weights, ready for `algo.predict`; differentiable in `meta`. Raises UsageError
+    for classes that are not 0 to N - 1, or a number of steps that is not whole.
     """
     if isinstance(given, Batch):
         given = Given(given)
     count = algo.steps if steps is None else steps
+    check_whole("steps", count)
+    check_labels(algo, given.support)
     *_, (fast, _) = trajectory(algo, meta, given, count, seed, gradient)
     return algo.finish(meta, fast, given, count)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metalearn import tree
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, check_whole
 from metalearn.types import Params
 
 State = Params
@@ -132,8 +132,8 @@ def complete(
     that cannot be, `rule.batch_size` among them.
     """
     check_not_negative(weight_decay=weight_decay)
-    if rule.batch_size is not None and rule.batch_size < 1:
-        raise UsageError(f"inner.batch_size={rule.batch_size} must be 1 or more, or null")
+    if rule.batch_size is not None:
+        check_whole("inner.batch_size", rule.batch_size, 1)
     if weight_decay:
         rule = with_weight_decay(rule, weight_decay)
     if clip_norm is not None:

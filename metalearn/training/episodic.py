@@ -1,8 +1,9 @@
 """Meta-training as a stage: meta-steps on episodes, validation by a manifest, a test at the end."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +17,11 @@ from metalearn import tree
 from metalearn.backbones.weights import Report
 from metalearn.engine import Engine
 from metalearn.engine.autotune import Autotuned
+from metalearn.engine.room import ROOM_FOR, at_once, check_room
 from metalearn.engine.strategy import ForeignStrategy, Scheduled, Strategy
 from metalearn.episodes import EpisodeSource, Manifest
 from metalearn.episodes.prefetch import prefetched
-from metalearn.errors import UsageError
+from metalearn.errors import Diverged
 from metalearn.evaluation.on_features import evaluate_once
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.evaluation.report import result_table
@@ -66,6 +68,8 @@ class Episodic:
     unit = "tasks"
 
     def __post_init__(self) -> None:
+        self._tell: Callable[[str], object] = print
+        self._told: set[str] = set()
         self.best = self.untrained = tree.map_meta(torch.clone, self.meta)
         self.tuned = self.engine
 
@@ -81,7 +85,11 @@ class Episodic:
         return Pace(**{name: getattr(self.settings, name) for name in names})
 
     def begin(self, folder: Path, console: Console) -> None:
-        """Tell of the starting weights and the precision, and choose the engine's plan."""
+        """Tell of the starting weights and the precision, and choose the engine's plan.
+
+        Raises UsageError where the memory that the plan needs is not there.
+        """
+        self._tell = functools.partial(console.print, soft_wrap=True, highlight=False)
         if self.starting is not None:
             console.print(str(self.starting), soft_wrap=True, highlight=False)
         warn_of_emulation(self.engine.precision, self.device, console)
@@ -89,7 +97,13 @@ class Episodic:
 
     def _autotune(self, path: Path, console: Console) -> None:
         """Choose where `batching=auto`: as this run did before, or measured now."""
-        if self.engine.batching != "auto" or not hasattr(self.gradient, "task"):
+        if not hasattr(self.gradient, "task"):
+            return
+        if self.engine.batching != "auto":
+            if self.size > ROOM_FOR and at_once(self.engine):
+                first = self._moved(self.train.batch("train", range(self.size)))
+                strategy = cast(Strategy, self.gradient)
+                check_room(self.engine, strategy, self.algo, self.meta, first)
             return
         if path.exists():
             answer = Autotuned.decode(path.read_text())
@@ -114,33 +128,57 @@ class Episodic:
         return episodes.map(lambda t: t.to(self.device))
 
     def step(self, number: int, batch: Episodes, tracker: Tracker) -> Mapping[str, Tensor | float]:
-        """One meta-step; every task's metrics are recorded."""
+        """One meta-step; every task's metrics are recorded. A step that float16 skipped records
+        what is finite, and `overflowed`."""
         rate, gradient = self.outer.learning_rate, self.gradient
         gradient = gradient.at(number) if isinstance(gradient, Scheduled) else gradient
         metrics = meta_step(
             self.tuned, gradient, self.algo, self.outer, self.meta, self._moved(batch)
         )
         norm = float(metrics.pop("grad_norm"))
-        self.check({"grad_norm": norm}, number)
         values: dict[str, list[float]] = {name: value.tolist() for name, value in metrics.items()}
+        means = {name: sum(value) / len(value) for name, value in values.items()}
+        record = {**means, "grad_norm": norm, "learning_rate": rate}
+        if 0 < self.outer.skipped < _OVERFLOWS:
+            record = {n: value for n, value in record.items() if math.isfinite(value)}
+            values = {n: value for n, value in values.items() if n in record}
+            record["overflowed"] = 1.0
+            if self.outer.skipped == 1:
+                self._tell(f"step {number}: overflowed in float16, and left out; as others may be")
+        self.check(record, number)
         index = list(self._indices(number - 1))
         tracker.episodes(number, "train", {"index": index, **values})
-        means = {name: sum(value) / len(value) for name, value in values.items()}
-        return {**means, "grad_norm": norm, "learning_rate": rate}
+        return record
 
     def check(self, values: Mapping[str, float], number: int) -> None:
-        """Raise UsageError where the meta-gradient is not finite, for more than a few steps where
-        float16 skips them."""
-        if not math.isfinite(values["grad_norm"]) and not 0 < self.outer.skipped < _OVERFLOWS:
-            raise UsageError(
-                f"the meta-gradient is not finite at step {number}; lower inner.rate or "
-                "outer.optimizer.lr, or set training.clip_norm (earlier checkpoints are kept)"
-            )
+        """Raise Diverged where the meta-gradient or the query loss is not finite; tell of any
+        other metric once."""
+        lost = {name for name, value in values.items() if not math.isfinite(value)}
+        for name, told in (("grad_norm", "meta-gradient"), ("loss", "query loss")):
+            if name in lost:
+                raise Diverged(
+                    f"the {told} is not finite at step {number}; lower inner.rate or "
+                    "outer.optimizer.lr, or set training.clip_norm (earlier checkpoints are kept)"
+                )
+        for name in sorted(lost - self._told):
+            self._told.add(name)
+            self._tell(f"step {number}: the metric {name} is {values[name]}, and may be again")
 
     def validate(self, number: int, tracker: Tracker) -> Validation:
-        """Mean accuracy, or minus the mean loss, on the validation episodes."""
+        """Mean accuracy, or minus the mean loss, on the validation episodes.
+
+        Raises Diverged where none of them is finite.
+        """
         steps = self.algo.steps if self.evaluation_steps is None else self.evaluation_steps
         report = self.evaluate(self.meta, self.validation, at=(steps,))
+        if lost := report.not_finite:
+            told = f"{lost} of {len(report.losses)} validation episodes are not finite"
+            if lost == len(report.losses):
+                raise Diverged(
+                    f"{told} at step {number}; lower outer.optimizer.lr or inner.rate "
+                    "(earlier checkpoints are kept)"
+                )
+            self._tell(f"step {number}: {told}")
         tracker.episodes(number, "val", last_step(report))
         return Validation(report.score)
 

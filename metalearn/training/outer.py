@@ -1,6 +1,7 @@
 """One outer step: a meta-batch to a gradient to new meta-learned weights."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -68,7 +69,10 @@ class Outer:
             self.optimizer.step()
         self.optimizer.zero_grad()
         if self.schedule is not None:
-            self.schedule.step()
+            with warnings.catch_warnings():
+                if self.skipped:  # torch warns of a first step that the optimizer did not take
+                    warnings.simplefilter("ignore")
+                self.schedule.step()
         return norm
 
     def state(self) -> dict[str, Any]:
@@ -94,6 +98,22 @@ def sharpened(meta: Meta, gradient: MetaGradients, radius: float) -> Meta:
     factor = radius / size.clamp(min=1e-12)
     moved = {name: w.detach() + factor * slope[name] for name, w in meta["init"].items()}
     return Meta(init=moved, hyper=meta["hyper"], buffers=meta["buffers"])
+
+
+_REHEARSED = 5000  # steps of a schedule
+
+
+def rehearse(outer: Outer, steps: int) -> None:
+    """Take one step of `outer`, which is not used again, and `steps` of its schedule, or as many
+    as take no time, so that what they raise is raised before training."""
+    gradient = MetaGradients(init={}, hyper={})
+    for (part, name), weight in zip(outer.names, outer.learned, strict=True):
+        gradient[part][name] = torch.full_like(weight, 1e-3)
+    outer.step(gradient)
+    if outer.schedule is not None:
+        for _ in range(min(steps, _REHEARSED) - 1):
+            outer.schedule.step()
+    outer.state()
 
 
 def meta_step(

@@ -60,6 +60,7 @@ def write_result(
         f"{measure}_half_width": final.half_width,
         f"{measure}_by_step": [[step.mean, step.half_width] for step in by_step],
         "episodes": final.count,
+        "not_finite_episodes": report.not_finite,
         "ways": ways,
         "shots": shots,
         "queries": queries,

@@ -1,6 +1,8 @@
 """The run shell: any stage in its folder, from the first step or a checkpoint to `result.json`."""
 
 import json
+import math
+import shutil
 import signal
 import sys
 import threading
@@ -14,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from metalearn.errors import UsageError
+from metalearn.errors import Diverged, UsageError
 from metalearn.runtime.files import decode_floats
 from metalearn.runtime.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
 from metalearn.tracking import JsonLines, Progress, RunInfo, Tracker, WandB
@@ -58,8 +60,9 @@ def run(
     folder = Path(config["run_dir"])
     check_writable(folder)
     config, stage = build(config)
+    before = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if config["resume"] == "never":
-        folder = claim(folder, config, "never")
+        folder, before = claim(folder, config, "never"), set()
     with locked(folder):
         claim(folder, config, "auto")
         if (result := finished(folder)) is not None:
@@ -68,9 +71,10 @@ def run(
                 f"{folder} has finished before; resume=never trains anew in a fresh folder",
             )
             console.print(stage.table(result))
+            _check_finite(result)
             return result["validation_score"]
         # Dropout draws from torch's global generators: seeded for this run, put back after it.
-        with torch.random.fork_rng():
+        with leaving_nothing_of_a_refusal(folder, before), torch.random.fork_rng():
             torch.manual_seed(config["seed"])
             return _train(config, stage, folder, console)
 
@@ -122,7 +126,42 @@ def _train(config: Mapping[str, Any], stage: Stage, folder: Path, console: Conso
             raise
     console.print(stage.table(result))
     _say(console, f"run folder: {folder}")
+    _check_finite(result)
     return position.best_score
+
+
+def _check_finite(result: Mapping[str, Any]) -> None:
+    """Raise Diverged where the figure of a result is not finite, or that of no episode."""
+    lost, episodes = result.get("not_finite_episodes", 0), result.get("episodes")
+    measure = result.get("accuracy", result.get("loss"))
+    if lost and (lost == episodes or not math.isfinite(float(measure))):
+        raise Diverged(
+            f"{lost} of {episodes} test episodes are not finite; lower outer.optimizer.lr or "
+            "inner.rate (the weights and the result are kept)"
+        )
+
+
+@contextmanager
+def leaving_nothing_of_a_refusal(folder: Path, before: set[str]) -> Iterator[None]:
+    """Where a run fails before its first checkpoint, take away what it made in `folder`, which
+    would refuse the corrected command. One that diverged stays, and one that went on.
+
+    before: the names that were in `folder` before the run claimed it.
+    """
+    try:
+        yield
+    except Diverged:
+        raise
+    except Exception:
+        kept = {path.name for path in folder.iterdir()}
+        if "config.yaml" in before or {"checkpoints", "result.json"} & kept:
+            raise
+        for name in kept - before:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not before:
+            folder.rmdir()
+        raise
 
 
 def _say(console: Console, line: str) -> None:

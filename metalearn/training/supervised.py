@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from metalearn.backbones.norms import describe
 from metalearn.backbones.weights import Report
 from metalearn.episodes import FewShotEpisodes
-from metalearn.errors import UsageError
+from metalearn.errors import Diverged
 from metalearn.evaluation.report import pretraining_table
 from metalearn.evaluation.statistics import mean_interval
 from metalearn.functional.precision import computing_in
@@ -147,9 +147,9 @@ class Supervised:
         return {**told, "learning_rate": rate}
 
     def check(self, values: Mapping[str, float], number: int) -> None:
-        """Raise UsageError where the loss or its gradient is not finite."""
+        """Raise Diverged where the loss or its gradient is not finite."""
         if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
-            raise UsageError(
+            raise Diverged(
                 f"the loss or its gradient is not finite at step {number}; lower optimizer.lr, or "
                 "set training.clip_norm (earlier checkpoints are kept)"
             )
@@ -167,6 +167,11 @@ class Supervised:
                 "held_out_half_width": held_out.half_width,
                 "held_out_loss": float(losses.mean()),
             }
+            if not math.isfinite(record["held_out_loss"]):
+                raise Diverged(
+                    f"the loss on the held-out images is not finite at step {number}; lower "
+                    "optimizer.lr, or set training.clip_norm (earlier checkpoints are kept)"
+                )
         count = self.validation_episodes
         measured = few_shot(self.forward, self.kept, self.few_shot, "val", count)
         for source, values in zip(self.few_shot, measured, strict=True):

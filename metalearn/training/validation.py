@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from metalearn.classifiers import Cosine
 from metalearn.episodes import FewShotEpisodes, Manifest
+from metalearn.errors import Diverged
 from metalearn.evaluation.features import FeatureEpisodes, used
 from metalearn.evaluation.on_features import classifying, measure
 from metalearn.training.base_images import ImageReader
@@ -55,8 +56,9 @@ def classified(
     cross-entropy; both float64 `[n]`."""
     logits = forward(network, SPLIT, subset)[0].double()
     y = torch.from_numpy(subset.classes).to(logits.device)
-    right = (logits.argmax(1) == y).double()
-    return right.cpu().numpy(), F.cross_entropy(logits, y, reduction="none").cpu().numpy()
+    losses = F.cross_entropy(logits, y, reduction="none")
+    right = ((logits.argmax(1) == y) & losses.isfinite()).double()
+    return right.cpu().numpy(), losses.cpu().numpy()
 
 
 def few_shot(
@@ -67,12 +69,20 @@ def few_shot(
     episodes: int,
 ) -> list[np.ndarray]:
     """Accuracies `[episodes]` for each of `sources`, which are of one data set, by the cosine with
-    class means (Chen et al. 2021, eqs. 1 and 2). An image passes through the network once."""
+    class means (Chen et al. 2021, eqs. 1 and 2). An image passes through the network once.
+
+    Raises Diverged where its features are not finite.
+    """
     if not sources:
         return []
     classes, examples, row = used(sources, split, episodes)
     # In double precision, so that a share of the queries is one.
     features = forward(network, split, Subset(classes, examples))[1].double().cpu()
+    if lost := int((~features.isfinite().all(1)).sum()):
+        raise Diverged(
+            f"the features of {lost} of {len(features)} {split} images are not finite; lower "
+            "optimizer.lr, or set training.clip_norm (earlier checkpoints are kept)"
+        )
     head = classifying(Cosine(of_unit_length=False))
     manifests = (
         Manifest(FeatureEpisodes(source, features, row, split), split, episodes)

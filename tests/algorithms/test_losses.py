@@ -192,3 +192,62 @@ def test_refused(line):
 def test_auto_is_by_the_targets():
     close(auto(LOGITS, Batch(LOGITS, CLASSES))[0], F.cross_entropy(LOGITS, CLASSES))
     close(auto(LOGITS, Batch(LOGITS, LOGITS + 1))[0], torch.ones((), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shapes", [((6, 1), (6,)), ((6,), (6, 1)), ((6,), (6,)), ((6, 1), (6, 1))])
+@pytest.mark.parametrize("loss", [auto, mean_squared])
+def test_a_missing_last_dimension_of_one_does_not_broadcast(loss, shapes):
+    values, targets = (LOGITS[:, n].reshape(shape) for n, shape in enumerate(shapes))
+    want = F.mse_loss(LOGITS[:, 0], LOGITS[:, 1])
+    close(loss(values, Batch(values, targets))[0], want)
+    each = (LOGITS[:, 0] - LOGITS[:, 1]).square()
+    close(loss(values, Batch(values, targets, WEIGHT))[0], each[[0, 2, 3, 5, 5]].mean())
+
+
+@pytest.mark.parametrize(
+    "outputs, targets",
+    [((6, 2), (6,)), ((6, 1), (6, 2)), ((6, 1, 3), (6, 3)), ((6, 2), (1, 2)), ((1,), (6,))],
+    ids=str,
+)
+def test_what_would_broadcast_is_refused_by_both_shapes(outputs, targets):
+    values = torch.zeros(outputs)
+    with pytest.raises(UsageError) as error:
+        mean_squared(values, Batch(values, torch.zeros(targets)))
+    told = f"the network returns {list(outputs)} for targets {list(targets)}; "
+    assert str(error.value) == told + "loss=mean_squared takes two of one shape"
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+@pytest.mark.parametrize("outputs, classes", [((6, 3), (6, 1)), ((6,), (6,)), ((6, 3, 2), (6, 2))])
+def test_classes_of_another_shape_are_refused(name, outputs, classes):
+    batch = Batch(None, torch.zeros(classes, dtype=torch.int64))
+    with pytest.raises(UsageError) as error:
+        OF_CLASSES[name](torch.zeros(outputs), batch)
+    assert str(list(outputs)) in str(error.value) and str(list(classes)) in str(error.value)
+
+
+def test_weights_of_another_shape_are_refused():
+    with pytest.raises(UsageError, match=r"shape \[6\], but weights of \[6, 1\]"):
+        cross_entropy(LOGITS, Batch(LOGITS, CLASSES, WEIGHT[:, None]))
+
+
+@pytest.mark.parametrize("name", OF_CLASSES)
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_right(name, wrong):
+    """The largest of a row of NaN is its first, and that is class 0."""
+    logits = torch.full((6, 4), wrong, dtype=torch.float64)
+    loss, metrics = OF_CLASSES[name](logits, Batch(logits, torch.zeros(6, dtype=torch.int64)))
+    assert metrics["accuracy"] == 0 and not loss.isfinite()
+    one = LOGITS.clone()
+    one[2, 1] = float("nan")
+    loss, metrics = OF_CLASSES[name](one, Batch(one, LOGITS.argmax(1)))
+    assert loss.isnan() and metrics["accuracy"] == pytest.approx(5 / 6)
+
+
+def test_padding_may_hold_anything():
+    logits = LOGITS.clone()
+    logits[1] = float("nan")
+    loss, metrics = cross_entropy(logits, Batch(logits, CLASSES, WEIGHT))
+    want, known = cross_entropy(LOGITS, Batch(LOGITS, CLASSES, WEIGHT))
+    close(loss, want)
+    close(metrics["accuracy"], known["accuracy"])

@@ -19,6 +19,25 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_features_at_zero_have_no_direction_and_no_slope_to_speak_of(dtype):
+    """1 / |x| there would be a gradient of millions, and a step that follows it alone."""
+    head = CosineHead(noise(3, 8).to(dtype), 10.0)
+    x = noise(4, 8).to(dtype)
+    x[1] = 0
+    x[2] = 1e-30
+    logits = head(x)
+    assert not logits[1].any() and logits[2].abs().max() < 1e-20
+
+    def loss(x):
+        return (head(x) * noise(4, 3, seed=1).to(dtype)).sum()
+
+    slope = grad(loss)(x)
+    assert slope[1:3].abs().max() < 50 and slope.isfinite().all()
+    curved = grad(lambda x: (grad(loss)(x) * noise(4, 8, seed=2).to(dtype)).sum())(x)
+    assert curved.isfinite().all() and curved[1:3].abs().max() < 50
+
+
 def test_logits_are_scaled_cosines_with_the_linear_layers_weights():
     net = network(lambda: Conv4(3, filters=4, size=16))
     new = cosine(net, "head", 7.0)

@@ -171,6 +171,55 @@ def test_more_layers_take_more_work_to_be_worth_compiling():
     assert autotune._Work(1, 150, coming=1300).worth_compiling(1.0)
 
 
+def test_more_operations_take_more_work_to_be_worth_compiling():
+    """Few tensors, many operations, as of a group norm written out."""
+    assert autotune._Work(1, 8, coming=200, operations=1000).worth_compiling(1.0)
+    assert not autotune._Work(1, 8, coming=200, operations=10_000).worth_compiling(1.0)
+    # Of many steps the pieces alone are compiled, and each once.
+    many = autotune._Work(20, 8, coming=200, operations=20_000)
+    assert many.worth_compiling(1.0) and not many.worth_whole(1.0)
+
+
+def test_nothing_more_is_compiled_where_what_was_took_too_long(clock):
+    """140 s of work are worth a try; the first takes 90, and two of those are more than all."""
+    compiled = set()
+
+    def trial(plan: Plan, tasks: int) -> Callable[[], None]:
+        def step() -> None:
+            if plan.compile and str(plan) not in compiled:
+                compiled.add(str(plan))
+                clock.sleep(90)
+            clock.sleep(tasks * (0.1 if plan.tasks is None else 0.05))
+
+        return step
+
+    work = autotune._Work(steps=1, tensors=8, coming=2800)
+    answer = autotune._measure(trial, 2, torch.device("cpu"), False, True, work)
+    assert compiled == {"loop+compile"}
+    assert answer.notes["vmap+compile"] == "not tried: those before took too long to compile"
+    assert str(answer.plan) == "vmap"
+
+
+def test_what_an_engine_is_called_for_is_compiled_once_as_much_is_done(monkeypatch):
+    """An engine does not know what is to come: it compiles when compiling would have been worth
+    it for what was, and keeps that answer for the next process."""
+    asked: list[int | None] = []
+
+    def measured(trial, tasks, device, forward, small, work, alone):
+        asked.append(work.coming)
+        few = work.coming < 12
+        plan = Plan() if few else Plan(tasks=0)
+        return autotune.Autotuned(plan, {str(plan): 1.0}, {}, 10.0 if few else None)
+
+    monkeypatch.setattr(autotune, "_measure", measured)
+    algo, meta, episodes = problem()  # 4 tasks
+    engine = Engine()
+    plans = [str(engine.plan(Counted(), algo, meta, episodes)) for _ in range(5)]
+    assert plans == ["loop", "loop", "vmap", "vmap", "vmap"]
+    assert asked == [4, 1001]
+    assert str(Engine().plan(Counted(), algo, meta, episodes)) == "vmap" and len(asked) == 2
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_much_work_is_compiled_for():
     algo = MAML(network(lambda: nn.Linear(4, 3)), steps=1)

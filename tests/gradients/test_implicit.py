@@ -162,6 +162,21 @@ def test_both_solvers_find_the_same(batching):
     assert apart(one, few) > 1e-3
 
 
+@pytest.mark.parametrize("batching", ["loop", "vmap"])
+@pytest.mark.parametrize("proximal, rate", [(2.0, 3.0), (50.0, 0.1), (1e4, 0.5)])
+def test_a_neumann_series_past_its_radius_does_not_run_away(proximal, rate, batching):
+    """rate times the least eigenvalue is above 2: the plain series grows in every step."""
+    algo = MAML(network(net), 20, sgd(1 / (proximal + 5)), proximal=proximal)
+    meta, tasks = algo.init(), episodes()
+    want, _ = Implicit("cg", 100, 1e-10)(algo, meta, tasks)
+    nothing, _ = Implicit("neumann", 1, 1.0, 1e-9)(algo, meta, tasks)
+    off = [apart(nothing, want)]
+    for iterations in (1, 5, 60):
+        strategy = on(Implicit("neumann", iterations, 1e-10, rate), batching)
+        off.append(apart(strategy(algo, meta, tasks)[0], want))
+    assert off[0] > off[1] > off[2] and off[3] < 1e-6
+
+
 def test_a_neumann_step_by_hand():
     """One: v = rate * b, and MAML's proximal term makes the gradient proximal * v."""
     algo = MAML(network(net), 3, sgd(0.2), proximal=PROXIMAL)

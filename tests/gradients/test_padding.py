@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from metalearn import Batch, Episodes
 from metalearn.algorithms import ANIL, MAML, R2D2, ProtoMAML, ProtoNet
@@ -89,6 +90,32 @@ def test_padding_is_left_out(strategy, name, norm):
             for key in ("loss", "accuracy"):
                 each = torch.cat([m[key] for _, m in alone])
                 torch.testing.assert_close(metrics[key], each, rtol=1e-12, atol=0)
+
+
+class Steep(nn.Module):
+    """Of zeros it makes no number: 0 / 0, as what layers of norm do where two examples agree."""
+
+    def forward(self, x):
+        return x / x.abs().sum((1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("norm", ["transductive", "running", "support"])
+def test_padding_of_zeros_may_be_what_a_network_cannot_take(norm):
+    net = network(lambda: nn.Sequential(Steep(), Conv4(3, filters=4, size=16, norm=norm)))
+    algo, tasks = MAML(net, 1, sgd(0.1)), unequal()
+    noisy = together(tasks, False)
+    zero = noisy.map(lambda t: t)
+    for batch in (zero.support, zero.query):
+        batch.x[batch.weight == 0] = 0
+    meta = algo.init()
+    for batching in ("loop", "vmap"):
+        want, known = on(Adjoint(), batching)(algo, meta, noisy)
+        got, metrics = on(Adjoint(), batching)(algo, meta, zero)
+        assert apart(got, want) < 1e-12
+        torch.testing.assert_close(metrics, known, rtol=1e-12, atol=0)
+    x, _, weight = zero.support.map(lambda t: t.flatten(0, 1))
+    tracked = algo.net.track(meta["init"], meta["buffers"], x, weight)
+    assert all(t.isfinite().all() for t in tracked.values())
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 8])

@@ -202,7 +202,7 @@ NAN, INFINITE = float("nan"), float("inf")
         ({"weight_decay": -1e-4}, "inner.weight_decay=-0.0001 must be 0 or more, and finite"),
         ({"clip_norm": 0.0}, "inner.clip_norm=0.0 must be above 0, and finite"),
         ({"clip_norm": -1}, "inner.clip_norm=-1 must be above 0, and finite"),
-        ({"batch_size": 0}, "inner.batch_size=0 must be 1 or more, or null"),
+        ({"batch_size": 0}, "inner.batch_size=0 must be 1 or more"),
     ],
 )
 def test_wrong_options(name, wrong, told):

@@ -18,7 +18,8 @@ from metalearn.engine.task import tasks_of
 from metalearn.evaluation.comparison.setting import Cost, Network, Setting
 from metalearn.evaluation.features import Change, standardised, unit_length
 from metalearn.evaluation.on_features import Choice, Head, choose, classifying, measure
-from metalearn.evaluation.protocol import evaluate
+from metalearn.evaluation.protocol import EvalReport, evaluate
+from metalearn.evaluation.report import not_finite
 from metalearn.inner.adaptive import adamw
 from metalearn.inner.loop import adapt, detached_gradient
 from metalearn.inner.rules import sgd
@@ -46,6 +47,12 @@ class Measured:
     shots: dict[int, Shot] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def add(self, shots: int, report: EvalReport, cost: Cost, choice: Choice | None) -> None:
+        """One number of shots, with a note where episodes are not finite."""
+        self.shots[shots] = Shot(report.accuracies.tolist(), cost, choice)
+        if lost := report.not_finite:
+            self.notes.append(f"{shots}-shot, not finite: {not_finite(lost, len(report.losses))}")
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -94,7 +101,7 @@ def on_features(
         measured.transductive = head.algo.transductive
         measured.adapted = adapting(*head, first) if adapted is None else adapted
         cost = setting.cost(shots, head.algo, fit)
-        measured.shots[shots] = Shot(report.accuracies.tolist(), cost, choice)
+        measured.add(shots, report, cost, choice)
     return measured
 
 
@@ -122,7 +129,7 @@ def on_images(
         first = manifest.source.batch(setting.split, [0]).map(lambda t: t.to(setting.device))
         measured.adapted = adapting(algo, meta, first)
         cost = setting.cost(shots, algo, fit)
-        measured.shots[shots] = Shot(report.accuracies.tolist(), cost, choice)
+        measured.add(shots, report, cost, choice)
     return measured
 
 
