@@ -1,7 +1,7 @@
 """Losses of one task that can be differentiated twice under every transform.
 
-Of targets that are a dict they take the classes, under `label`. A class that a task lacks has the
-logit `absent` for every example: no loss and no derivative sees it.
+Of targets that are a dict they take the classes, under `label`, of outputs the `logits`. A class
+that a task lacks has the logit `absent` for every example: no loss and no derivative sees it.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metalearn.classifiers.classes import absent
 from metalearn.errors import UsageError
+from metalearn.functional.outputs import tensor_of
 from metalearn.types import Batch, Metrics
 
 Loss = Callable[[Tensor, Batch], tuple[Tensor, Metrics]]
@@ -46,7 +47,7 @@ def auto(outputs: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
 
 def cross_entropy(logits: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
     """Softmax cross-entropy of logits `[B, N]` and classes `[B]`; metrics loss and accuracy."""
-    labels = _labels(batch, "cross_entropy")
+    labels, logits = _labels(batch, "cross_entropy"), tensor_of(logits)
     return _judged(-logits.log_softmax(1).gather(1, labels).squeeze(1), logits, batch)
 
 
@@ -64,7 +65,8 @@ def label_smoothed(
     """
     if not 0 <= smoothing <= 1:
         raise UsageError(f"loss.smoothing={smoothing} must be 0 to 1")
-    labels, log_p, there = _labels(batch, "label_smoothed"), logits.log_softmax(1), _there(logits)
+    labels, logits = _labels(batch, "label_smoothed"), tensor_of(logits)
+    log_p, there = logits.log_softmax(1), _there(logits)
     own = log_p.gather(1, labels).squeeze(1)
     spread = torch.where(there, log_p, 0).sum(1) / there.sum(1)
     return _judged(-(1 - smoothing) * own - smoothing * spread, logits, batch)
@@ -79,7 +81,7 @@ def focal(logits: Tensor, batch: Batch, /, gamma: float = 2.0) -> tuple[Tensor, 
     """
     if not gamma >= 0:
         raise UsageError(f"loss.gamma={gamma} must be 0 or more")
-    labels = _labels(batch, "focal")
+    labels, logits = _labels(batch, "focal"), tensor_of(logits)
     own = labels == torch.arange(logits.shape[1], device=logits.device)
     whole = logits.logsumexp(1)
     # 1 - p_y as the others' share, in logarithms: a power of 1 - p_y itself has no second
@@ -96,6 +98,7 @@ def present(loss: Loss) -> Loss:
     that may have fewer classes than the network has outputs."""
 
     def among_present(logits: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
+        logits = tensor_of(logits)
         member = batch.labels.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device)
         if batch.weight is not None:
             member = member & (batch.weight > 0).unsqueeze(1)
@@ -113,6 +116,7 @@ def mean_squared(values: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
     Classes `[B]` are one-hot targets of the scores `[B, N]`, as in Sung et al.: Learning to
     Compare: Relation Network for Few-Shot Learning, 2018, eq. 2; metrics loss and accuracy.
     """
+    values = tensor_of(values)
     # Written out: forward mode over the gradient of F.mse_loss raises (pytorch 123996).
     if batch.labels.is_floating_point():
         error = values - batch.labels

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -20,18 +21,19 @@ from metalearn.commands.network import (
     with_weights,
 )
 from metalearn.engine import Engine
+from metalearn.engine.checks import order
 from metalearn.engine.cuda_graph import check_capture
 from metalearn.engine.strategy import STRATEGIES, ForeignStrategy, Strategy, lacks_proximal_term
 from metalearn.episodes import ImageTransform, Manifest, augmented
 from metalearn.errors import UsageError
-from metalearn.functional.double_backward import check_twice_differentiable
+from metalearn.functional.check import check_network, check_takes
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import InnerRule
 from metalearn.runtime.device import torch_device
 from metalearn.training.episodic import Episodic
 from metalearn.training.outer import Outer
 from metalearn.training.settings import TrainingSettings
-from metalearn.types import Meta
+from metalearn.types import Inputs, Meta, map_tensors
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     algo = method.algo(*method.task.network(module))
     method.check_fit(algo)
     meta = tree.map_meta(lambda t: t.to(device), algo.init())
-    if algo.steps and getattr(method.gradient, "kind", "exact") in ("exact", "implicit"):
-        one = train.batch("train", [0]).support.map(lambda t: t[0].to(device)).x
-        check_twice_differentiable(algo.net, one)
+    _check_network(method.gradient, algo, meta, train.batch("train", [0]).support.x, device)
     stage = Episodic(
         algo,
         method.gradient,
@@ -141,6 +141,21 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
         report,
     )
     return config, stage
+
+
+def _check_network(
+    gradient: Strategy | ForeignStrategy,
+    algo: MetaAlgorithm,
+    meta: Meta,
+    support: Inputs,
+    device: torch.device,
+) -> None:
+    """Raise UsageError where the network cannot take the examples, or what is asked of it."""
+    x = map_tensors(lambda t: t[0].to(device), support)
+    weights = {**meta["buffers"], **meta["init"]}
+    check_takes(algo.net, weights, x)
+    times = order(gradient, algo) or (2 if algo.steps else 1)
+    check_network(algo.net, weights, x, times, adapting=getattr(algo, "adapting", None))
 
 
 def _method(config: Mapping[str, Any]) -> Method:

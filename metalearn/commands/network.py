@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from metalearn.algorithms.losses import Loss, auto, present
 from metalearn.backbones import CifarResNet, timm_model, torchvision_model
@@ -25,6 +26,7 @@ from metalearn.commands.arguments import check_node, make, target
 from metalearn.data.download import download
 from metalearn.data.paths import data_folder
 from metalearn.errors import UsageError
+from metalearn.functional.copied import copied, reason
 from metalearn.runtime.files import cache_folder
 from metalearn.training.settings import ImageSettings
 from metalearn.types import Batch
@@ -106,11 +108,28 @@ def build_module(
     # The backbone's constructor draws from torch's global generator: seeded here, put back after.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = make(own, "backbone")
+        module = _usable(make(own, "backbone"), shape)
     if weights is None:
         return module, None
     match = node.get("match")
     return module, load_into(module, weights, 0.9 if match is None else match)
+
+
+def _usable(module: Any, shape: Sequence[int]) -> nn.Module:
+    """What a backbone's constructor made, without wrappers; where weights are still to take the
+    size of what comes, after one batch. Raises UsageError."""
+    if isinstance(module, nn.Module) and any(
+        map(is_lazy, (*module.parameters(), *module.buffers()))
+    ):
+        try:
+            with torch.no_grad():
+                module.eval()(torch.zeros(2, *shape))
+            module.train()
+        except Exception as error:
+            raise UsageError(
+                f"the network cannot take examples of {'x'.join(map(str, shape))}: {reason(error)}"
+            ) from None
+    return copied(module)
 
 
 def _own(node: Mapping[str, Any]) -> dict[str, Any]:

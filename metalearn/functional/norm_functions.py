@@ -39,6 +39,11 @@ def current_call() -> Call:
     return _call.get()
 
 
+def in_forward() -> bool:
+    """Whether a forward pass of a network made pure is under way."""
+    return _call.get() is not _PLAIN
+
+
 @contextmanager
 def calling(call: Call) -> Iterator[None]:
     """Let the norm layers see `call` during one forward pass."""
