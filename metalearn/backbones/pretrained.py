@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from metalearn.errors import UsageError, nearest
+from metalearn.functional.copied import reason
 from metalearn.functional.norms import BatchNorm, replace_norms
 from metalearn.functional.torch_private import NormBase
 
@@ -99,9 +100,10 @@ def _check_name(name: str, known: list[str], library: str) -> None:
 def _built(build: Callable[[], nn.Module], name: str) -> nn.Module:
     try:
         return build()
-    except (TypeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"backbone {name}: {reason}; correct backbone.options") from None
+    except Exception as error:  # each of a thousand builders has its own ways to fail
+        raise UsageError(
+            f"backbone {name} cannot be built: {reason(error)}; correct backbone.options or size"
+        ) from None
 
 
 def _drop_head(net: nn.Module, name: str) -> None:
@@ -120,10 +122,10 @@ def _ready(net: nn.Module, name: str, channels: int, size: int, norm: str) -> nn
     try:
         with torch.no_grad():
             net.eval()(torch.zeros(1, channels, size, size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
         raise UsageError(
-            f"backbone {name} cannot take images of {channels}x{size}x{size}: {reason}"
+            f"backbone {name} cannot take images of {channels}x{size}x{size}: {reason(error)}; "
+            "use another size"
         ) from None
     net.train()
     if norm == "transductive":

@@ -26,7 +26,7 @@ from metalearn.engine.cuda_graph import check_capture
 from metalearn.engine.strategy import STRATEGIES, ForeignStrategy, Strategy, lacks_proximal_term
 from metalearn.episodes import ImageTransform, Manifest, augmented
 from metalearn.errors import UsageError
-from metalearn.functional.check import check_network, check_takes
+from metalearn.functional.double_backward import check_network, check_takes
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import InnerRule
 from metalearn.runtime.device import torch_device

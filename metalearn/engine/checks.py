@@ -3,7 +3,7 @@
 from typing import Any
 
 from metalearn.engine.strategy import ForeignStrategy, Strategy
-from metalearn.functional.check import check_network
+from metalearn.functional.double_backward import check_network, has_passed, pass_over
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Meta
 
@@ -21,15 +21,17 @@ def check_run(
     batched: under `vmap`. Where an algorithm hands its network other inputs than an episode has,
     their errors are left to the run.
     """
+    net, times = algo.net, order(strategy, algo)
+    if has_passed(net, times, batched, episodes.support.device):
+        return
     weights = {**meta["buffers"], **meta["init"]}
     x = episodes.support.map(lambda t: t[0]).x
-    adapting = getattr(algo, "adapting", None)
     try:
-        check_network(algo.net, weights, x, order(strategy, algo), batched, adapting)
+        check_network(net, weights, x, times, batched, getattr(algo, "adapting", None))
     except ValueError:  # UsageError among them
         raise
     except Exception:
-        return
+        pass_over(net, times, batched, episodes.support.device)
 
 
 def order(strategy: Any, algo: MetaAlgorithm) -> int:

@@ -80,7 +80,7 @@ def _check(path: str, part: nn.Module) -> None:
         )
     known = kept_by_hook(part)
     kept = [name for name in _computed(part) if name.partition("[")[0] not in known]
-    if kept and not has_forward_pre_hook(part):
+    if kept and not (has_forward_pre_hook(part) or isinstance(part, nn.RNNBase)):
         raise UsageError(
             f"{named(path, part)} keeps {kept[0]}, which was computed from weights; compute it in "
             "the forward, or set it to None"
@@ -101,15 +101,21 @@ def _computed(part: nn.Module) -> dict[str, Tensor]:
 
 
 def _compute_when_read(part: nn.Module) -> None:
-    # The recurrent layers of torch keep their weights in a list too, which a hook fills.
-    found = {} if isinstance(part, nn.RNNBase) else kept_by_hook(part, take=True)
+    if isinstance(part, nn.RNNBase):
+        # It keeps its weights in a list too, which a hook fills, and which may hold those of a
+        # functional call.
+        for name, weight in part.named_parameters(recurse=False):
+            setattr(part, name, weight)
+        return
+    found = kept_by_hook(part, take=True)
     if not found:
         return
     for name in found:
         vars(part).pop(name, None)
     kind = type(part)
     own: dict[str, Any] = {name: _property(compute) for name, compute in found.items()}
-    part.__class__ = type(kind.__name__, (kind,), {**own, "__module__": kind.__module__})
+    # No longer a plain layer of torch's, as its module would say.
+    part.__class__ = type(kind.__name__, (kind,), {**own, "__module__": "computed when read"})
 
 
 def _property(compute: Callable[[nn.Module], Tensor]) -> property:

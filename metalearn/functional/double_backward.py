@@ -1,28 +1,22 @@
-"""Names the layer that cannot be differentiated as a meta-gradient asks for."""
+"""The one check of a built network, through Python and the command line alike."""
 
-from collections.abc import Callable, Collection, Iterable
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch import nn
 
 from metalearn.errors import UsageError
-from metalearn.functional.copied import named, reason
+from metalearn.functional.copied import reason
+from metalearn.functional.derivatives import check_differentiable, check_layers
+from metalearn.functional.dropout import dropout_stream
 from metalearn.functional.module import PureModule
-from metalearn.functional.overrides import Exact
-from metalearn.functional.torch_private import has_backward_hook
-from metalearn.types import Inputs, Params
-
-_INSTEAD = {
-    "by torch.func": "",
-    "twice": " or use gradient=first_order",
-    "under vmap": " or use batching=loop",
-}
+from metalearn.functional.repeatable import check_repeatable
+from metalearn.functional.torch_private import has_hook
+from metalearn.types import Inputs, Params, first_tensor, map_tensors
 
 
-def check_differentiable(
+def check_network(
     net: PureModule,
     weights: Params,
     x: Inputs,
@@ -30,173 +24,104 @@ def check_differentiable(
     batched: bool = False,
     adapting: Collection[str] | None = None,
 ) -> None:
-    """Raise UsageError, with the name of the layer, where `net` cannot be differentiated by its
-    parameters `order` times, or `vmap` does not know how.
+    """Raise UsageError, with the name of the layer, where `net` cannot be meta-learned on `x`.
 
-    x: a few inputs `[B, *X]`. weights: parameters and buffers. batched: the gradient is also taken
-    under `vmap`. adapting: what the first of two derivatives is for, None for all.
+    weights: what it has in a run, by its names; what is left out, or of another shape, is as it
+        started. x: inputs `[B, *X]` on the device of the run; two of them are used.
+    order, batched, adapting: see `check_differentiable`; of order 0 nothing is differentiated.
 
-    Found: operations and autograd functions that torch cannot differentiate so, quantised layers,
-    hooks on the backward pass, and a network whose weights get no gradient at all.
+    Made once for each order, `batched`, device and mode: what passed is remembered with the
+    network, which is one algorithm's. A network of torch's
+    own layers passes unlooked at. An error of the forward pass itself is raised as it is, but for
+    weights and inputs of different types.
     """
-    for path, part in net.module.named_modules():
-        if "quantized" in type(part).__module__.split("."):
-            raise UsageError(f"{named(path, part)} is quantised: use the float network")
-        if has_backward_hook(part):
-            raise UsageError(
-                f"{named(path, part)} has a hook on its backward pass, which torch.func does not "
-                "run; remove it"
-            )
-    params = {name: weights[name] for name in net.params}
-    rest = {name: t for name, t in weights.items() if name not in params}
-
-    def output(inputs: Params) -> Any:
-        given = {n: inputs[f"input {n}"] for n in x} if isinstance(x, dict) else inputs["input 0"]
-        return net.apply({**rest, **{n: inputs[n] for n in params}}, given)
-
-    data = {f"input {n}": t for n, t in (x if isinstance(x, dict) else {"0": x}).items()}
-    # No derivative is taken by the data: only a part inside is given what depends on weights.
-    trial = _Trial(order, batched, params if adapting is None else set(adapting) & {*params})
-    with torch.enable_grad():
-        failure = trial(output, params, data, {})
-        if failure is not None:
-            culprit, (how, why) = _culprit(net, weights, x, trial, failure)
-            instead = f"replace it{_INSTEAD[how]}"
-            raise UsageError(f"{culprit} cannot be differentiated {how}: {why}; {instead}")
-        grads = grad(lambda params: _scalar(output({**params, **data})))(params)
-    if params and not any(g.any() for g in grads.values()):
-        raise UsageError(
-            f"{named('', net.module)}: no gradient reaches its weights; "
-            "look for detach(), no_grad() or integer outputs in its forward"
-        )
+    device = first_tensor(x).device
+    if has_passed(net, order, batched, device):
+        return
+    if not _plain(net) or _types({**net.params, **net.buffers, **weights}, x):
+        _check(net, weights, x, order, batched, adapting)
+    pass_over(net, order, batched, device)
 
 
-def _scalar(output: Any) -> Tensor:
-    """The sum of the squares of 1 + all that is real in `output`."""
-    if isinstance(output, Tensor):
-        # 1 more, because the square of what a head at 0 gives has no slope.
-        return (output + 1).square().sum() if output.is_floating_point() else torch.zeros(())
-    parts = output.values() if isinstance(output, dict) else output
-    parts = parts if isinstance(parts, list | tuple) or isinstance(output, dict) else []
-    return _sum(map(_scalar, parts))
+def has_passed(net: PureModule, order: int, batched: bool, device: torch.device) -> bool:
+    """Whether `check_network` was asked this before, and found nothing."""
+    return (order, batched, device, net.modes()) in net.passed
 
 
-def _sum(parts: Iterable[Tensor]) -> Tensor:
-    return sum(parts, torch.zeros(()))
+def pass_over(net: PureModule, order: int, batched: bool, device: torch.device) -> None:
+    """Let `check_network` not be made again."""
+    net.passed.add((order, batched, device, net.modes()))
 
 
-class _Trial:
-    """Differentiates a function as a meta-gradient does. inner: the weights of the first of two
-    derivatives; None for all that is real."""
-
-    def __init__(self, order: int, batched: bool, inner: Collection[str] | None):
-        self.order, self.batched, self.inner = order, batched, inner
-
-    def __call__(
-        self, f: Callable[[Params], Any], weights: Params, data: Params, given: Params
-    ) -> tuple[str, str] | None:
-        """How `f` of all the tensors cannot be differentiated, and what torch says; None where it
-        can.
-
-        weights: one for all tasks. data, given: each task's own under `vmap`; by `given` too is a
-        derivative taken.
-        """
-        real = {n: t for n, t in {**weights, **given}.items() if t.is_floating_point()}
-        fixed = {n: t for n, t in {**weights, **data, **given}.items() if n not in real}
-
-        def loss(real: Params, fixed: Params) -> Tensor:
-            return _scalar(f({**real, **fixed}))
-
-        def inner(real: Params) -> Params:
-            return {n: t for n, t in real.items() if self.inner is None or n in self.inner}
-
-        def slope(real: Params, fixed: Params) -> Tensor:
-            grads = grad(lambda part: loss({**real, **part}, fixed))(inner(real))
-            return _sum(g.square().sum() for g in grads.values())
-
-        def once() -> None:
-            grad(loss)(real, fixed)
-
-        def twice() -> None:
-            leaves = {n: t.detach().requires_grad_() for n, t in real.items()}
-            value = loss(leaves, fixed)
-            part = list(inner(leaves).values())
-            if self.order < 2 or not value.requires_grad or not part:
-                return
-            grads = torch.autograd.grad(value, part, create_graph=True, allow_unused=True)
-            value = _sum(g.square().sum() for g in grads if g is not None)
-            # Not torch.func and not autograd.grad: both silently take for a constant what an
-            # autograd function marked as differentiable once hands back.
-            if value.requires_grad:
-                value.backward()
-
-        def many() -> None:
-            own = {**data, **given}
-            derived = slope if self.order > 1 and inner(real) else loss
-
-            # The weights are shared, as before the first inner step.
-            def one(own: Params) -> Params:
-                mine = {n: own.get(n, t) for n, t in real.items()}
-                return grad(derived)(mine, {n: own.get(n, t) for n, t in fixed.items()})
-
-            if self.batched and own:
-                two = {n: torch.stack([t, t]) for n, t in own.items()}
-                vmap(one, randomness="different")(two)
-
-        for how, derivative in zip(_INSTEAD, (once, twice, many), strict=True):
-            try:
-                derivative()
-            except UsageError:
-                raise
-            except Exception as error:
-                return how, reason(error)
-        return None
+def check_twice_differentiable(net: PureModule, x: Inputs, batched: bool = False) -> None:
+    """Raise UsageError as `check_network` does for two derivatives by all weights as they start,
+    whatever layers `net` is made of. x: a few inputs `[B, *X]`."""
+    _check(net, {}, x, 2, batched, None)
 
 
-def _culprit(
-    net: PureModule, weights: Params, x: Inputs, trial: _Trial, failure: tuple[str, str]
-) -> tuple[str, tuple[str, str]]:
-    """The innermost module that fails by itself on what it met in one forward pass."""
-    met: dict[nn.Module, tuple[tuple, dict[str, Any]]] = {}
+def _check(
+    net: PureModule,
+    weights: Params,
+    x: Inputs,
+    order: int,
+    batched: bool,
+    adapting: Collection[str] | None,
+) -> None:
+    device = first_tensor(x).device
+    x = map_tensors(lambda t: t[:2].detach(), x)
+    held = {**net.params, **net.buffers}
+    fits = {n for n, t in held.items() if n in weights and weights[n].shape == t.shape}
+    mine = {n: weights[n].detach() if n in fits else t.to(device) for n, t in held.items()}
+    check_layers(net, order)
+    with _repeating(device):
+        try:
+            check_repeatable(net, mine, x)
+        except UsageError:
+            raise
+        except Exception:
+            if types := _types(mine, x):
+                raise UsageError(types) from None
+            raise
+        if order:
+            check_differentiable(net, mine, x, order, batched, adapting)
 
-    def note(part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        met.setdefault(part, (args, kwargs))
 
-    parts = list(net.module.named_modules())
-    hooks = [part.register_forward_pre_hook(note, with_kwargs=True) for _, part in parts]
+def check_takes(net: PureModule, weights: Params, x: Inputs) -> None:
+    """Raise UsageError where the forward pass of `net` fails on two of `x` `[B, *X]`."""
+    x = map_tensors(lambda t: t[:2], x)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _repeating(first_tensor(x).device):
             net.apply(weights, x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    except UsageError:
+        raise
+    except Exception as error:
+        shape = "x".join(map(str, first_tensor(x).shape[1:]))
+        why = _types(weights, x) or reason(error)
+        raise UsageError(f"the network cannot take examples of {shape}: {why}") from None
 
-    inside = _Trial(trial.order, trial.batched, None)
-    # Backwards, so that children come before their parents.
-    for path, part in reversed(parts):
-        if part not in met or not path:
-            continue
-        args, kwargs = met[part]
-        data = {
-            f"input {place}": value
-            for place, value in [*enumerate(args), *kwargs.items()]
-            if isinstance(value, Tensor)
-        }
-        own = {
-            f"{path}.{name}": weights.get(f"{path}.{name}", tensor)
-            for name, tensor in part.named_parameters()
-        }
 
-        def call(inputs: Params, part=part, path=path, args=args, kwargs=kwargs, own=own) -> Any:
-            # Copies: what works in place is given what another layer made, not a leaf.
-            data = {n: t.clone() for n, t in inputs.items() if n not in own}
-            given = {n.removeprefix(f"{path}."): inputs[n] for n in own}
-            args = [data.get(f"input {i}", value) for i, value in enumerate(args)]
-            kwargs = {n: data.get(f"input {n}", value) for n, value in kwargs.items()}
-            with Exact() if net.exact else nullcontext():
-                return functional_call(part, given, tuple(args), kwargs)
+def _repeating(device: torch.device) -> AbstractContextManager[None]:
+    """Nothing that is drawn inside shows in what follows."""
+    return dropout_stream(torch.zeros((), dtype=torch.int64, device=device))
 
-        found = inside(call, own, {}, data)
-        if found is not None:
-            return named(path, part), found
-    return named("", net.module), failure
+
+def _plain(net: PureModule) -> bool:
+    """Whether it is made of layers that are known to pass."""
+    writes = (nn.Embedding,)  # with max_norm
+    parts = [*net.module.modules()]
+    return not net.exact and not any(isinstance(p, writes) or has_hook(p) for p in parts)
+
+
+def _types(weights: Params, x: Inputs) -> str:
+    """What is wrong where weights and inputs are real numbers of different types; "" else."""
+    own = {t.dtype for t in weights.values() if t.is_floating_point()}
+    given = first_tensor(x).dtype
+    if not given.is_floating_point or not own or given in own:
+        return ""
+    names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in own))
+    wanted = str(given).removeprefix("torch.")
+    how = {"float32": "float()", "float64": "double()"}.get(wanted, f"to(torch.{wanted})")
+    return (
+        f"the network's weights are {names} and the inputs {wanted}; call .{how} on the network"
+        + ("" if wanted != "float32" else ", and use precision= for what it computes in")
+    )

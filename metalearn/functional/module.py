@@ -31,7 +31,7 @@ class PureModule:
     places: for each name, all the places in the module that hold the tensor (tied weights).
     exact: whether `overrides.Exact` stands around each forward pass, because layers with a
         forward of their own may call what is inexact in second order, or draw at random.
-    passed: what `check.check_network` found nothing wrong with.
+    passed: what `double_backward.check_network` found nothing wrong with.
     """
 
     module: nn.Module

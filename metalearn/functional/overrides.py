@@ -27,9 +27,15 @@ from metalearn.errors import UsageError
 from metalearn.functional.draws import RULES, UNKNOWN
 from metalearn.functional.dropout import current_seed, fold
 from metalearn.functional.embedding_bag import embedding_bag
-from metalearn.functional.norm_functions import batch_norm, instance_norm, layer_norm, rms_norm
+from metalearn.functional.norm_functions import (
+    batch_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+    weight_norm,
+)
 from metalearn.functional.recurrent import CELLS, LAYERS
-from metalearn.functional.torch_private import AtenOperation, DropoutBase
+from metalearn.functional.torch_private import AtenOperation, DropoutBase, weight_norm_of_torch
 
 
 def attention(
@@ -100,6 +106,7 @@ _EXACT: dict[Any, Callable[..., Any]] = {
     torch.layer_norm: layer_norm,
     torch.instance_norm: instance_norm,
     torch.rms_norm: rms_norm,
+    weight_norm_of_torch: weight_norm,
     F.hardsigmoid: _hardsigmoid,
     F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
     F.embedding_bag: embedding_bag,

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 AtenOperation = (OpOverload, OpOverloadPacket)
+weight_norm_of_torch = torch._weight_norm
 
 __all__ = [
     "AtenOperation",
@@ -51,6 +52,7 @@ __all__ = [
     "same_layout",
     "storage_key",
     "version",
+    "weight_norm_of_torch",
 ]
 
 
