@@ -220,7 +220,12 @@ def images(size: int) -> Callable[[int, torch.Generator], Tensor]:
 
 
 def tokens(length: int) -> Callable[[int, torch.Generator], Tensor]:
-    return lambda n, g: torch.randint(5, VOCABULARY, (n, length), generator=g)
+    def ids(n: int, g: torch.Generator) -> Tensor:
+        found = torch.randint(5, VOCABULARY, (n, length), generator=g)
+        found[:, -1] = 2  # the end of the text, which some models look for
+        return found
+
+    return ids
 
 
 _SMALL = (
@@ -317,8 +322,8 @@ def torchvision_families() -> Iterator[Family]:
         ("alexnet", 96, alexnet),
         ("convnext", 32, lambda: m.ConvNeXt(cn, 0.0, num_classes=WAYS)),
         ("densenet", 32, lambda: m.DenseNet(4, (2, 2, 2, 2), 8, num_classes=WAYS)),
-        ("efficientnet", 32, lambda: m.efficientnet_b0(num_classes=WAYS)),
-        ("efficientnet_v2", 32, lambda: m.efficientnet_v2_s(num_classes=WAYS)),
+        ("efficientnet", 64, lambda: m.efficientnet_b0(num_classes=WAYS)),
+        ("efficientnet_v2", 64, lambda: m.efficientnet_v2_s(num_classes=WAYS)),
         ("googlenet", 32, lambda: m.GoogLeNet(WAYS, False, init_weights=False)),
         ("googlenet with auxiliary", 64, lambda: m.GoogLeNet(WAYS, True, init_weights=False)),
         ("inception", 96, lambda: m.Inception3(WAYS, False, init_weights=False)),
@@ -380,12 +385,13 @@ def transformers_families() -> Iterator[Family]:
 
                 kind = CONFIG_MAPPING[name]
                 usual = kind()
-                given = {n: v for n, v in _TINY.items() if hasattr(usual, n)}
-                for n in vars(usual):
-                    if n.endswith(
-                        ("dropout", "dropout_prob", "dropout_rate", "_pdrop", "drop_rate")
-                    ):
-                        given[n] = 0.0
+                given = {n: v for n, v in _TINY.items() if isinstance(getattr(usual, n, None), int)}
+                drops = ("dropout", "dropout_prob", "dropout_rate", "_pdrop", "drop_rate")
+                given |= {
+                    n: 0.0
+                    for n, value in vars(usual).items()
+                    if n.endswith(drops) and isinstance(value, float)
+                }
                 config = kind(**given)
                 return getattr(transformers, model)(config)
 

@@ -53,7 +53,8 @@ NETWORKS |= {
 
 
 def misfit(y: torch.Tensor) -> torch.Tensor:
-    assert len(y) < 0
+    if len(y):
+        raise AssertionError
     return y
 
 
@@ -67,7 +68,7 @@ def train(kind: str, *more: str):
         return metalearn(
             *("train", "debug=fast", "dataset.classes=24", "dataset.size=8", "backbone=mine"),
             *("episodes.ways=3", "episodes.queries=2", "training.queries=2", "batching=loop"),
-            *("tracker=disabled", "evaluation.untrained=false", "algorithm.steps=2"),
+            *("tracker=disabled", "evaluation.untrained=false"),
             *("hydra.searchpath=[file://conf]", "run_dir=run", *more),
         )
 
@@ -86,7 +87,7 @@ def test_what_can_be_unwrapped_runs(workplace: Path, kind: str) -> None:
         ("none", "the network is print, not an nn.Module; give a module"),
         ("spectral", "1.parametrizations.weight.0 (_SpectralNorm) changes _u in its forward; make"),
         ("half", "the network's weights are float16 and the inputs float32; call .float() on the"),
-        ("misfit", "the network cannot take examples of 1x8x8: mat1 and mat2 shapes cannot be mu"),
+        ("misfit", "the network cannot take examples of 1x8x8: addmm: mat1 and mat2 shapes canno"),
         ("asserts", "the network cannot take examples of 1x8x8: AssertionError"),
     ],
 )

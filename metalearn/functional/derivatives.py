@@ -202,6 +202,7 @@ def _culprit(
                 return functional_call(part, given, tuple(args), kwargs)
 
         found = inside(call, own, {}, data)
-        if found is not None:
+        # What fails in another way alone lacks what those around it would have given it.
+        if found is not None and found[0] == failure[0]:
             return named(path, part), found
     return named("", net.module), failure
