@@ -1,7 +1,7 @@
 """Losses of one task that can be differentiated twice under every transform.
 
-Of targets that are a dict they take the classes, under `label`. A class that a task lacks has the
-logit `absent` for every example: no loss and no derivative sees it.
+Of targets that are a dict they take the classes, under `label`, of outputs the `logits`. A class
+that a task lacks has the logit `absent` for every example: no loss and no derivative sees it.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metalearn.classifiers.classes import absent
 from metalearn.errors import UsageError
+from metalearn.functional.outputs import tensor_of
 from metalearn.types import Batch, Metrics
 
 Loss = Callable[[Tensor, Batch], tuple[Tensor, Metrics]]
@@ -76,6 +77,7 @@ def auto(outputs: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
 @of_classes
 def cross_entropy(logits: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
     """Softmax cross-entropy of logits `[B, N]` and classes `[B]`; metrics loss and accuracy."""
+    logits = tensor_of(logits)
     labels = _labels(logits, batch, "cross_entropy")
     return _judged(-logits.log_softmax(1).gather(1, labels).squeeze(1), logits, batch)
 
@@ -95,6 +97,7 @@ def label_smoothed(
     """
     if not 0 <= smoothing <= 1:
         raise UsageError(f"loss.smoothing={smoothing} must be 0 to 1")
+    logits = tensor_of(logits)
     labels = _labels(logits, batch, "label_smoothed")
     log_p, there = logits.log_softmax(1), _there(logits)
     own = log_p.gather(1, labels).squeeze(1)
@@ -112,6 +115,7 @@ def focal(logits: Tensor, batch: Batch, /, gamma: float = 2.0) -> tuple[Tensor, 
     """
     if not gamma >= 0:
         raise UsageError(f"loss.gamma={gamma} must be 0 or more")
+    logits = tensor_of(logits)
     labels = _labels(logits, batch, "focal")
     own = labels == torch.arange(logits.shape[1], device=logits.device)
     whole = logits.logsumexp(1)
@@ -130,6 +134,7 @@ def present(loss: Loss) -> Loss:
 
     @of_classes
     def among_present(logits: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
+        logits = tensor_of(logits)
         member = batch.labels.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device)
         if batch.weight is not None:
             member = member & (batch.weight > 0).unsqueeze(1)
@@ -149,6 +154,7 @@ def mean_squared(values: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
     scores `[B, N]`, as in Sung et al.: Learning to Compare: Relation Network for Few-Shot
     Learning, 2018, eq. 2; metrics loss and accuracy. Raises UsageError for other shapes.
     """
+    values = tensor_of(values)
     # Written out: forward mode over the gradient of F.mse_loss raises (pytorch 123996).
     if batch.labels.is_floating_point():
         error = values - _of_shape(values, batch.labels)

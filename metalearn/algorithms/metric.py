@@ -15,6 +15,7 @@ from metalearn import tree
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.classifiers.protocol import Classifier
 from metalearn.functional import PureModule, pure
+from metalearn.functional.outputs import tensor_of
 from metalearn.inner.protocol import OnFeatures
 from metalearn.inner.rules import InnerRule, sgd
 from metalearn.types import Batch, Given, Inputs, Kind, Meta, Metrics, Params
@@ -61,7 +62,9 @@ class Metric:
     def _on_features(self, meta: Meta, fast: Params, batch: Batch) -> Batch:
         statistics = {n: t for n, t in fast.items() if _is_statistic(n)}
         weights = {**meta["buffers"], **meta["init"], **statistics}
-        return batch._replace(x=self.net.apply(weights, batch.x, batch.weight).flatten(1))
+        return batch._replace(
+            x=tensor_of(self.net.apply(weights, batch.x, batch.weight)).flatten(1)
+        )
 
     def _statistics(self, meta: Meta, support: Batch) -> Params:
         weights = {**meta["buffers"], **meta["init"]}

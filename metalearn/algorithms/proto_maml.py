@@ -25,6 +25,7 @@ from metalearn.algorithms.maml import check_adapting, chosen
 from metalearn.classifiers.classes import class_means, masked
 from metalearn.errors import UsageError, check_whole
 from metalearn.functional import PureModule, pure
+from metalearn.functional.outputs import tensor_of
 from metalearn.inner.protocol import EXACT
 from metalearn.inner.rules import InnerRule, sgd
 from metalearn.types import Batch, Given, Inputs, Kind, Meta, Metrics, Params
@@ -82,7 +83,7 @@ class ProtoMAML:
     def _features(
         self, meta: Meta, fast: Params, x: Inputs, weight: Tensor | None = None
     ) -> Tensor:
-        return self.net.apply(_body(meta, fast), x, weight).flatten(1)
+        return tensor_of(self.net.apply(_body(meta, fast), x, weight)).flatten(1)
 
     def begin(self, meta: Meta, given: Given) -> Params:
         """theta_0, `prototypes.weight` `[S, D]` and `prototypes.bias` `[S]`.

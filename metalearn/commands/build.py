@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -24,12 +25,13 @@ from metalearn.commands.network import (
 )
 from metalearn.commands.trial import check_logits, check_memory, check_norms, check_outputs
 from metalearn.engine import Engine
+from metalearn.engine.checks import order
 from metalearn.engine.cuda_graph import check_capture
 from metalearn.engine.strategy import STRATEGIES, ForeignStrategy, Strategy, lacks_proximal_term
 from metalearn.episodes import ImageTransform, Manifest, augmented
 from metalearn.errors import UsageError
 from metalearn.evaluation.protocol import check_evaluation_steps
-from metalearn.functional.double_backward import check_twice_differentiable
+from metalearn.functional.double_backward import check_network, check_takes
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import InnerRule
 from metalearn.runtime.device import torch_device
@@ -161,8 +163,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     one = one.map(lambda t: t.to(device))
     if data.classes and config["outputs"] is None:
         check_logits(algo, meta, one, train.shape[0], option(config["algorithm"]))
-    if algo.steps and getattr(method.gradient, "kind", "exact") in ("exact", "implicit"):
-        check_twice_differentiable(algo.net, one.support.map(lambda t: t[0]).x)
+    _check_network(method.gradient, algo, meta, one.support.x, device)
     stage = Episodic(
         algo,
         method.gradient,
@@ -179,6 +180,21 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
         report,
     )
     return config, stage
+
+
+def _check_network(
+    gradient: Strategy | ForeignStrategy,
+    algo: MetaAlgorithm,
+    meta: Meta,
+    support: Inputs,
+    device: torch.device,
+) -> None:
+    """Raise UsageError where the network cannot take the examples, or what is asked of it."""
+    x = map_tensors(lambda t: t[0].to(device), support)
+    weights = {**meta["buffers"], **meta["init"]}
+    check_takes(algo.net, weights, x)
+    times = order(gradient, algo) or (2 if algo.steps else 1)
+    check_network(algo.net, weights, x, times, adapting=getattr(algo, "adapting", None))
 
 
 def _method(config: Mapping[str, Any]) -> Method:

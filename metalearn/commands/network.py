@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from metalearn.algorithms.losses import Loss, auto, present
 from metalearn.backbones import CifarResNet, timm_model, torchvision_model
@@ -29,6 +29,7 @@ from metalearn.data.download import download
 from metalearn.data.paths import data_folder
 from metalearn.errors import UsageError, reason_of
 from metalearn.functional import pure
+from metalearn.functional.copied import copied
 from metalearn.runtime.files import cache_folder
 from metalearn.training.settings import ImageSettings
 from metalearn.types import Batch, Inputs
@@ -148,11 +149,12 @@ def make_module(
             kind = type(module).__name__
             raise UsageError(f"backbone {name} is no torch.nn.Module, but a {kind}")
         for weight, tensor in module.named_parameters():
-            if not isinstance(tensor, UninitializedParameter) and not tensor.numel():
+            if not is_lazy(tensor) and not tensor.numel():
                 raise UsageError(
                     f"backbone {name}: {weight} is empty, {list(tensor.shape)}; every width must "
                     "be 1 or more"
                 )
+        module = _usable(module, shape)
         if example is not None:
             try:
                 evaluated(module, example)
@@ -176,6 +178,22 @@ def features(module: nn.Module, x: Inputs) -> int:
     net = pure(module)
     with torch.no_grad():
         return net.apply({**net.buffers, **net.params}, x).flatten(1).shape[1]
+
+
+def _usable(module: nn.Module, shape: Sequence[int]) -> nn.Module:
+    """What a backbone's constructor made, without wrappers; where weights are still to take the
+    size of what comes, after one batch. Raises UsageError."""
+    if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
+        try:
+            with torch.no_grad():
+                module.eval()(torch.zeros(2, *shape))
+            module.train()
+        except Exception as error:
+            raise UsageError(
+                f"the network cannot take examples of {'x'.join(map(str, shape))}: "
+                f"{reason_of(error)}"
+            ) from None
+    return copied(module)
 
 
 def _own(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metalearn.engine.autotune import Autotuned, autotune, is_many, remembered
 from metalearn.engine.batching import at_once, default_plan, mean_gradient
+from metalearn.engine.checks import check_run
 from metalearn.engine.compiled_step import (
     Apart,
     CompiledStep,
@@ -107,10 +108,13 @@ class Engine:
             # On a GPU once for each setting: looking at the labels waits for it.
             check_labels(algo, episodes.support, episodes.query)
             made.checked.add(asked)
+        check_run(strategy, algo, meta, episodes, False)
         if hasattr(strategy, "all_tasks"):
             return self._foreign(cast(ForeignStrategy, strategy), algo, meta, episodes)
         strategy = cast(Strategy, strategy)
         plan = self.plan(strategy, algo, meta, episodes)
+        if plan.tasks is not None:
+            check_run(strategy, algo, meta, episodes, True)
         random = algo.net.exact or getattr(strategy, "random", False)
         drawn = seeds(episodes.tasks, episodes.support.device) if random else None
         tasks = tasks_of(algo, episodes, drawn)
@@ -145,11 +149,12 @@ class Engine:
 
         coming: tasks that are still to be run, None for many; a few are not worth compiling for.
         """
-        made, device = self._of(algo), episodes.support.device
+        made = self._of(algo)
         if any(batch.weight is not None for batch in episodes.parts):
             # Tasks of unequal size: every batch has other shapes, and what is measured or
             # compiled for these may never be used again.
-            return Autotuned(default_plan(device), {}, {"": "tasks of unequal size: not measured"})
+            plan, why = self.unmeasured(strategy, algo, meta, episodes)
+            return Autotuned(plan, {}, {"": f"tasks of unequal size: not measured{why}"})
         asked = strategy, *self._asked(algo, episodes), is_many(coming)
         if asked not in made.tuned:
 
@@ -183,6 +188,21 @@ class Engine:
     def _asked(self, algo: MetaAlgorithm, episodes: Episodes) -> tuple:
         shapes = tuple(t.shape for t in tensors_of(Meta(init={}, hyper={}, buffers={}), episodes))
         return algo.steps, shapes, episodes.support.device, torch.get_num_threads()
+
+    def unmeasured(
+        self, strategy: Strategy | None, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
+    ) -> tuple[Plan, str]:
+        """The plan where nothing is measured, and why it is a loop where `vmap` would be usual.
+
+        strategy: None for evaluation.
+        """
+        plan = default_plan(episodes.support.device)
+        try:
+            if plan.tasks is not None:
+                check_run(strategy, algo, meta, episodes, True)
+        except UsageError as error:
+            return Plan(), f"; {error}"
+        return plan, ""
 
     def with_plan(self, plan: Plan) -> "Engine":
         """The same engine, what it made included, that runs every strategy by `plan`."""

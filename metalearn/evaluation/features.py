@@ -13,6 +13,7 @@ from metalearn.data import TensorDataset
 from metalearn.episodes import FewShotEpisodes
 from metalearn.episodes.gather import in_order
 from metalearn.functional import PureModule
+from metalearn.functional.outputs import tensor_of
 from metalearn.types import Batch, Episodes, Inputs, Params, map_tensors
 
 
@@ -59,7 +60,7 @@ def extract(
 
     def features(x: Inputs) -> Tensor:
         if path is None:
-            return net.apply(weights, x).flatten(1)
+            return tensor_of(net.apply(weights, x)).flatten(1)
         return net.before(path, weights, x)
 
     with torch.no_grad(), net.evaluating():

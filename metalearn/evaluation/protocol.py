@@ -9,7 +9,8 @@ import torch
 
 from metalearn import tree
 from metalearn.engine import Engine
-from metalearn.engine.batching import default_plan, map_tasks
+from metalearn.engine.batching import map_tasks
+from metalearn.engine.checks import check_run
 from metalearn.engine.frozen_body import Body, features_of
 from metalearn.engine.plan import Plan, parse
 from metalearn.engine.task import Run, Task, tasks_of
@@ -147,7 +148,11 @@ def evaluate(
             on = batch.support.device
             # Not compiled: an evaluation is over before the wait has paid.
             given = engine.batching
-            plan = given if isinstance(given, Plan) else parse(given) or default_plan(on)
+            plan = given if isinstance(given, Plan) else parse(given)
+            if plan is None:
+                plan, _ = engine.unmeasured(None, algo, meta, batch)
+            elif plan.tasks is not None:
+                check_run(None, algo, meta, batch, True)
             plan = plan._replace(threads=False, compile=False)
             # A list, so that every task of the batch is computed in full precision.
             with computing_in("fp32", on):

@@ -1,189 +1,126 @@
-"""Names the layer that cannot be differentiated twice, before a run spends time on it."""
+"""The one check of a built network, through Python and the command line alike."""
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch import nn
 
-from metalearn.errors import UsageError
-from metalearn.functional import PureModule
-from metalearn.functional.overrides import Exact
-from metalearn.functional.torch_private import version
+from metalearn.errors import UsageError, reason_of
+from metalearn.functional.derivatives import check_differentiable, check_layers
+from metalearn.functional.dropout import dropout_stream
+from metalearn.functional.module import PureModule
+from metalearn.functional.repeatable import check_repeatable
+from metalearn.functional.torch_private import has_hook
 from metalearn.types import Inputs, Params, first_tensor, map_tensors
 
 
-def check_twice_differentiable(net: PureModule, x: Inputs, batched: bool = False) -> None:
-    """Raise UsageError, with the name of the layer, where `net` has no second derivative.
+def check_network(
+    net: PureModule,
+    weights: Params,
+    x: Inputs,
+    order: int = 2,
+    batched: bool = False,
+    adapting: Collection[str] | None = None,
+) -> None:
+    """Raise UsageError, with the name of the layer, where `net` cannot be meta-learned on `x`.
 
-    x: a few inputs `[B, *X]` on the device of the run, where it matters: of torch's recurrent
-    layers only cuDNN's lack the double backward. Two of them are used, for one pass of second
-    order. batched: the gradient is also to be taken under `vmap`.
+    weights: what it has in a run, by its names; what is left out, or of another shape, is as it
+        started. x: inputs `[B, *X]` on the device of the run; two of them are used.
+    order, batched, adapting: see `check_differentiable`; of order 0 nothing is differentiated.
 
-    Found: operations and autograd functions that torch cannot differentiate twice (or `vmap`),
-    quantised layers, buffers that a forward pass changes, and a network whose weights get no
-    gradient at all. An error of the forward pass itself is raised as it is.
+    Made once for each order, `batched`, device and mode: what passed is remembered with the
+    network, which is one algorithm's. A network of torch's
+    own layers passes unlooked at. An error of the forward pass itself is raised as it is, but for
+    weights and inputs of different types.
     """
-    x = map_tensors(lambda t: t[:2].detach(), x)
     device = first_tensor(x).device
-    params, buffers = ({n: t.to(device) for n, t in p.items()} for p in (net.params, net.buffers))
-    for path, part in net.module.named_modules():
-        if "quantized" in type(part).__module__.split("."):
-            raise UsageError(f"{_named(path, part)} is quantised: use the float network")
-    _check_buffers(net, params, buffers, x)
-
-    def output(inputs: Params) -> Tensor:
-        given = {n: inputs[f"input {n}"] for n in x} if isinstance(x, dict) else inputs["input 0"]
-        return net.apply({**buffers, **{n: inputs[n] for n in params}}, given)
-
-    data = {f"input {n}": t for n, t in (x if isinstance(x, dict) else {"0": x}).items()}
-    failure = _failure(output, params, data, batched)
-    if failure is not None:
-        culprit, (how, reason) = _culprit(net, {**buffers, **params}, x, batched, failure)
-        raise UsageError(
-            f"{culprit} cannot be differentiated {how}: {reason}; replace it{_INSTEAD[how]}"
-        )
-    grads = grad(lambda params: _scalar(output({**params, **data})))(params)
-    if params and not any(g.any() for g in grads.values()):
-        raise UsageError(
-            f"{_named('', net.module)}: no gradient reaches its weights; "
-            "look for detach(), no_grad() or integer outputs in its forward"
-        )
+    if has_passed(net, order, batched, device):
+        return
+    if not _plain(net) or _types({**net.params, **net.buffers, **weights}, x):
+        _check(net, weights, x, order, batched, adapting)
+    pass_over(net, order, batched, device)
 
 
-_INSTEAD = {
-    "by torch.func": "",
-    "twice": " or use gradient=first_order",
-    "under vmap": " or use batching=loop",
-}
+def has_passed(net: PureModule, order: int, batched: bool, device: torch.device) -> bool:
+    """Whether `check_network` was asked this before, and found nothing."""
+    return (order, batched, device, net.modes()) in net.passed
 
 
-def _named(path: str, part: nn.Module) -> str:
-    return f"{path} ({type(part).__name__})" if path else type(part).__name__
+def pass_over(net: PureModule, order: int, batched: bool, device: torch.device) -> None:
+    """Let `check_network` not be made again."""
+    net.passed.add((order, batched, device, net.modes()))
 
 
-def _check_buffers(net: PureModule, params: Params, buffers: Params, x: Inputs) -> None:
-    copies = {name: buffer.clone() for name, buffer in buffers.items()}
-    versions = {name: version(copy) for name, copy in copies.items()}
-    with torch.no_grad():
-        net.apply({**params, **copies}, x)
-    for name, copy in copies.items():
-        if version(copy) != versions[name]:
-            path, _, key = name.rpartition(".")
-            raise UsageError(
-                f"{_named(path, net.module.get_submodule(path))} changes {key} in its forward; "
-                "make it a constant: the inner loop runs a forward more than once"
-            )
+def check_twice_differentiable(net: PureModule, x: Inputs, batched: bool = False) -> None:
+    """Raise UsageError as `check_network` does for two derivatives by all weights as they start,
+    whatever layers `net` is made of. x: a few inputs `[B, *X]`."""
+    _check(net, {}, x, 2, batched, None)
 
 
-def _scalar(output: Any) -> Tensor:
-    """The sum of the squares of 1 + all that is real in `output`."""
-    if isinstance(output, Tensor):
-        # 1 more, because the square of what a head at 0 gives has no slope.
-        return (output + 1).square().sum() if output.is_floating_point() else torch.zeros(())
-    parts = output.values() if isinstance(output, dict) else output
-    parts = parts if isinstance(parts, list | tuple) else []
-    return _sum(map(_scalar, parts))
-
-
-def _sum(parts: Iterable[Tensor]) -> Tensor:
-    return sum(parts, torch.zeros(()))
-
-
-def _failure(
-    f: Callable[[Params], Any], weights: Params, data: Params, batched: bool
-) -> tuple[str, str] | None:
-    """How `f` of weights and data cannot be differentiated, and what torch says; None where it
-    can."""
-    inputs = {**weights, **data}
-    whole = {n: t for n, t in inputs.items() if not t.is_floating_point()}
-    real = {n: t for n, t in inputs.items() if n not in whole}
-
-    def loss(real: Params, whole: Params) -> Tensor:
-        return _scalar(f({**real, **whole}))
-
-    def slope(real: Params, whole: Params) -> Tensor:
-        return _sum(g.square().sum() for g in grad(loss)(real, whole).values())
-
-    def once() -> None:
-        grad(loss)(real, whole)
-
-    def twice() -> None:
-        leaves = {n: t.detach().requires_grad_() for n, t in real.items()}
-        value = loss(leaves, whole)
-        if not value.requires_grad:
-            return
-        grads = torch.autograd.grad(
-            value, list(leaves.values()), create_graph=True, allow_unused=True
-        )
-        value = _sum(g.square().sum() for g in grads if g is not None)
-        # Not torch.func and not autograd.grad: both silently take for a constant what an
-        # autograd function marked as differentiable once hands back.
-        if value.requires_grad:
-            value.backward()
-
-    def many() -> None:
-        # The weights are shared, as before the first inner step; the data is each task's own.
-        def one(data: Params) -> Params:
-            mine = {**real, **{n: t for n, t in data.items() if n in real}}
-            return grad(slope)(mine, {**whole, **{n: data[n] for n in data if n in whole}})
-
-        if batched and data:
-            vmap(one, randomness="different")({n: torch.stack([t, t]) for n, t in data.items()})
-
-    for how, derivative in zip(_INSTEAD, (once, twice, many), strict=True):
+def _check(
+    net: PureModule,
+    weights: Params,
+    x: Inputs,
+    order: int,
+    batched: bool,
+    adapting: Collection[str] | None,
+) -> None:
+    device = first_tensor(x).device
+    x = map_tensors(lambda t: t[:2].detach(), x)
+    held = {**net.params, **net.buffers}
+    fits = {n for n, t in held.items() if n in weights and weights[n].shape == t.shape}
+    mine = {n: weights[n].detach() if n in fits else t.to(device) for n, t in held.items()}
+    check_layers(net, order)
+    with _repeating(device):
         try:
-            derivative()
-        except RuntimeError as error:
-            return how, str(error).strip().splitlines()[0].rstrip(".")
-    return None
+            check_repeatable(net, mine, x)
+        except UsageError:
+            raise
+        except Exception:
+            if types := _types(mine, x):
+                raise UsageError(types) from None
+            raise
+        if order:
+            check_differentiable(net, mine, x, order, batched, adapting)
 
 
-def _culprit(
-    net: PureModule, weights: Params, x: Inputs, batched: bool, failure: tuple[str, str]
-) -> tuple[str, tuple[str, str]]:
-    """The innermost module that fails by itself on what it met in one forward pass."""
-    met: dict[nn.Module, tuple[tuple, dict[str, Any]]] = {}
-
-    def note(part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        met.setdefault(part, (args, kwargs))
-
-    parts = list(net.module.named_modules())
-    hooks = [part.register_forward_pre_hook(note, with_kwargs=True) for _, part in parts]
+def check_takes(net: PureModule, weights: Params, x: Inputs) -> None:
+    """Raise UsageError where the forward pass of `net` fails on two of `x` `[B, *X]`."""
+    x = map_tensors(lambda t: t[:2], x)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _repeating(first_tensor(x).device):
             net.apply(weights, x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    except UsageError:
+        raise
+    except Exception as error:
+        shape = "x".join(map(str, first_tensor(x).shape[1:]))
+        why = _types(weights, x) or reason_of(error)
+        raise UsageError(f"the network cannot take examples of {shape}: {why}") from None
 
-    # Backwards, so that children come before their parents.
-    for path, part in reversed(parts):
-        if part not in met or not path:
-            continue
-        args, kwargs = met[part]
-        data = {
-            f"input {place}": value
-            for place, value in [*enumerate(args), *kwargs.items()]
-            if isinstance(value, Tensor)
-        }
-        named = {
-            f"{path}.{name}": weights.get(f"{path}.{name}", tensor)
-            for name, tensor in part.named_parameters()
-        }
 
-        def call(
-            inputs: Params, part=part, path=path, args=args, kwargs=kwargs, named=named
-        ) -> Any:
-            given = {n.removeprefix(f"{path}."): inputs[n] for n in named}
-            args = [inputs.get(f"input {i}", value) for i, value in enumerate(args)]
-            kwargs = {n: inputs.get(f"input {n}", value) for n, value in kwargs.items()}
-            with Exact() if net.exact else nullcontext():
-                return functional_call(part, given, tuple(args), kwargs)
+def _repeating(device: torch.device) -> AbstractContextManager[None]:
+    """Nothing that is drawn inside shows in what follows."""
+    return dropout_stream(torch.zeros((), dtype=torch.int64, device=device))
 
-        found = _failure(call, named, data, batched)
-        if found is not None:
-            return _named(path, part), found
-    return _named("", net.module), failure
+
+def _plain(net: PureModule) -> bool:
+    """Whether it is made of layers that are known to pass."""
+    writes = (nn.Embedding,)  # with max_norm
+    parts = [*net.module.modules()]
+    return not net.exact and not any(isinstance(p, writes) or has_hook(p) for p in parts)
+
+
+def _types(weights: Params, x: Inputs) -> str:
+    """What is wrong where weights and inputs are real numbers of different types; "" else."""
+    own = {t.dtype for t in weights.values() if t.is_floating_point()}
+    given = first_tensor(x).dtype
+    if not given.is_floating_point or not own or given in own:
+        return ""
+    names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in own))
+    wanted = str(given).removeprefix("torch.")
+    how = {"float32": "float()", "float64": "double()"}.get(wanted, f"to(torch.{wanted})")
+    return (
+        f"the network's weights are {names} and the inputs {wanted}; call .{how} on the network"
+        + ("" if wanted != "float32" else ", and use precision= for what it computes in")
+    )

@@ -1,9 +1,8 @@
 """Any `nn.Module` as a pure function of its weights that can be differentiated twice."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -12,10 +11,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metalearn import tree
-from metalearn.functional.norm_functions import Call, calling
+from metalearn.functional.copied import copied
+from metalearn.functional.norm_functions import Call, calling, in_forward
 from metalearn.functional.norms import BatchNorm, Statistics, replace_norms, statistics_of
+from metalearn.functional.outputs import outputs_of
 from metalearn.functional.overrides import Exact, needs_exact
 from metalearn.functional.precision import narrowed, widened
+from metalearn.functional.torch_private import plain_checkpoints
 from metalearn.types import META_STEP, Inputs, Outputs, Params, first_tensor, map_tensors
 
 
@@ -28,8 +30,9 @@ class PureModule:
         are frozen and counted with the buffers.
     buffers: everything else that a forward pass reads. No gradient reaches them.
     places: for each name, all the places in the module that hold the tensor (tied weights).
-    exact: whether `exact.Exact` stands around each forward pass, because layers with a forward
-        of their own may call what is inexact in second order, or drop at random.
+    exact: whether `overrides.Exact` stands around each forward pass, because layers with a
+        forward of their own may call what is inexact in second order, or draw at random.
+    passed: what `double_backward.check_network` found nothing wrong with.
     """
 
     module: nn.Module
@@ -37,6 +40,7 @@ class PureModule:
     buffers: Params
     places: dict[str, tuple[str, ...]]
     exact: bool = False
+    passed: set[tuple] = field(default_factory=set, init=False, repr=False)
 
     def _forward(self, weights: Params, x: Inputs) -> Outputs:
         # Not functional_call's own tie_weights: where one layer stands at two places of the
@@ -48,7 +52,7 @@ class PureModule:
             for place in self.places.get(name, (name,))
         }
         with Exact() if self.exact else nullcontext():
-            return functional_call(self.module, placed, (x,), tie_weights=False)
+            return outputs_of(functional_call(self.module, placed, (x,), tie_weights=False))
 
     def apply(self, weights: Params, x: Inputs, weight: Tensor | None = None) -> Outputs:
         """The module's output for `x` `[B, *X]` under `weights` (parameters, buffers, support
@@ -56,6 +60,8 @@ class PureModule:
 
         A dict of inputs is handed to the module as it is; padding as a copy of an example that
         counts, since what a network makes of zeros may overflow, and 0 times that is no number.
+        Of what the module returns, neither a tensor nor a dict, `outputs.outputs_of` takes the
+        tensor; UsageError where there is none, or several.
         """
         if weight is not None:
             x = map_tensors(partial(_without_padding, weight != 0), x)
@@ -197,14 +203,18 @@ def _places(module: nn.Module) -> dict[str, tuple[str, ...]]:
 def pure(module: nn.Module) -> PureModule:
     """Make `module` pure; the module itself is neither changed nor referred to afterwards.
 
-    Tied weights stay tied. Modules in eval mode normalise by their running averages, those in
-    train mode by the statistics of the batch. First and second derivatives are exact under
-    every transform of `torch.func`, in any order. Dropout takes its masks from the
-    `dropout_stream` around a call, and is torch's own outside of one.
+    Wrappers such as `torch.compile`'s are taken off (`copied.copied`, which says what is refused
+    with a UsageError). Tied weights stay tied. Modules in eval mode normalise by their running
+    averages, those in train mode by the statistics of the batch. First and second derivatives are
+    exact under every transform of `torch.func`, in any order. What is drawn at random, dropout
+    first of all, follows from the `dropout_stream` around a call, and is torch's own outside of it.
+    `torch.utils.checkpoint` inside keeps what it would compute again.
     """
-    module = replace_norms(copy.deepcopy(module))
+    module = replace_norms(copied(module))
     params = {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
     frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
     buffers = {n: b.detach() for n, b in module.named_buffers() if b is not None}
     everything = {**frozen, **buffers}
-    return PureModule(module, params, everything, _places(module), needs_exact(module))
+    if exact := needs_exact(module):
+        plain_checkpoints(in_forward)
+    return PureModule(module, params, everything, _places(module), exact)

@@ -40,6 +40,11 @@ def current_call() -> Call:
     return _call.get()
 
 
+def in_forward() -> bool:
+    """Whether a forward pass of a network made pure is under way."""
+    return _call.get() is not _PLAIN
+
+
 @contextmanager
 def calling(call: Call) -> Iterator[None]:
     """Let the norm layers see `call` during one forward pass."""
@@ -185,3 +190,10 @@ def rms_norm(
     square = input.square().mean(tuple(range(-len(normalized_shape), 0)), keepdim=True)
     normal = input * torch.rsqrt(square + eps)
     return normal if weight is None else normal * weight
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g v / |v|, the length over all dimensions but `dim`, over all for -1. The kernel behind
+    `nn.utils.weight_norm` is wrong in second order (torch 2.15, CPU), and `vmap` has no rule."""
+    dims = [d for d in range(v.ndim) if d != dim]
+    return v * (g / v.square().sum(dims, keepdim=dim != -1).sqrt())

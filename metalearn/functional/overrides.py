@@ -7,9 +7,12 @@ and torchvision's norms, a user's attention) calls `F.layer_norm` or
     norms       saved statistics carry no history under `torch.func` (see norm_functions.py)
     attention   the flash and memory-efficient kernels have no double backward
     hardsigmoid no double backward
-    dropout     and all that drops at random, by the seed of `dropout_stream` where there is one
+    embedding   bags have no double backward
+    recurrent   nn.LSTM and its like, see recurrent.py
+    dropout     and all that is drawn at random, by the seed of `dropout_stream` where there is one
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from types import FunctionType
@@ -21,9 +24,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from metalearn.errors import UsageError
-from metalearn.functional.dropout import bernoulli, current_seed, dropped, fold
-from metalearn.functional.norm_functions import batch_norm, instance_norm, layer_norm, rms_norm
-from metalearn.functional.torch_private import DropoutBase
+from metalearn.functional.draws import RULES, UNKNOWN
+from metalearn.functional.dropout import current_seed, fold
+from metalearn.functional.embedding_bag import embedding_bag
+from metalearn.functional.norm_functions import (
+    batch_norm,
+    instance_norm,
+    layer_norm,
+    rms_norm,
+    weight_norm,
+)
+from metalearn.functional.recurrent import CELLS, LAYERS
+from metalearn.functional.torch_private import AtenOperation, DropoutBase, weight_norm_of_torch
 
 
 def attention(
@@ -94,8 +106,11 @@ _EXACT: dict[Any, Callable[..., Any]] = {
     torch.layer_norm: layer_norm,
     torch.instance_norm: instance_norm,
     torch.rms_norm: rms_norm,
+    weight_norm_of_torch: weight_norm,
     F.hardsigmoid: _hardsigmoid,
     F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+    F.embedding_bag: embedding_bag,
+    **CELLS,
 }
 # These call what is intercepted.
 _INSIDE: dict[Any, Callable[..., Any]] = {
@@ -114,34 +129,27 @@ _INSIDE: dict[Any, Callable[..., Any]] = {
             F.dropout3d,
             F.alpha_dropout,
             F.feature_alpha_dropout,
+            F.gumbel_softmax,
         )
     },
 }
-# (by_channel, alpha). In place is only to save memory: a new tensor does as well, and an
-# activation without a task dimension could not take a mask that has one.
-_DROPOUT: dict[Any, tuple[bool, bool]] = {
-    torch.dropout: (False, False),
-    torch.dropout_: (False, False),
-    torch.feature_dropout: (True, False),
-    torch.feature_dropout_: (True, False),
-    torch.alpha_dropout: (False, True),
-    torch.alpha_dropout_: (False, True),
-    torch.feature_alpha_dropout: (True, True),
-    torch.feature_alpha_dropout_: (True, True),
-}
-_RANDOM = {
-    *(torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal, torch.multinomial),
-    *(torch.rand_like, torch.randn_like, torch.randint_like, torch.poisson),
-    *(torch.bernoulli, Tensor.bernoulli, F.rrelu, F.gumbel_softmax),
-    *(Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.random_, Tensor.cauchy_),
-    *(Tensor.geometric_, Tensor.log_normal_),
-    *(F.fractional_max_pool2d_with_indices, F.fractional_max_pool3d_with_indices),
-}
+_TABLES = (_EXACT, _INSIDE, LAYERS, RULES)
+
+
+@functools.cache
+def _named(func: Any) -> Any:
+    """Of an operation of `torch.ops.aten` torch's function of that name, where one is known."""
+    name = func.__name__.partition(".")[0]
+    for home in (torch, Tensor, F):
+        known = getattr(home, name, None)
+        if known in UNKNOWN or any(known in table for table in _TABLES):
+            return known
+    return func
 
 
 class Exact(TorchFunctionMode):
-    """Around one forward pass: every call in it is exact in second order, and its dropout masks
-    follow from the seed of the `dropout_stream` around it."""
+    """Around one forward pass: every call in it is exact in second order, and what it draws at
+    random follows from the seed of the `dropout_stream` around it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,49 +159,38 @@ class Exact(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, AtenOperation):
+            func = _named(func)
         if func in _EXACT:
             return _EXACT[func](*args, **kwargs)
         if func in _INSIDE:
             with self:
                 return _INSIDE[func](*args, **kwargs)
+        if func in LAYERS:
+            return LAYERS[func](self._dropout, *args, **kwargs)
         seed = current_seed()
-        if seed is None:
+        if seed is None or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
-        if func in _DROPOUT:
-            return self._dropout(seed, func, *args, **kwargs)
-        if func is Tensor.bernoulli_:
-            return self._bernoulli_(seed, *args, **kwargs)
-        if func in _RANDOM and kwargs.get("training", True):
-            name = resolve_name(func)
+        if func in RULES:
+            self.draws += 1
+            return RULES[func](fold(seed, self.draws), *args, **kwargs)
+        if func in UNKNOWN and kwargs.get("training", True):
             raise UsageError(
-                f"{name} cannot repeat what it drew; use dropout, or call eval() on it"
+                f"{resolve_name(func)} cannot repeat what it drew; use dropout, or call eval() "
+                "on it"
             )
         return func(*args, **kwargs)
 
-    def _next(self, seed: Tensor) -> Tensor:
-        self.draws += 1
-        return fold(seed, self.draws)
-
-    def _dropout(self, seed: Tensor, func: Any, input: Tensor, p: float, train: bool) -> Tensor:
-        if not train or p == 0:
-            return input
-        by_channel, alpha = _DROPOUT[func]
-        return dropped(self._next(seed), input, p, by_channel, alpha)
-
-    def _bernoulli_(self, seed: Tensor, input: Tensor, p: float | Tensor = 0.5) -> Tensor:
-        """As stochastic depth uses it: `noise = torch.empty(...).bernoulli_(p)`."""
-        drawn = bernoulli(self._next(seed).to(input.device), p, input.shape).to(input.dtype)
-        try:
-            input.copy_(drawn)
-        except RuntimeError:
-            # Made without a task dimension, under vmap: only the result has one mask a task, and
-            # whoever goes on to read `input` is to find out.
-            input.fill_(torch.nan)
-        return drawn
+    def _dropout(self, x: Tensor, p: float) -> Tensor:
+        with self:
+            return F.dropout(x, p)
 
 
 _INEXACT_OR_RANDOM = (
+    nn.EmbeddingBag,
     nn.MultiheadAttention,
+    nn.RNNBase,
+    nn.RNNCellBase,
     nn.RMSNorm,
     nn.Hardsigmoid,
     nn.RReLU,

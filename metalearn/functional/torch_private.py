@@ -7,13 +7,15 @@ seen in torch 2.11.0, 2.13.0 and 2.15.0, by running that test there.
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 # Loaded by `import torch` itself, and no newer than torch 2.0. Missing: `import metalearn` fails.
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvolutionBase
@@ -22,7 +24,11 @@ from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNormBase
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+AtenOperation = (OpOverload, OpOverloadPacket)
+weight_norm_of_torch = torch._weight_norm
+
 __all__ = [
+    "AtenOperation",
     "BatchNormBase",
     "ConvolutionBase",
     "DropoutBase",
@@ -31,15 +37,22 @@ __all__ = [
     "TorchDispatchMode",
     "children",
     "compile_fx",
+    "compiled_from",
     "functorch",
     "functorch_config",
+    "has_backward_hook",
+    "has_forward_pre_hook",
+    "has_hook",
     "has_own_convolution",
+    "kept_by_hook",
     "lowering",
     "onednn_linear",
+    "plain_checkpoints",
     "pytree",
     "same_layout",
     "storage_key",
     "version",
+    "weight_norm_of_torch",
 ]
 
 
@@ -47,6 +60,83 @@ def children(module: nn.Module) -> dict[str, nn.Module | None]:
     """The parts of `module` by name: one that has two names is there twice, other than in
     `named_children`. Missing: AttributeError when a network is made pure."""
     return module._modules
+
+
+def compiled_from(module: nn.Module) -> nn.Module | None:
+    """The module that `torch.compile` was given, of what it returned; None of any other. Missing: a
+    compiled network is taken as it is, and refused when it is copied or called."""
+    found = getattr(module, "_orig_mod", None)
+    return found if isinstance(found, nn.Module) else None
+
+
+def has_backward_hook(module: nn.Module) -> bool:
+    """Whether `module` has a hook on its backward pass. Missing: AttributeError where a network is
+    checked."""
+    return bool(module._backward_hooks or module._backward_pre_hooks)
+
+
+def kept_by_hook(module: nn.Module, take: bool = False) -> dict[str, Callable[[nn.Module], Tensor]]:
+    """The tensors that hooks of `torch.nn.utils` compute before each forward of `module` and keep
+    beside its parameters, by name, and what computes each: pruning, and weight and spectral norm as
+    they were before parametrizations. take: and the hooks are gone. Missing: AttributeError when a
+    network is made pure; of the names inside of hooks, the hooks stay as they are."""
+    found = {}
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if (name := getattr(hook, "_tensor_name", None)) and hasattr(hook, "apply_mask"):
+            found[name] = hook.apply_mask
+        elif (name := getattr(hook, "name", None)) and hasattr(hook, "compute_weight"):
+            powers = hasattr(hook, "n_power_iterations")
+            found[name] = functools.partial(_weight_of, hook, powers)
+        else:
+            continue
+        if take:
+            del module._forward_pre_hooks[key]
+    return found
+
+
+def _weight_of(hook: Any, powers: bool, module: nn.Module) -> Tensor:
+    return hook.compute_weight(module, *([module.training] if powers else []))
+
+
+def has_hook(module: nn.Module) -> bool:
+    """Whether `module` has any hook. Missing: as with `has_backward_hook`."""
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward) or has_backward_hook(module)
+
+
+def has_forward_pre_hook(module: nn.Module) -> bool:
+    """Whether something runs before each forward of `module`. Missing: as with `kept_by_hook`."""
+    return bool(module._forward_pre_hooks)
+
+
+_GENERATORS = (
+    "_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl",
+)  # fmt: skip
+
+
+@functools.cache
+def plain_checkpoints(inside: Callable[[], bool]) -> None:
+    """Let `torch.utils.checkpoint` call its function and keep nothing back where `inside()`: its
+    hooks on saved tensors, and its autograd function, do not go with `torch.func`. Missing: a
+    network that checkpoints is refused when it is checked."""
+
+    def nothing() -> Iterator[None]:
+        yield
+
+    home = torch.utils.checkpoint
+    recomputed = home.CheckpointFunction.apply
+
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args) if inside() else recomputed(function, preserve, *args)
+
+    home.CheckpointFunction.apply = staticmethod(apply)  # type: ignore[method-assign]
+    for name in _GENERATORS:
+        if (before := getattr(home, name, None)) is not None:
+
+            def generator(*args: Any, before=before, **kwargs: Any) -> Any:
+                return nothing() if inside() else before(*args, **kwargs)
+
+            setattr(home, name, generator)
 
 
 def has_own_convolution(kind: type[nn.Conv2d]) -> bool:

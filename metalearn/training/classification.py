@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from metalearn.backbones.heads import head_name
 from metalearn.errors import UsageError
 from metalearn.functional.norms import BatchNorm
+from metalearn.functional.outputs import outputs_of, tensor_of
 from metalearn.functional.torch_private import NormBase, children
 from metalearn.training.mixing import Labelled
 from metalearn.types import Params
@@ -65,7 +66,7 @@ def with_features(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     seen: list[Tensor] = []
     handle = head_of(module).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:
-        logits = module(x)
+        logits = tensor_of(outputs_of(module(x)))
     finally:
         handle.remove()
     return logits, seen[-1].flatten(1)
@@ -107,7 +108,7 @@ def loss_and_accuracy(
     x, y, other, share = batch
     extra = x.new_zeros(())
     if rotation_head is None:
-        logits = module(x)
+        logits = tensor_of(outputs_of(module(x)))
     else:
         logits, features = with_features(module, rotated_four_ways(x))
         angle = torch.arange(4, device=x.device).repeat_interleave(len(x))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -106,15 +105,6 @@ def test_the_layer_is_named(layer, line):
         check_twice_differentiable(net, sequences())
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_layers_loop_on_a_cpu_only(kind):
-    net = around(Last(kind))
-    check_twice_differentiable(net, sequences())
-    line = rf"^1.1.rnn \({kind.__name__}\) cannot be differentiated under vmap.*batching=loop"
-    with pytest.raises(UsageError, match=line):
-        check_twice_differentiable(net, sequences(), batched=True)
-
-
 def test_a_head_at_zero_has_a_gradient_and_hides_no_layer_below_it():
     def ending_at_zero(*below):
         head = nn.Linear(4, 3)
@@ -161,11 +151,3 @@ def test_real_networks_pass(build):
     check_twice_differentiable(net, x, batched=True)
     torch.testing.assert_close({**net.params, **net.buffers}, before, rtol=0, atol=0)
     assert not any(t.requires_grad or t.grad is not None for t in net.params.values())
-
-
-@pytest.mark.gpu
-def test_cudnns_recurrent_layers():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    with pytest.raises(UsageError, match=r"rnn \(LSTM\) cannot be differentiated twice"):
-        check_twice_differentiable(around(Last(nn.LSTM)), F.relu(sequences()).cuda())

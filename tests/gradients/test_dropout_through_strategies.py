@@ -102,6 +102,7 @@ def test_masks_differ_between_tasks_and_steps_and_repeat_with_the_seed():
         drawn(on(FirstOrder(), "loop"), algo, algo.init(), episodes, seed)
         return [mask.clone() for mask in watched.seen]
 
+    masks(0)  # with those of the check that a network has once
     first, again, other = masks(1), masks(1), masks(2)
     assert len(first) == 2 * (3 + 1)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -94,6 +94,19 @@ def test_agrees_with_the_plain_loop(strategy, name):
         assert apart(got, want) < 1e-10
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_float32_is_close_to_float64(name):
+    episodes, net = fit(MODULES[name])
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        cast = net.to(dtype)
+        few = episodes.map(lambda t, dtype=dtype: t.to(dtype) if t.is_floating_point() else t)
+        algo = MAML(cast, steps=2, rule=sgd(0.1))
+        found.append(Adjoint()(algo, algo.init(), few)[0]["init"])
+    wide, single = found
+    assert distance({n: g.double() for n, g in single.items()}, wide) < 1e-4
+
+
 def test_train_mode_batch_norm_that_tracks():
     episodes, net = fit(lambda: conv(nn.BatchNorm2d(4)))
     plain = conv(nn.BatchNorm2d(4, track_running_stats=False)).double()

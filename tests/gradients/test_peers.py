@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 from metalearn.algorithms import ANIL, MAML, ProtoNet
 from metalearn.backbones import MLP, Conv4
@@ -86,6 +87,28 @@ def test_frozen_and_unused_weights(peer) -> None:
     got, _ = peer()(algo, algo.init(), episodes())
     assert apart(got, want) < 1e-10
     assert got["init"]["unused"].tolist() == [0, 0]
+
+
+class Attends(torch.nn.Module):
+    """Attention and pruned weights: what torch's own kernels or copies do not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.TransformerEncoderLayer(16, 2, 8, 0.0, batch_first=True)
+        self.head = torch.nn.Linear(16, 5)
+
+    def forward(self, x):
+        return {"logits": self.head(self.layer(x.flatten(1, 2)).mean(1))}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_attention_is_the_exact_one(peer) -> None:
+    net = network(Attends)
+    prune.l1_unstructured(net.layer.linear1, "weight", 0.5)
+    algo = MAML(net, steps=STEPS, rule=sgd(0.1))
+    want, _ = on(Unroll(), "loop")(algo, algo.init(), episodes())
+    got, _ = peer()(algo, algo.init(), episodes())
+    assert apart(got, want) < 1e-10
 
 
 @pytest.mark.parametrize("peer", PEERS)

@@ -1,7 +1,6 @@
 """What both peers share: what they can run, the plain module they run it on, the loop over T."""
 
 import contextlib
-import copy
 import importlib
 import io
 import sys
@@ -15,8 +14,11 @@ from torch import Tensor, nn
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.functional import PureModule
-from metalearn.functional.norm_functions import fused_norms
+from metalearn.functional.copied import copied
+from metalearn.functional.norm_functions import Call, calling, fused_norms
 from metalearn.functional.norms import BatchNorm
+from metalearn.functional.outputs import outputs_of
+from metalearn.functional.overrides import Exact
 from metalearn.functional.precision import computing_in
 from metalearn.inner.protocol import HasPlain, MetaAlgorithm, Plain
 from metalearn.inner.rules import InnerRule
@@ -86,7 +88,7 @@ def plain_module(algo: Plain, meta: Meta) -> nn.Module:
 
     Not `algo.net.module`, whose norm layers are ours: the peer runs what its users would run.
     """
-    module = copy.deepcopy(algo.module)
+    module = copied(algo.module)
     values = {**meta["buffers"], **meta["init"]}
     held = [*module.named_parameters(), *module.named_buffers()]
     for name, tensor in held:
@@ -129,17 +131,29 @@ def adapting(algo: Plain, net: PureModule) -> str:
 
 
 def over_tasks(
-    algo: Plain, module: nn.Module, meta: Meta, episodes: Episodes, one_task: OneTask
+    algo: Plain,
+    net: PureModule,
+    module: nn.Module,
+    meta: Meta,
+    episodes: Episodes,
+    one_task: OneTask,
 ) -> tuple[MetaGradients, Metrics]:
-    """The mean gradient at the parameters of `module`, one backward pass a task."""
+    """The mean gradient at the parameters of `module`, one backward pass a task.
+
+    Attention, recurrent layers and what else torch cannot differentiate twice are those of
+    `functional.overrides`, as in the strategies of this package; norms and loop are the peer's.
+    """
     device, tasks = episodes.support.device, episodes.tasks
     parameters = dict(module.named_parameters())
     metrics: list[Metrics] = []
 
-    def loss(net: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
-        return algo.loss(net(batch.x), batch)
+    def loss(part: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
+        return algo.loss(outputs_of(part(batch.x)), batch)
 
-    with torch.enable_grad(), computing_in("fp32", device), fused_norms():
+    exact = (calling(Call()), Exact()) if net.exact else ()
+    with contextlib.ExitStack() as stack:
+        for part in (torch.enable_grad(), computing_in("fp32", device), fused_norms(), *exact):
+            stack.enter_context(part)
         for task in range(tasks):
             value, measured = one_task(loss, episodes.map(lambda t, task=task: t[task]))
             value.backward()

@@ -65,4 +65,4 @@ class Higher:
                     inner.step(loss(net, episodes.support)[0], grad_callback=callback)
                 return loss(net, episodes.query)
 
-        return over_tasks(plain, module, meta, episodes, one_task)
+        return over_tasks(plain, algo.net, module, meta, episodes, one_task)

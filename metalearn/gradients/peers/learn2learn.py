@@ -57,4 +57,4 @@ class Learn2learn:
                 learner.adapt(loss(net, episodes.support)[0])
             return loss(net, episodes.query)
 
-        return over_tasks(plain, module, meta, episodes, one_task)
+        return over_tasks(plain, algo.net, module, meta, episodes, one_task)
