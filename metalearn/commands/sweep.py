@@ -41,6 +41,7 @@ from metalearn.runtime.signals import (
 )
 
 RECORDS = "jobs.jsonl"
+_SWEEPING = "METALEARN_SWEEPING"  # the process that a worker belongs to, even before it works
 # Hydra's options that make sense here, and whether a value follows.
 OPTIONS = {
     **dict.fromkeys(("-m", "--multirun", "-h", "--help", "--hydra-help", "--resolve"), False),
@@ -59,7 +60,6 @@ class Sweep(Callback):
     folder: Path | None = None
     searches = False
     ending: Ending | None = None
-    parent = 0
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Start without records of an earlier sweep in the same folder."""
@@ -89,6 +89,7 @@ def start(
                 "hydra/launcher=submitit_slurm needs Slurm, and there is no srun here; use "
                 "hydra/launcher=joblib, or submitit_local"
             )
+        os.environ[_SWEEPING] = str(os.getpid())
         if os.environ.pop("WANDB_RUN_ID", None):  # as a sweep agent of W&B sets it
             told = "WANDB_RUN_ID names one run; each member of a sweep gets an id of its own"
             print(f"metalearn: {told}", file=sys.stderr)
@@ -164,7 +165,8 @@ def job(config: DictConfig) -> float | None:
     chosen = [o for o in settings.overrides.task if not o.startswith("hydra")]
     record: dict[str, Any] = {"job": settings.job.num, "overrides": " ".join(chosen)}
     score, code = None, 0
-    worker = "JoblibLauncher" in settings.launcher._target_
+    joblib = "JoblibLauncher" in settings.launcher._target_
+    worker = joblib and str(os.getpid()) != os.environ.get(_SWEEPING)  # one job at a time has none
     if worker:
         os.environ.pop("WANDB_RUN_ID", None)
         if Sweep.ending is None:
@@ -194,8 +196,7 @@ def job(config: DictConfig) -> float | None:
     if code and worker:
         # The worker lives on, or its death would end the others before their checkpoints.
         Sweep.ending(code - 128)  # type: ignore[misc]
-        if os.getppid() != Sweep.parent:
-            os._exit(code)
+        _leave_with_parent(code)
     elif code:  # the members after it are not started
         raise SystemExit(code)
     return score
@@ -203,11 +204,17 @@ def job(config: DictConfig) -> float | None:
 
 def _worker_ending() -> Ending:
     """What notes a signal between two runs of this process, which ends with its parent."""
-    ending, Sweep.parent = Ending(), os.getppid()
+    ending = Ending()
     end_with_parent()
+    _leave_with_parent(128 + signal.SIGTERM)  # one that died before
     for number in ENDING:
         signal.signal(number, lambda came, _: ending(came))
     return ending
+
+
+def _leave_with_parent(code: int) -> None:
+    if str(os.getppid()) != os.environ.get(_SWEEPING):
+        os._exit(code)
 
 
 def _folder(settings: Any) -> Path:

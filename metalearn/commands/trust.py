@@ -25,8 +25,8 @@ def check_trust(config: Mapping[str, Any], trust: Sequence[str], where: object) 
         if not (_within(path, trust) or _safe(path, name)):
             package = path.partition(".")[0]
             raise UsageError(
-                f"{where} would run {name}={path}, which is neither metalearn's nor torch's to be "
-                f"built; if you trust that run, add trust={package}, or trust=true for all"
+                f"{where} would call {name}={path}, which is no part of a network or a method of "
+                f"metalearn or torch; if you trust that run, add trust={package}, or trust=true"
             )
 
 

@@ -143,7 +143,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict) or not isinstance(config.get("training"), dict | None):
             raise ValueError("it is no configuration")
-    except (yaml.YAMLError, OSError, ValueError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
             f"{path} is damaged ({reason}); put it back, choose another run_dir, or use "

@@ -62,6 +62,10 @@ def run(
             torch.manual_seed(config["seed"])
             try:
                 return _train(config, stage, folder, console)
+            except OSError as error:
+                if error.filename is None:  # as where a disk is full
+                    error.filename = str(folder)
+                raise
             finally:
                 torch.set_num_threads(threads)
 
@@ -75,7 +79,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
         result = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(result, dict) or "validation_score" not in result:
             raise ValueError("it is no result")
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UsageError(
             f"{path} is damaged ({error}); remove it, and the same command tests the run again"
         ) from None
@@ -190,7 +194,8 @@ def fit(
     `stage` and `position` are updated in place; checkpoints go to `folder/checkpoints`. Returns
     False where a signal came, which `stop` then knows. Raises UsageError where `folder` has gone.
     """
-    pace, at, stop = stage.pace, position, stop or Ending()
+    pace, at = stage.pace, position
+    stop = Ending() if stop is None else stop
     folder.mkdir(parents=True, exist_ok=True)
     place = _place(folder)
     clock = time.monotonic() - at.seconds

@@ -62,7 +62,7 @@ def test_a_run_folder_names_nothing_that_is_not_trusted(mine: Path) -> None:
     (mine / "mine.py").write_text("import os\nos.mkdir('imported')\n" + OWN)
     sys.modules.pop("mine")
     line = metalearn("evaluate", f"run={run}").mistake
-    assert "would run algorithm._target_=mine.Mine" in line and "trust=true" in line
+    assert "would call algorithm._target_=mine.Mine" in line and "trust=true" in line
     assert not Path("imported").exists()
     assert metalearn("evaluate", f"run={run}", "trust=other").code == 2
     assert metalearn("evaluate", f"run={run}", "trust=true").code == 0
