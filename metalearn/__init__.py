@@ -4,6 +4,10 @@ __version__ = "0.1.0"
 # Read by metalearn_start, and first of all, since `metalearn.errors` asks for it.
 __distribution__ = "metalearn-torch"
 
+# First: from here on Ctrl-C in an import is no traceback.
+import metalearn.runtime.signals  # noqa: F401
+
+# isort: split
 from metalearn import algorithms, backbones, classifiers, gradients, inner
 from metalearn.engine import Engine
 from metalearn.evaluation.protocol import evaluate

@@ -6,7 +6,8 @@ from importlib import import_module
 
 from rich.console import Console
 
-from metalearn.errors import DataError, UsageError, nearest
+from metalearn.errors import UsageError, nearest, one_line
+from metalearn.runtime.signals import quiet_interrupt
 
 USAGE = """usage: metalearn <command> [overrides]
 
@@ -28,6 +29,7 @@ Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 COMMANDS = ("train", "pretrain", "evaluate", "compare", "data", "list", "new", "score", "bench")
 """Each is the `main` of the file of that name in `commands/`."""
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
+_RUNS = ("train", "pretrain", "compare", "evaluate")
 
 
 def main() -> None:
@@ -41,17 +43,46 @@ def main() -> None:
         if command not in COMMANDS:
             near = nearest(command, COMMANDS)
             raise UsageError(f"no command {command}{near}; use {', '.join(COMMANDS)}")
+        if command in _RUNS:
+            _one_process()
+        with quiet_interrupt():
+            module = import_module(f"metalearn.commands.{command}")
         # A strategy's name may hold ":loop:", which rich would draw as an emoji.
-        import_module(f"metalearn.commands.{command}").main(arguments, Console(emoji=False))
-    except (UsageError, DataError) as error:
-        print(f"metalearn: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        module.main(arguments, Console(emoji=False))
+        sys.stdout.flush()
     except BrokenPipeError:  # `metalearn list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(1)
     except KeyboardInterrupt:
         print("metalearn: interrupted; the same command goes on, or starts again", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if (line := one_line(error)) is None:
+            raise
+        print(f"metalearn: {line}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # a file of the output on a full disk
+            _discard_output()
+        sys.exit(2)
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _one_process() -> None:
+    """Raise UsageError in the first of several processes that torchrun has started; the others
+    end in silence."""
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE") or 1) < 2:
+        return
+    if int(os.environ["RANK"]) > 0:
+        sys.exit(0)
+    raise UsageError(
+        f"torchrun started {os.environ['WORLD_SIZE']} processes, but a run is one process on one "
+        "device: there is no training over ranks yet; start metalearn without torchrun (-m "
+        "hydra/launcher=joblib runs several configurations side by side)"
+    )
 
 
 if __name__ == "__main__":

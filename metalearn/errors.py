@@ -1,10 +1,11 @@
 """Errors that are the user's to mend: one line each, saying what to change."""
 
+import errno
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import metalearn
 
@@ -14,6 +15,11 @@ if not hasattr(metalearn, "__distribution__"):
     from metalearn_start import overwritten
 
     raise ImportError(overwritten(), name="metalearn")
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_PLACE = (errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)
 
 
 class UsageError(ValueError):
@@ -34,6 +40,30 @@ def check_whole(name: str, value: object, low: int = 0) -> None:
         raise UsageError(f"{name}={value} must be a whole number, {low} or more")
     if int(value) < low:
         raise UsageError(f"{name}={value} must be {low} or more")
+
+
+def disk_mistake(error: BaseException) -> str | None:
+    """The line for an error of a disk or a folder, which the user can mend; None for others."""
+    if not isinstance(error, OSError):
+        return None
+    reason = error.strerror or type(error).__name__
+    where = f" {error.filename}" if isinstance(error.filename, str | Path) else ""
+    if error.errno in _FULL:
+        told = f"cannot write{where} ({reason}): make room"
+    elif error.errno in _REFUSED:
+        told = f"cannot read or write{where} ({reason}): change its permissions, or another place"
+    elif error.errno in _PLACE and where:
+        told = f"cannot read or write{where} ({reason}): put it right"
+    else:
+        return None
+    return f"{told}; then the same command goes on from what is written, or starts again"
+
+
+def one_line(error: BaseException) -> str | None:
+    """The line for an error that is the user's to mend; None for a bug."""
+    if isinstance(error, UsageError | DataError):
+        return " ".join(str(error).split())
+    return disk_mistake(error)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -319,7 +319,7 @@ def test_sigterm_stops_a_method_in_its_own_process_and_the_same_command_goes_on(
         time.sleep(1)
         stopped.terminate()
         out, _ = stopped.communicate(timeout=600)
-    assert stopped.returncode == 0
+    assert stopped.returncode == 143
     assert "stopped in protonet; the same command goes on from there" in out
     assert list(Path("run").glob("protonet/checkpoints/step-*"))
     assert not Path("run/methods/protonet.json").exists()

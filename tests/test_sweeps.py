@@ -1,7 +1,8 @@
-"""`-m`: serial, joblib, submitit and Optuna, for real, and the W&B sweep file."""
+"""`-m`: serial, joblib and submitit, for real, and the W&B sweep file."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,9 +88,41 @@ def test_a_bug_in_a_member_keeps_its_traceback_in_the_records(
 
 
 def test_sigterm_ends_a_serial_sweep(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_train", lambda *_: None)
+    def stopped(*_: Any) -> float:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    monkeypatch.setattr(run, "_train", stopped)
     outcome = metalearn("train", "-m", "seed=0,1,2", *FAST)
-    assert outcome.code == 1 and [record["job"] for record in records()] == [0]
+    assert outcome.code == 143 and [record["job"] for record in records()] == [0]
+    assert "sweep stopped; the same command goes on from there" in outcome.err
+    assert "seed=0" in outcome.out and "stopped" in outcome.out
+
+
+def test_all_members_fail_in_folders_of_their_own(workplace: Path) -> None:
+    asked = ("hydra.job.chdir=true", "algorithm=protonet,r2d2", "gradient=first_order")
+    outcome = metalearn("train", "-m", *asked, *FAST)
+    assert outcome.code == 1 and len(records()) == 2
+    assert outcome.err.count("cannot use gradient=first_order") == 2
+
+
+def test_a_run_id_of_wandb_is_not_that_of_every_member(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "one")
+    monkeypatch.setattr(run, "_train", lambda *_: float("WANDB_RUN_ID" in os.environ))
+    outcome = metalearn("train", "-m", "seed=0,1", *FAST)
+    assert outcome.code == 0 and [record["score"] for record in records()] == [0, 0]
+    assert outcome.err == (
+        "metalearn: WANDB_RUN_ID names one run; each member of a sweep gets an id of its own\n"
+    )
+
+
+def test_slurm_that_is_not_here_is_one_line(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    asked = ("train", "-m", "hydra/launcher=submitit_slurm", "seed=0,1", *FAST)
+    assert "needs Slurm, and there is no srun here" in metalearn(*asked).mistake
 
 
 def test_one_run_dir_for_several_members_is_refused(workplace: Path) -> None:
@@ -118,32 +151,6 @@ def test_submitit_runs_members_in_jobs_of_their_own(workplace: Path) -> None:
     assert done.returncode == 1 and chosen() == [("MAML", 0)]
     assert "cannot use gradient=first_order" in done.stdout and "Traceback" not in done.stderr
     assert len(list(Path("runs/multirun").glob("*/.submitit/*"))) >= 2
-
-
-@pytest.mark.filterwarnings("ignore")  # optuna 2.10, which the plugin pins, warns at its import
-def test_optuna_maximises_what_training_returns(workplace: Path) -> None:
-    outcome = metalearn(
-        "train",
-        "-m",
-        "hydra/sweeper=optuna",
-        "hydra.sweeper.n_trials=3",
-        "hydra.sweeper.sampler.seed=0",
-        "inner.rate=tag(log, interval(0.001, 0.5))",
-        *FAST,
-    )
-    assert outcome.code == 0, outcome.err
-    (path,) = Path("runs/multirun").glob("*/optimization_results.yaml")
-    best = yaml.safe_load(path.read_text())
-    scores = [record["score"] for record in records()]
-    assert len(scores) == 3 and best["best_value"] == max(scores)
-    assert 0.001 <= best["best_params"]["inner.rate"] <= 0.5
-
-
-@pytest.mark.filterwarnings("ignore")  # optuna 2.10, which the plugin pins, warns at its import
-def test_optuna_without_one_good_trial_is_no_traceback(workplace: Path) -> None:
-    space = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "inner.rate=interval(-2.0,-1.0)")
-    outcome = metalearn("train", "-m", *space, *FAST)
-    assert outcome.code == 1 and "must be 0 or more" in outcome.err
 
 
 def test_the_wandb_sweep_file_makes_commands_that_run(workplace: Path) -> None:

@@ -29,7 +29,7 @@ from metalearn.evaluation.report import write_json
 from metalearn.runtime.device import torch_device
 from metalearn.runtime.files import decode_floats
 from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB
-from metalearn.training.folder import check_writable, claim, commit, locked
+from metalearn.training.folder import check_writable, commit, held
 from metalearn.training.process import Failed, Stopped, apart, guarded
 
 FILE = "comparison.json"
@@ -55,12 +55,8 @@ def run(overrides: Sequence[str], console: Console) -> int:
     asked = plan(overrides)
     check_writable(asked.folder)
     facts = conditions(setting_of(asked), shlex.join(["metalearn", "compare", *overrides]))
-    folder = asked.folder
-    if asked.config["resume"] == "never":
-        folder = claim(folder, asked.config, "never")
+    with held(asked.folder, asked.config, asked.config["resume"]) as folder:
         asked = asked.within(folder)
-    with locked(folder):
-        claim(folder, asked.config, "auto")
         failed: dict[str, str] = {}
         left = [m for m in asked.methods if not result_file(folder, m).exists()]
         if not left and (folder / FILE).exists():
@@ -74,9 +70,9 @@ def run(overrides: Sequence[str], console: Console) -> int:
             except Failed as error:
                 failed[method] = str(error)
                 _say(console, f"{method} failed: {error}")
-            except Stopped:
+            except Stopped as stopped:
                 _say(console, f"stopped in {method}; the same command goes on from there")
-                return 0
+                return stopped.code
         results = [_read(result_file(folder, m)) for m in asked.methods if m not in failed]
         made = summarised(asked, facts, results, failed, commit())
         write(made, results, folder)
@@ -128,8 +124,7 @@ def perform(asked: ComparisonPlan, method: str, console: Console) -> None:
 
 
 def _train(asked: ComparisonPlan, method: str, console: Console | None) -> None:
-    if not compare_trained.train(asked.runs[method], console or Console(emoji=False)):
-        raise Stopped
+    compare_trained.train(asked.runs[method], console or Console(emoji=False))
 
 
 def _measure(asked: ComparisonPlan, method: str, console: Console | None) -> None:
@@ -180,7 +175,12 @@ def _track(made: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> 
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return decode_floats(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return decode_floats(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is damaged ({error}); remove it, and the same command makes it again"
+        ) from None
 
 
 def _say(console: Console, line: str) -> None:

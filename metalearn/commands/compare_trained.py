@@ -16,10 +16,9 @@ from metalearn.training.run import finished
 from metalearn.types import Meta
 
 
-def train(config: dict[str, Any], console: Console) -> bool:
-    """Train, or go on; False where SIGTERM stopped it."""
+def train(config: dict[str, Any], console: Console) -> None:
+    """Train, or go on."""
     run({**config, "resume": "auto"}, console)
-    return finished(Path(config["run_dir"])) is not None
 
 
 def measure(setting: Setting, name: str) -> Measured:
@@ -29,7 +28,7 @@ def measure(setting: Setting, name: str) -> Measured:
     result = finished(folder)
     assert result is not None
     _, stage = build(config, trained=True)
-    meta = load_weights(folder / "weights.safetensors", stage.meta)
+    meta = load_weights(folder / "weights.safetensors", stage.meta, result["weights_sha256"])
     measured = _measure(setting, stage.algo, meta, stage.evaluation_steps)
     measured.learned = sum(t.numel() for part in ("init", "hyper") for t in meta[part].values())
     measured.training = {

@@ -1,7 +1,7 @@
 """From overrides to the configuration of one run, as plain values."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -20,9 +21,12 @@ from omegaconf.errors import OmegaConfBaseException
 from metalearn.commands import searchpath
 from metalearn.commands.mistakes import explain, unknown_choice
 from metalearn.commands.schemas import SCHEMAS
+from metalearn.commands.search import SearchSettings
+from metalearn.commands.trust import check_trust
 from metalearn.errors import UsageError, nearest
 from metalearn.training.folder import config_hash
 from metalearn.training.old_configs import PLACES, placed, renewed
+from metalearn.training.sources import changed, sources
 
 MISTAKES = (HydraException, OmegaConfBaseException)
 # What Hydra raises, or warns of, where a config group is null or a config folder is missing.
@@ -56,21 +60,14 @@ def conf_files(group: str, override: str | None = None) -> list[Path]:
 
 
 def register() -> None:
-    """Give Hydra the types of the configuration, the config groups of installed projects, and an
-    Optuna that maximises."""
-    from hydra_plugins.hydra_optuna_sweeper.config import Direction, OptunaSweeperConf
-
+    """Give Hydra the types of the configuration, the config groups of installed projects, and the
+    options of a search."""
     searchpath.register()
     store = ConfigStore.instance()
     for job, settings in SCHEMAS.items():
         store.store(name=f"{job}_schema", node=settings)
-    # `train` returns a score. Over its own name, so that hydra/sweeper=optuna cannot minimise it.
-    store.store(
-        group="hydra/sweeper",
-        name="optuna",
-        node=OptunaSweeperConf(direction=Direction.maximize, n_jobs=1, max_failure_rate=1.0),
-        provider="metalearn",
-    )
+    Plugins.instance()  # before, or a plugin of this name that is installed would come after
+    store.store(group="hydra/sweeper", name="optuna", node=SearchSettings, provider="metalearn")
 
 
 def compose(overrides: Sequence[str], job: str = "train") -> dict[str, Any]:
@@ -134,6 +131,7 @@ def plain(config: DictConfig, job: str = "train") -> dict[str, Any]:
     of its data absolute."""
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     values.pop("hydra", None)
+    values["sources"] = sources(values)
     # `+key=` gets past the types: what a config group takes is for its target to say.
     _check_keys(values, SCHEMAS[job], job)
     if values["run_dir"] is None:
@@ -161,11 +159,19 @@ def _default_folder(config: Mapping[str, Any], job: str) -> str:
     return f"runs/{name}-seed{config['seed']}-{config_hash(config)[:8]}"
 
 
-def reopen(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def reopen(
+    run: Path,
+    overrides: Sequence[str],
+    trust: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
     """The configuration that the run in folder `run` was trained with, then `overrides`.
 
-    Raises UsageError where `run` is no run folder, or for an override of a whole group or of the
-    data set, but for where it lies.
+    trust: packages beside this one and torch that the run may name, "true" for all. tell: of code
+    that was edited since.
+
+    Raises UsageError where `run` is no run folder, for an override of a whole group or of the data
+    set, but for where it lies, or for a target that is not trusted.
     """
     path = run / "config.yaml"
     if not path.is_file():
@@ -177,7 +183,7 @@ def reopen(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
         )
     try:
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
-        held = renewed(held) if isinstance(held, dict) else held
+        held = renewed(held) if isinstance(held, dict) else {"damaged": held}
         config = OmegaConf.merge(OmegaConf.structured(SCHEMAS["train"]), held)
         OmegaConf.set_struct(config, True)
     except (*MISTAKES, yaml.YAMLError, ValueError) as error:
@@ -195,7 +201,12 @@ def reopen(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
             if OmegaConf.is_dict(OmegaConf.select(config, key)) and not isinstance(value, dict):
                 raise UsageError(f"evaluate keeps the run's {key}; override values inside it")
             OmegaConf.update(config, key, value, force_add=override.is_add())
-        return plain(config)  # type: ignore[arg-type]
+        named = OmegaConf.to_container(config, resolve=True)
+        check_trust(named, trust, path)  # type: ignore[arg-type]
+        values = plain(config)  # type: ignore[arg-type]
+        if edited := changed(held.get("sources"), values["sources"]):
+            tell(f"{edited} since this run was trained; it is measured with the code as it is now")
+        return values
     except MISTAKES as error:
         known: Any = OmegaConf.to_container(config)
         raise UsageError(explain(error, lambda: known)) from None

@@ -21,14 +21,18 @@ from metalearn.training.run import finished
 
 
 def main(arguments: list[str], console: Console) -> None:
-    """`metalearn evaluate run=<folder> [overrides]`."""
+    """`metalearn evaluate run=<folder> [trust=true] [overrides]`."""
     runs = [a.removeprefix("run=") for a in arguments if a.startswith("run=")]
+    trust = [a.removeprefix("trust=").strip("[]") for a in arguments if a.startswith("trust=")]
     if len(runs) != 1 or not runs[0]:
         raise UsageError("evaluate needs one run: metalearn evaluate run=<folder> [overrides]")
     run = Path(runs[0])
-    overrides = [a for a in arguments if not a.startswith("run=")]
+    overrides = [a for a in arguments if not a.startswith(("run=", "trust="))]
     overrides = [f"evaluation.{a}" if a.startswith("manifest=") else a for a in overrides]
-    config = reopen(run, overrides)
+    trusted = [name.strip() for name in ",".join(trust).split(",") if name.strip()]
+    config = reopen(
+        run, overrides, trusted, lambda line: console.print(line, soft_wrap=True, highlight=False)
+    )
     if not (run / "weights.safetensors").exists():
         raise UsageError(f"{run} has not finished; the command that started it goes on with it")
     _check_images(run, config, overrides)
@@ -59,7 +63,8 @@ def evaluate(
 ) -> Mapping[str, Any]:
     """Measure with the settings of `config`; the result, also in
     `<run>/evaluations/<split>-<manifest>-<config>/`."""
-    meta, test = load_weights(run / "weights.safetensors", stage.meta), stage.test
+    sha256 = (finished(run) or {}).get("weights_sha256")
+    meta, test = load_weights(run / "weights.safetensors", stage.meta, sha256), stage.test
     name = f"{test.split}-{test.hash[:8]}-{config_hash(config)[:8]}"
     folder = run / "evaluations" / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,10 @@ class TrackerSettings:
 
 @dataclass
 class RunSettings:
-    """A whole run. What is Any here is a config group, checked against its `_target_`."""
+    """A whole run. What is Any here is a config group, checked against its `_target_`.
+
+    sources: filled in, the sha256 of each file of the user's own code (`training/sources.py`).
+    """
 
     algorithm: Any = MISSING
     classifier: Any = None
@@ -67,6 +70,7 @@ class RunSettings:
     run_dir: str | None = None
     resume: str = "auto"
     outputs: int | None = None
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -91,6 +95,7 @@ class PretrainSettings:
     run_dir: str | None = None
     resume: str = "auto"
     outputs: int | None = None
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -119,6 +124,7 @@ class ComparisonSettings:
     resume: str = "auto"
     isolate: bool = True
     outputs: int | None = None
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 SCHEMAS: dict[str, type] = {

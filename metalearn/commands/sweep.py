@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,18 @@ from metalearn.commands.config import (
 )
 from metalearn.commands.differences import differences
 from metalearn.commands.mistakes import explain
-from metalearn.data import DataError
-from metalearn.errors import UsageError, nearest
+from metalearn.errors import UsageError, nearest, one_line
+from metalearn.runtime.signals import (
+    ENDING,
+    EXIT_CODES,
+    Ending,
+    at_ending,
+    end_with_parent,
+    leave,
+)
 
 RECORDS = "jobs.jsonl"
+_SWEEPING = "METALEARN_SWEEPING"  # the process that a worker belongs to, even before it works
 # Hydra's options that make sense here, and whether a value follows.
 OPTIONS = {
     **dict.fromkeys(("-m", "--multirun", "-h", "--help", "--hydra-help", "--resolve"), False),
@@ -41,13 +52,20 @@ OPTIONS = {
 
 
 class Sweep(Callback):
-    """Hydra tells it where the sweep of this process keeps its records."""
+    """Hydra tells it where the sweep of this process keeps its records.
+
+    searches: whether a sweeper chooses the members by their scores. ending: the signal that has
+    reached this process, a worker of joblib's.
+    """
 
     folder: Path | None = None
+    searches = False
+    ending: Ending | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Start without records of an earlier sweep in the same folder."""
-        Sweep.folder = Path(config.hydra.sweep.dir)
+        Sweep.folder = _folder(config.hydra)
+        Sweep.searches = "BasicSweeper" not in config.hydra.sweeper._target_
         (Sweep.folder / RECORDS).unlink(missing_ok=True)
 
 
@@ -67,22 +85,52 @@ def start(
     overrides, options = split_options(arguments)
     if {"-m", "--multirun"} & set(options):
         check_sweep(overrides, command)
+        if "hydra/launcher=submitit_slurm" in overrides and shutil.which("srun") is None:
+            raise UsageError(
+                "hydra/launcher=submitit_slurm needs Slurm, and there is no srun here; use "
+                "hydra/launcher=joblib, or submitit_local"
+            )
+        os.environ[_SWEEPING] = str(os.getpid())
+        if os.environ.pop("WANDB_RUN_ID", None):  # as a sweep agent of W&B sets it
+            told = "WANDB_RUN_ID names one run; each member of a sweep gets an id of its own"
+            print(f"metalearn: {told}", file=sys.stderr)
     register()
     # Hydra's own handling would print mistakes over several lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = [f"metalearn {command}", *overrides, *options]  # argparse refuses any other order
+    ending = Ending()
+
+    def end(number: int) -> None:
+        """Tell the workers that joblib started, which leave checkpoints, and wait for them."""
+        children = active_children()
+        if not children:
+            leave(number)
+        ending(number)
+        for child in children:
+            os.kill(child.pid or 0, number)
+
     try:
-        hydra.main(str(conf_folder()), command, version_base="1.3")(job)()
+        with at_ending(end):
+            hydra.main(str(conf_folder()), command, version_base="1.3")(job)()
+    except SystemExit as stop:
+        if stop.code in EXIT_CODES:
+            print_members(console)
+            if not Sweep.searches:
+                line = "sweep stopped; the same command goes on from there"
+                print(f"metalearn: {line}", file=sys.stderr)
+        raise
     except InstantiationException:
         raise  # a bug in what was to be made, not in the overrides
     except MISTAKES as error:
         raise UsageError(explain(error, lambda: compose([], command), command)) from None
-    except ValueError:
-        # Optuna has no best trial to write where every trial failed; each has had its line.
-        if not all("error" in record for record in records() or [{}]):
+    except Exception:
+        if not ending:  # a worker that was ended
             raise
-    if code := print_members(console):
-        sys.exit(code)
+    code = print_members(console)
+    if ending:
+        print("metalearn: sweep stopped; the same command goes on from there", file=sys.stderr)
+    if ending or code:
+        sys.exit(ending.code if ending else code)
 
 
 def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -117,27 +165,62 @@ def job(config: DictConfig) -> float | None:
         return run(plain(config, name), Console(emoji=False))
     chosen = [o for o in settings.overrides.task if not o.startswith("hydra")]
     record: dict[str, Any] = {"job": settings.job.num, "overrides": " ".join(chosen)}
-    score = None
+    score, code = None, 0
+    joblib = "JoblibLauncher" in settings.launcher._target_
+    worker = joblib and str(os.getpid()) != os.environ.get(_SWEEPING)  # one job at a time has none
+    if worker:
+        os.environ.pop("WANDB_RUN_ID", None)
+        if Sweep.ending is None:
+            Sweep.ending = _worker_ending()
     try:
         values = plain(config, name)
         record["folder"], record["config"] = values["run_dir"], values
-        score = run(values, Console(emoji=False))
+        if Sweep.ending:  # its process ended a run before this one
+            leave(Sweep.ending.number)
+        with at_ending(leave):
+            score = run(values, Console(emoji=False))
         record["score"] = score
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+        record["ended"] = code
     except Exception as error:
-        line = " ".join(str(error).split())
-        if not isinstance(error, UsageError | DataError):
-            line = f"{type(error).__name__}: {line}"
+        line = one_line(error)
+        if line is None:
+            line = f"{type(error).__name__}: {' '.join(str(error).split())}"
             record["traceback"] = traceback.format_exc()
         record["error"] = line
         print(f"metalearn: job {record['job']} ({record['overrides']}): {line}", file=sys.stderr)
-    folder = Path(settings.sweep.dir)
+    folder = _folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / RECORDS).open("a") as file:
         file.write(json.dumps(record) + "\n")
-    if score is None and "error" not in record and "BasicLauncher" in settings.launcher._target_:
-        # SIGTERM ended this member between two steps; the ones after it are not started.
-        raise SystemExit("metalearn: sweep stopped; the same command goes on from there")
+    if code and worker:
+        # The worker lives on, or its death would end the others before their checkpoints.
+        Sweep.ending(code - 128)  # type: ignore[misc]
+        _leave_with_parent(code)
+    elif code:  # the members after it are not started
+        raise SystemExit(code)
     return score
+
+
+def _worker_ending() -> Ending:
+    """What notes a signal between two runs of this process, which ends with its parent."""
+    ending = Ending()
+    end_with_parent()
+    _leave_with_parent(128 + signal.SIGTERM)  # one that died before
+    for number in ENDING:
+        signal.signal(number, lambda came, _: ending(came))
+    return ending
+
+
+def _leave_with_parent(code: int) -> None:
+    if str(os.getppid()) != os.environ.get(_SWEEPING):
+        os._exit(code)
+
+
+def _folder(settings: Any) -> Path:
+    """Of the sweep's records, wherever a member works (hydra.job.chdir)."""
+    return Path(settings.runtime.cwd, settings.sweep.dir)
 
 
 def records() -> list[dict[str, Any]]:
@@ -153,7 +236,7 @@ def print_members(console: Console) -> int:
     """Print one row a member; the exit code: 1 where any failed."""
     rows = records()
     if not rows:
-        return 0
+        return int(Sweep.folder is not None and not Sweep.searches)
     table = Table("job", "overrides", "validation score", box=None, pad_edge=False)
     words = [row["overrides"].split() for row in rows]
     named = [[word.partition("=")[0].lstrip("+~").replace("/", ".") for word in w] for w in words]

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,8 +19,12 @@ class JsonLines:
     which keeps them apart; `read_records` gives the floats back.
     """
 
-    def __init__(self, filename: str = "metrics.jsonl") -> None:
-        self.filename = filename
+    def __init__(
+        self,
+        filename: str = "metrics.jsonl",
+        warn: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.filename, self.warn = filename, warn
         self._file: TextIO | None = None
         self._step = 0
 
@@ -28,13 +32,18 @@ class JsonLines:
         """Open the file, after dropping what a resumed run will write again.
 
         Records of steps after `run.resume_step` go (all of them where it is None), and so do
-        lines that a killed process left unfinished.
+        lines that a killed process left unfinished. Earlier records that are gone or damaged are
+        told to `warn`, and those that are left are kept.
         """
         path = run.folder / self.filename
         run.folder.mkdir(parents=True, exist_ok=True)
         self._step = run.resume_step or 0
-        if path.exists():
-            _drop_after(path, run.resume_step)
+        newest, damaged = _drop_after(path, run.resume_step) if path.exists() else (0, 0)
+        if (due := self._step - self._step % run.record_every) > newest:
+            since = f"ends at step {newest}" if newest else "is gone or holds nothing"
+            self.warn(f"{path} {since}: its records up to step {due} are lost; the run goes on")
+        elif damaged:
+            self.warn(f"{path} had {damaged} damaged lines, which are left out; the run goes on")
         self._file = path.open("a", buffering=1, encoding="utf-8")
         return {}
 
@@ -82,18 +91,27 @@ def read_records(path: Path | str) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def _drop_after(path: Path, step: int | None) -> None:
+def _drop_after(path: Path, step: int | None) -> tuple[int, int]:
+    """The newest step of the scalars that are left, and how many lines before the last were
+    damaged."""
     lines: list[str] = []
+    newest, damaged, cut = 0, 0, False
     if step is not None:
         with path.open("rb") as file:
             for line in file:
+                damaged, cut = damaged + cut, False
                 record = _parse(line)
-                # A test comes after the last checkpoint, so a resumed run makes it again.
-                if record is None or record.get("split") == "test":
+                if record is None:
+                    cut = True
                     continue
-                if record.get("step", 0) <= step and record.get("kind") != "summary":
+                # A test comes after the last checkpoint, so a resumed run makes it again.
+                if str(record.get("split")).partition(" ")[0] == "test":
+                    continue
+                if record["step"] <= step and record.get("kind") != "summary":
                     lines.append(line.decode("utf-8").rstrip("\n") + "\n")
+                    newest = max(newest, record["step"])
     write_atomic(path, "".join(lines))
+    return newest, damaged
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -101,4 +119,5 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except ValueError:  # a cut line, or bytes that are no UTF-8
         return None
-    return decode_floats(record) if isinstance(record, dict) else None
+    whole = isinstance(record, dict) and isinstance(record.get("step"), int)
+    return decode_floats(record) if whole else None

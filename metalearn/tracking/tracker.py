@@ -14,6 +14,7 @@ class RunInfo(NamedTuple):
     steps: meta-steps of the whole run.
     resume_step: meta-steps of the checkpoint that the run resumes from, so that records of later
         steps are dropped; None for a new run.
+    record_every: steps between two records of scalars.
     seconds: of training that are left, where a clock may end it before `steps` do.
     wandb_id: the id that an earlier `Tracker.start` returned, kept in the checkpoint.
     """
@@ -27,6 +28,7 @@ class RunInfo(NamedTuple):
     resume_step: int | None = None
     wandb_id: str | None = None
     seconds: float | None = None
+    record_every: int = 1
 
 
 class Sink(Protocol):

@@ -106,7 +106,13 @@ class Episodic:
                 check_room(self.engine, strategy, self.algo, self.meta, first)
             return
         if path.exists():
-            answer = Autotuned.decode(path.read_text())
+            try:
+                answer = Autotuned.decode(path.read_text(encoding="utf-8"))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UsageError(
+                    f"{path} is damaged ({error}); remove it, and the same command goes on with "
+                    "what it measures anew"
+                ) from None
         else:
             episodes = self._moved(self.train.batch("train", range(self.size)))
             coming = self.settings.steps * self.size

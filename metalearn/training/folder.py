@@ -12,20 +12,24 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from metalearn.errors import UsageError
 from metalearn.runtime.files import write_atomic
 from metalearn.training.old_configs import renewed
+from metalearn.training.sources import changed
 from metalearn.types import Meta
 
 _NOT_IDENTITY = ("run_dir", "resume", "tracker")
+_LOCK = ".lock"
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """sha256 of what determines a run's result: all but where it lies, how it is tracked and how
     many threads make its episodes."""
     identity = {name: value for name, value in config.items() if name not in _NOT_IDENTITY}
+    if not identity.get("sources"):  # no code but this package's
+        identity.pop("sources", None)
     training = config.get("training") or {}
     identity["training"] = {n: value for n, value in training.items() if n != "workers"}
     return hashlib.sha256(_dumps(identity).encode()).hexdigest()
@@ -54,22 +58,16 @@ def commit() -> str | None:
         return None
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process. Raises UsageError where another one does."""
+def _lock(folder: Path) -> FileLock | None:
+    """The lock of `folder`, for this process; None where another one has it."""
     _make(folder)
     # A soft lock would outlive a process that is killed.
-    lock = FileLock(folder / ".lock", timeout=0, fallback_to_soft=False)
+    lock = FileLock(folder / _LOCK, timeout=0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
-        raise UsageError(
-            f"another process is running in {folder}; wait for it or choose another run_dir"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+        return None
+    return lock
 
 
 def check_writable(folder: Path) -> None:
@@ -81,34 +79,92 @@ def check_writable(folder: Path) -> None:
         raise UsageError(f"run_dir={folder} cannot be made: {there} is read-only; choose another")
 
 
-def claim(folder: Path, config: dict[str, Any], resume: str) -> Path:
-    """The folder for this run, holding its `config.yaml`.
+@contextmanager
+def held(folder: Path, config: dict[str, Any], resume: str) -> Iterator[Path]:
+    """The folder for this run, which holds its `config.yaml`, for this process alone.
 
     resume: "auto" goes on in `folder` where it holds this very run; "never" takes a fresh
-        folder beside it where it holds anything. Raises UsageError where `folder` holds a run
-        of another configuration, and names the first difference.
+        folder beside it where it holds anything or another process is in it. Raises UsageError
+        where `folder` holds a run of another configuration, and names the first difference.
     """
     if resume not in ("auto", "never"):
         raise UsageError(f"resume={resume!r} is not known; use auto or never")
-    if resume == "never":
-        number, fresh = 1, folder
-        while not _take(fresh):
-            number += 1
-            fresh = folder.with_name(f"{folder.name}-{number}")
-        folder = fresh
-    path = folder / "config.yaml"
-    if path.exists():
-        held = renewed(yaml.safe_load(path.read_text()))
-        if config_hash(held) != config_hash(config):
-            name, before, now = _difference(held, config)
+    number, place = 1, folder
+    while True:
+        lock = _lock(place)
+        if resume == "auto" and lock is None:
             raise UsageError(
-                f"{folder} holds a run with {name}={before}, not {now}; "
-                "choose another run_dir, or use resume=never"
+                f"another process is running in {place}; wait for it or choose another run_dir"
             )
-        return folder
-    _make(folder)
-    write_atomic(path, yaml.safe_dump(config, sort_keys=False))
-    return folder
+        if lock is not None and (resume == "auto" or _empty(place)):
+            break
+        if lock is not None:
+            lock.release()
+        number += 1
+        place = folder.with_name(f"{folder.name}-{number}")
+    try:
+        claim(place, config)
+        yield place
+    finally:
+        lock.release()
+
+
+def _empty(folder: Path) -> bool:
+    return all(path.name == _LOCK for path in folder.iterdir())
+
+
+def claim(folder: Path, config: dict[str, Any]) -> None:
+    """Write `config.yaml` into `folder`, or find this very run there.
+
+    Raises UsageError where `folder` holds a run of another configuration, and names the first
+    difference, or where what it holds is damaged.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        _make(folder)
+        write_atomic(path, yaml.safe_dump(config, sort_keys=False))
+        return
+    other = "choose another run_dir, or use resume=never"
+    held = renewed(_read_config(path))
+    if edited := changed(held.get("sources"), config.get("sources")):
+        raise UsageError(f"{folder} holds a run on other code: {edited}; {other}")
+    if config_hash(held) != config_hash(config):
+        name, before, now = _difference(held, config)
+        raise UsageError(f"{folder} holds a run with {name}={before}, not {now}; {other}")
+
+
+def held_hash(folder: Path) -> str:
+    """The hash of the configuration in `folder`, as it stands there."""
+    return config_hash(_read_config(folder / "config.yaml"))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or not isinstance(config.get("training"), dict | None):
+            raise ValueError("it is no configuration")
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{path} is damaged ({reason}); put it back, choose another run_dir, or use "
+            "resume=never"
+        ) from None
+    return config
+
+
+def told_of_sources(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """A line where a run beside `folder` differs from it in the code of the user alone."""
+    if not config.get("sources") or (folder / "config.yaml").exists():
+        return []
+    for path in sorted(folder.parent.glob(f"{folder.name[:-8]}*/config.yaml")):
+        try:
+            held = renewed(_read_config(path))
+        except UsageError:
+            continue
+        edited = changed(held.get("sources"), config["sources"])
+        if edited and config_hash({**held, "sources": config["sources"]}) == config_hash(config):
+            return [f"{edited} since {path.parent}; this is another run"]
+    return []
 
 
 def _make(folder: Path) -> None:
@@ -117,15 +173,6 @@ def _make(folder: Path) -> None:
     except OSError as error:
         reason = error.strerror
         raise UsageError(f"run_dir={folder} cannot be made ({reason}); choose another") from None
-
-
-def _take(folder: Path) -> bool:
-    """Make `folder`; False where it was there and holds something, such as another's run."""
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return not any(folder.iterdir())
-    return True
 
 
 def _difference(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any]:
@@ -165,13 +212,21 @@ def _serialised(meta: Meta) -> bytes:
     )
 
 
-def load_weights(path: Path, like: Meta) -> Meta:
+def load_weights(path: Path, like: Meta, sha256: str | None = None) -> Meta:
     """Read what `save_weights` wrote, onto the devices of `like`.
 
-    Raises UsageError where names or shapes are not those of `like`, or the file is damaged.
+    sha256: what the file must have; None for any. Raises UsageError where it has another, where
+    names or shapes are not those of `like`, or the file is damaged.
     """
     try:
-        tensors = load_file(path)
+        data = path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        if sha256 is not None and digest != sha256:
+            raise UsageError(
+                f"{path} is not what the run wrote (sha256 {digest[:8]}, in result.json "
+                f"{sha256[:8]}); put it back, or train anew with resume=never"
+            )
+        tensors = load(data)
     except SafetensorError as error:
         raise UsageError(f"{path} is damaged ({error}); train anew with resume=never") from None
     loaded = Meta(init={}, hyper={}, buffers={})

@@ -1,7 +1,6 @@
 """A step of a longer job in a process of its own, so that what it used counts for itself alone."""
 
 import contextlib
-import ctypes
 import multiprocessing
 import signal
 import sys
@@ -11,12 +10,11 @@ from pathlib import Path
 
 import torch
 
-from metalearn.errors import DataError, UsageError
+from metalearn.errors import one_line
 from metalearn.runtime.files import write_atomic
-from metalearn.training.run import at_sigterm
+from metalearn.runtime.signals import EXIT_CODES, Ending, at_ending, end_with_parent
 
 _STOPPED = 3
-_PARENT_DEATH = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 class Failed(Exception):
@@ -24,7 +22,11 @@ class Failed(Exception):
 
 
 class Stopped(Exception):
-    """SIGTERM came, and what was done is kept."""
+    """A signal came, and what was done is kept. code: what the command exits with."""
+
+    def __init__(self, code: int = 128 + signal.SIGTERM) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 def guarded(act: Callable[[], None]) -> None:
@@ -33,9 +35,9 @@ def guarded(act: Callable[[], None]) -> None:
         act()
     except (Stopped, KeyboardInterrupt, SystemExit):
         raise
-    except (UsageError, DataError) as error:
-        raise Failed(" ".join(str(error).split())) from None
     except Exception as error:
+        if line := one_line(error):
+            raise Failed(line) from None
         traceback.print_exc()
         first = (str(error).splitlines() or [""])[0]
         raise Failed(f"{type(error).__name__}: {first}") from None
@@ -49,21 +51,23 @@ def apart(act: Callable[[], None], why: Path) -> None:
     why.unlink(missing_ok=True)
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_child, args=(act, why, torch.get_num_threads()))
-    stopped = []
+    ending = Ending()
 
-    def stop() -> None:
-        stopped.append(True)
+    def stop(number: int) -> None:
+        ending(number)
         process.terminate()
 
     process.start()
     try:
-        with at_sigterm(stop):
+        with at_ending(stop):
             process.join()
     finally:
         if process.is_alive():
             process.kill()
             process.join()
-    if stopped or process.exitcode == _STOPPED:
+    if ending:
+        raise Stopped(ending.code)
+    if process.exitcode == _STOPPED or process.exitcode in EXIT_CODES:
         raise Stopped
     if process.exitcode:
         told = why.read_text(encoding="utf-8") if why.exists() else ""
@@ -71,8 +75,7 @@ def apart(act: Callable[[], None], why: Path) -> None:
 
 
 def _child(act: Callable[[], None], why: Path, threads: int) -> None:
-    if sys.platform == "linux":  # a parent that is killed cannot end its child
-        ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGTERM)
+    end_with_parent()  # one that is killed cannot end its child
     torch.set_num_threads(threads)
     try:
         guarded(act)

@@ -1,5 +1,6 @@
 """What the end of a meta-training or an evaluation leaves behind."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,9 @@ def write_result(
         **extra,
     }
     write_episode_file(folder / "episodes.csv", _rows(report))
-    plot_learning_curve(list(read_records(run / "metrics.jsonl")), folder / "learning_curve.png")
+    with contextlib.suppress(FileNotFoundError, ValueError):  # records that were lost, as was told
+        records = list(read_records(run / "metrics.jsonl"))
+        plot_learning_curve(records, folder / "learning_curve.png")
     task = describe_shape(test.source.shape)
     plot_accuracy_by_step(
         by_step,

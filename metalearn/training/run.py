@@ -2,10 +2,8 @@
 
 import json
 import math
+import os
 import shutil
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -19,6 +17,7 @@ from torch import Tensor
 from metalearn.errors import Diverged, UsageError
 from metalearn.runtime.files import decode_floats
 from metalearn.runtime.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
+from metalearn.runtime.signals import Ending, at_ending, leave
 from metalearn.tracking import JsonLines, Progress, RunInfo, Tracker, WandB
 from metalearn.training.checkpoint import (
     generator_states,
@@ -27,21 +26,8 @@ from metalearn.training.checkpoint import (
     restore_generators,
     save_checkpoint,
 )
-from metalearn.training.folder import check_writable, claim, commit, locked
+from metalearn.training.folder import check_writable, commit, held, held_hash, told_of_sources
 from metalearn.training.stage import Pace, Position, Stage
-
-
-@contextmanager
-def at_sigterm(act: Callable[[], None]) -> Iterator[None]:
-    """Do `act` at SIGTERM instead of dying; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: act())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def run(
@@ -52,19 +38,23 @@ def run(
     """One run of a stage in the folder `config["run_dir"]`, which is held for this process alone.
 
     build: from the configuration to the one with what the starting weights say of themselves, and
-    the stage. Returns the best validation score, which a sweep maximises; None where SIGTERM
-    stopped the run: the same command goes on from there. A run that has finished before is shown.
+    the stage. Returns the best validation score, which a sweep maximises. A run that has finished
+    before is shown.
 
-    Raises UsageError, or DataError, before the folder is made.
+    Raises UsageError, or DataError, before the folder is made; SystemExit with 128 + its number
+    after SIGTERM or SIGHUP, from where the same command goes on.
     """
     folder = Path(config["run_dir"])
     check_writable(folder)
     config, stage = build(config)
+    threads = torch.get_num_threads()
+    told = told_of_sources(folder, config)
     before = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if config["resume"] == "never":
-        folder, before = claim(folder, config, "never"), set()
-    with locked(folder):
-        claim(folder, config, "auto")
+    with held(folder, config, config["resume"]) as place:
+        if place != folder:
+            folder, before = place, set()
+        for line in told:
+            _say(console, line)
         if (result := finished(folder)) is not None:
             _say(
                 console,
@@ -76,26 +66,52 @@ def run(
         # Dropout draws from torch's global generators: seeded for this run, put back after it.
         with leaving_nothing_of_a_refusal(folder, before), torch.random.fork_rng():
             torch.manual_seed(config["seed"])
-            return _train(config, stage, folder, console)
+            try:
+                return _train(config, stage, folder, console)
+            except OSError as error:
+                if error.filename is None:  # as where a disk is full
+                    error.filename = str(folder)
+                raise
+            finally:
+                torch.set_num_threads(threads)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The result of a run that reached its end, or None."""
+    """The result of a run that reached its end, or None. Raises UsageError for a damaged one."""
     path = folder / "result.json"
-    return decode_floats(json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict) or "validation_score" not in result:
+            raise ValueError("it is no result")
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is damaged ({error}); remove it, and the same command tests the run again"
+        ) from None
+    return decode_floats(result)
 
 
 def _train(config: Mapping[str, Any], stage: Stage, folder: Path, console: Console) -> float | None:
     keep_freed_memory()
     stage.begin(folder, console)
-    pace, position, source = stage.pace, Position(), commit()
+    pace, source, stop = stage.pace, commit(), Ending()
+
+    def say(line: str) -> None:
+        _say(console, line)
+
+    position = Position(
+        threads=torch.get_num_threads(), seed=config["seed"], config_hash=held_hash(folder)
+    )
     reset_peak_memory(stage.device)
-    resumed = resume(stage, position, folder, lambda line: _say(console, line))
+    resumed = resume(stage, position, folder, say)
     if resumed:
+        use_threads(position, say)
         if position.commit != source:
             _say(console, f"this run began at commit {position.commit}, now {source}")
         _say(console, f"resuming {folder} at step {position.step}")
-    with Tracker([JsonLines(), WandB(**config["tracker"]), Progress(console)]) as tracker:
+    sinks = [JsonLines(warn=say), WandB(**config["tracker"]), Progress(console)]
+    with Tracker(sinks) as tracker:
         info = RunInfo(
             name=folder.name,
             folder=folder,
@@ -106,23 +122,23 @@ def _train(config: Mapping[str, Any], stage: Stage, folder: Path, console: Conso
             resume_step=position.step if resumed else None,
             wandb_id=position.wandb_id,
             seconds=pace.seconds and max(pace.seconds - position.seconds, 0.0),
+            record_every=pace.record_every,
         )
         position.commit = source
         position.wandb_id = tracker.start(info).get("wandb_id", position.wandb_id)
-        if not fit(stage, position, folder, tracker):
+        if not fit(stage, position, folder, tracker, stop):
             tracker.close("interrupted")
-            _say(
-                console,
+            say(
                 f"stopped at step {position.step} of {pace.steps} after a checkpoint; "
                 "the same command goes on from there",
             )
-            return None
+            raise SystemExit(stop.code)
         try:
-            with at_sigterm(lambda: sys.exit(0)):
+            with at_ending(leave):
                 result = stage.finish(config, position, folder, tracker)
                 tracker.summary(result)
         except SystemExit:
-            console.print("stopped during the test; the same command goes on from there")
+            say("stopped during the test; the same command goes on from there")
             raise
     console.print(stage.table(result))
     _say(console, f"run folder: {folder}")
@@ -171,11 +187,19 @@ def _say(console: Console, line: str) -> None:
 def resume(stage: Stage, position: Position, folder: Path, warn: Callable[[str], None]) -> bool:
     """Load the newest readable checkpoint under `folder`; False where there is none.
 
-    Raises UsageError for a checkpoint of another stage, or of a version that kept other things.
+    Raises UsageError for a checkpoint of another run or stage, or of a version that kept other
+    things.
     """
     saved = latest_checkpoint(folder / "checkpoints", warn)
     if saved is None:
         return False
+    theirs, ours = saved.get("config_hash"), position.config_hash
+    if theirs and ours and theirs != ours:
+        raise UsageError(
+            f"the checkpoints in {folder} are another run's (seed {saved.get('seed')}, config "
+            f"{theirs[:8]}; {folder.name} is of seed {position.seed}, config {ours[:8]}); move "
+            "them away, or use resume=never"
+        )
     try:
         position.load(saved)
         stage.load(saved)
@@ -188,20 +212,39 @@ def resume(stage: Stage, position: Position, folder: Path, warn: Callable[[str],
     return True
 
 
-def fit(stage: Stage, position: Position, folder: Path, tracker: Tracker) -> bool:
-    """Train until the steps or the seconds are over, an early stop, or SIGTERM.
+def use_threads(position: Position, say: Callable[[str], None]) -> None:
+    """Compute with as many threads as the run did before: sums of other parts round otherwise."""
+    now = torch.get_num_threads()
+    if position.threads not in (None, now):
+        torch.set_num_threads(position.threads)
+        say(
+            f"this run began with {position.threads} threads, and goes on with them: with {now} "
+            "it would not end with bitwise the same weights"
+        )
+
+
+def fit(
+    stage: Stage,
+    position: Position,
+    folder: Path,
+    tracker: Tracker,
+    stop: Ending | None = None,
+) -> bool:
+    """Train until the steps or the seconds are over, an early stop, SIGTERM or SIGHUP.
 
     `stage` and `position` are updated in place; checkpoints go to `folder/checkpoints`. Returns
-    False where SIGTERM ended it early.
+    False where a signal came, which `stop` then knows. Raises UsageError where `folder` has gone.
     """
     pace, at = stage.pace, position
+    stop = Ending() if stop is None else stop
+    folder.mkdir(parents=True, exist_ok=True)
+    place = _place(folder)
     clock = time.monotonic() - at.seconds
     workers = pace.workers
     if workers is None:
         workers = 1 if stage.device.type == "cuda" else 0
-    stop = threading.Event()
     coming = stage.batches(range(at.step, pace.steps), workers)
-    with at_sigterm(stop.set), closing(coming):
+    with at_ending(stop), closing(coming):
         since = at.step, time.perf_counter()
         while not _over(at, pace):
             values = stage.step(at.step + 1, next(coming), tracker)
@@ -220,18 +263,32 @@ def fit(stage: Stage, position: Position, folder: Path, tracker: Tracker) -> boo
                     record |= _validate(stage, at, tracker)
                     at.seconds = time.monotonic() - clock
                 tracker.scalars(at.step, record)
-            stopping = stop.is_set()
+            stopping = bool(stop)
             if validates or stopping or at.step % pace.checkpoint_every == 0:
                 _checked(stage, values, at.step)
+                if _place(folder) != place:
+                    raise UsageError(
+                        f"{folder} was moved or removed while it trained; put it back, and the "
+                        "same command goes on from its last checkpoint"
+                    )
                 state = {**at.dump(), **stage.dump(), "generators": generator_states()}
                 save_checkpoint(folder / "checkpoints", at.step, state)
                 prune_checkpoints(folder / "checkpoints", pace.keep, also=at.best_step)
-            if stopping and not last:
+            if stopping:
                 return False
             if records:
                 since = at.step, time.perf_counter()
         at.seconds = time.monotonic() - clock
-    return True
+        return not stop  # the last step has left a checkpoint
+
+
+def _place(folder: Path) -> tuple[int, int] | None:
+    """The folder itself, whatever its name; None where there is none."""
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _checked(stage: Stage, values: Mapping[str, Tensor | float], step: int) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class Pace:
 class Position:
     """Where a run stands: `step` steps are done, and the weights of `best_step` are selected.
 
-    seconds: of training so far. commit: of the code that began the run.
+    seconds: of training so far. commit: of the code that began the run. threads: that torch
+    computes with. config_hash, seed: whose checkpoint it is.
     """
 
     step: int = 0
@@ -46,6 +47,9 @@ class Position:
     seconds: float = 0.0
     wandb_id: str | None = None
     commit: str | None = None
+    threads: int | None = None
+    config_hash: str | None = None
+    seed: int | None = None
 
     def dump(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -54,7 +58,12 @@ class Position:
     def load(self, saved: Mapping[str, Any]) -> None:
         """Go on from what `dump` returned."""
         for part in fields(self):
-            setattr(self, part.name, saved[part.name])
+            kept = part.name not in _LATER or saved.get(part.name) is not None
+            if kept:
+                setattr(self, part.name, saved[part.name])
+
+
+_LATER = ("threads", "config_hash", "seed")  # what earlier versions did not keep
 
 
 class Validation(NamedTuple):

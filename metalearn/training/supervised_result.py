@@ -1,5 +1,6 @@
 """What the end of pre-training leaves behind: the weights, and what they are worth."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -103,5 +104,7 @@ def write_pretraining(
         write_episode_file(
             folder / "episodes.csv", ({"index": i, **row} for i, row in enumerate(rows))
         )
-    plot_pretraining(list(read_records(folder / "metrics.jsonl")), folder / "learning_curve.png")
+    with contextlib.suppress(FileNotFoundError, ValueError):  # records that were lost, as was told
+        records = list(read_records(folder / "metrics.jsonl"))
+        plot_pretraining(records, folder / "learning_curve.png")
     write_json(folder / "result.json", result)

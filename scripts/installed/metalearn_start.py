@@ -5,6 +5,8 @@ Two other projects install an import of the name `metalearn`: pip lets the last 
 file, and removes what they share with either. What is left of ours would fail for missing names.
 """
 
+import os
+import signal
 import sys
 from importlib import metadata, util
 from pathlib import Path
@@ -18,12 +20,15 @@ def main() -> None:
     """Check that the package is ours, then `metalearn.cli`. Else one line and exit code 2."""
     if line := problem():
         _stop(line)
+    # Ctrl-C while modules are imported ends in silence, not in a traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
     try:
         from metalearn.cli import main as command
     except ImportError as error:
         if (error.name or "").split(".")[0] != "metalearn" or not others():
             raise
         _stop(overwritten())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     command()
 
 

@@ -24,9 +24,11 @@ class Place:
     @contextmanager
     def entered(self) -> Iterator[None]:
         """The environment names these folders, and this is the current one."""
-        for path in (self.data, self.cache, self.home):
+        compiled = self.home / "inductor"  # torch makes it sooner or later
+        for path in (self.data, self.cache, compiled):
             path.mkdir(parents=True)
         told = {"METALEARN_CACHE": self.cache, "METALEARN_DATA": self.data, "HOME": self.home}
+        told["TORCHINDUCTOR_CACHE_DIR"] = compiled
         told = {name: str(path) for name, path in told.items()}
         with (
             mock.patch.dict(os.environ, told | {"no_proxy": "*", "COLUMNS": "200"}),

@@ -196,9 +196,11 @@ def test_sigterm_ends_a_run_between_two_steps(tmp_path, at) -> None:
     same(state, trained(tmp_path / "whole", **settings)[0])
 
 
-def test_sigterm_in_the_last_step_changes_nothing(tmp_path) -> None:
+def test_sigterm_in_the_last_step_is_heard_and_the_test_is_left(tmp_path) -> None:
     state, done = trained(tmp_path / "stopped", sinks=(Terminate(6),), steps=6)
-    assert done and state.step == 6
+    assert not done and state.step == 6
+    state, done = trained(tmp_path / "stopped", steps=6)
+    assert done
     same(state, trained(tmp_path / "whole", steps=6)[0])
 
 

@@ -4,6 +4,8 @@ import hashlib
 import pickle
 import subprocess
 import sys
+from contextlib import ExitStack
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,8 +17,8 @@ from metalearn.runtime.device import torch_device
 from metalearn.training.folder import (
     claim,
     config_hash,
+    held,
     load_weights,
-    locked,
     save_weights,
 )
 from metalearn.types import Meta
@@ -53,12 +55,12 @@ def test_the_hash_is_of_what_decides_the_result() -> None:
 
 def test_the_same_run_claims_its_folder_again(tmp_path) -> None:
     folder = tmp_path / "runs" / "a"
-    assert claim(folder, config(), "auto") == folder
-    held = yaml.safe_load((folder / "config.yaml").read_text())
-    assert held == config() and list(held) == list(config())
+    claim(folder, config())
+    found = yaml.safe_load((folder / "config.yaml").read_text())
+    assert found == config() and list(found) == list(config())
     written = (folder / "config.yaml").read_bytes()
     other_place = config(run_dir="elsewhere", tracker={"mode": "disabled", "tags": []})
-    assert claim(folder, other_place, "auto") == folder
+    claim(folder, other_place)
     assert (folder / "config.yaml").read_bytes() == written
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
@@ -76,10 +78,10 @@ def test_the_same_run_claims_its_folder_again(tmp_path) -> None:
     ],
 )
 def test_another_run_is_refused_by_the_first_difference(tmp_path, changes, what) -> None:
-    folder = claim(tmp_path / "a", config(), "auto")
+    claim(folder := tmp_path / "a", config())
     before = (folder / "config.yaml").read_bytes()
     with pytest.raises(UsageError) as caught:
-        claim(folder, config(run_dir="x", **changes), "auto")
+        claim(folder, config(run_dir="x", **changes))
     assert str(caught.value) == (
         f"{folder} holds a run with {what}; choose another run_dir, or use resume=never"
     )
@@ -87,30 +89,47 @@ def test_another_run_is_refused_by_the_first_difference(tmp_path, changes, what)
 
 
 def test_never_takes_a_fresh_folder(tmp_path) -> None:
-    folder = tmp_path / "a"
-    assert claim(folder, config(), "never") == folder
-    assert claim(folder, config(), "never") == tmp_path / "a-2"
-    assert claim(folder, config(seed=1), "never") == tmp_path / "a-3"
-    assert claim(folder, config(), "auto") == folder
-    seeds = [
-        yaml.safe_load((tmp_path / n / "config.yaml").read_text())["seed"]
-        for n in ("a", "a-2", "a-3")
-    ]
+    (folder := tmp_path / "a").mkdir()
+    taken = []
+    for seed in (0, 0, 1):
+        with held(folder, config(seed=seed), "never") as place:
+            taken.append(place)
+    assert taken == [folder, tmp_path / "a-2", tmp_path / "a-3"]
+    with held(folder, config(), "auto") as place:
+        assert place == folder
+    seeds = [yaml.safe_load((place / "config.yaml").read_text())["seed"] for place in taken]
     assert seeds == [0, 0, 1]
 
 
+def test_runs_at_once_with_never_get_a_folder_each(tmp_path) -> None:
+    folder = tmp_path / "a"
+    with ExitStack() as all_of_them:
+        # As a process that has made its folder, and written nothing into it yet.
+        all_of_them.enter_context(patch("metalearn.training.folder.claim"))
+        places = [all_of_them.enter_context(held(folder, config(), "never")) for _ in range(4)]
+    assert [place.name for place in places] == ["a", "a-2", "a-3", "a-4"]
+
+
 def test_an_unknown_resume(tmp_path) -> None:
-    with pytest.raises(UsageError) as caught:
-        claim(tmp_path / "a", config(), "yes")
+    with pytest.raises(UsageError) as caught, held(tmp_path / "a", config(), "yes"):
+        pytest.fail("it was taken")
     assert str(caught.value) == "resume='yes' is not known; use auto or never"
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("text", ["seed: [", "", "[1, 2]", "training: 3", "\0"])
+def test_a_spoilt_configuration_is_one_line(tmp_path, text) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UsageError, match="config.yaml is damaged") as caught:
+        claim(tmp_path, config())
+    assert "\n" not in str(caught.value)
 
 
 HOLD = """
 import sys
 from pathlib import Path
-from metalearn.training.folder import locked
-with locked(Path(sys.argv[1])):
+from metalearn.training.folder import held
+with held(Path(sys.argv[1]), {}, "auto"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -126,17 +145,17 @@ def test_a_second_process_is_refused(tmp_path) -> None:
         text=True,
     ) as other:
         assert other.stdout and other.stdout.readline() == "held\n"
-        with pytest.raises(UsageError) as caught, locked(folder):
+        with pytest.raises(UsageError) as caught, held(folder, {}, "auto"):
             pytest.fail("both hold the folder")
         assert str(caught.value) == line
         other.kill()  # a killed process lets go
         other.wait()
-    with locked(folder):
-        with pytest.raises(UsageError), locked(folder):
+    with held(folder, {}, "auto"):
+        with pytest.raises(UsageError), held(folder, {}, "auto"):
             pytest.fail("held twice")
-        with locked(tmp_path / "b"):
+        with held(tmp_path / "b", {}, "auto"):
             pass
-    with locked(folder):
+    with held(folder, {}, "auto"):
         pass
 
 
@@ -167,6 +186,12 @@ def test_weights_come_back(tmp_path) -> None:
             assert torch.equal(loaded[part][name], tensor)
             assert loaded[part][name].dtype == tensor.dtype
     assert [file.name for file in tmp_path.iterdir()] == ["weights.safetensors"]
+    assert load_weights(path, zeros(weights()), digest).keys() == loaded.keys()
+    flipped = bytearray(path.read_bytes())
+    flipped[-1] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(UsageError, match="is not what the run wrote"):
+        load_weights(path, zeros(weights()), digest)
     assert save_weights(tmp_path / "again", weights()) == digest
 
 

@@ -127,7 +127,7 @@ def test_sigkill_then_sigterm_then_the_end(tmp_path) -> None:
     assert cut % 5 == 0 and 10 <= cut < 40
 
     code, out, err = signalled(command("maml", broken), signal.SIGTERM, at=cut + 7)
-    assert code == 0, err
+    assert code == 128 + signal.SIGTERM, err
     assert f"resuming {broken} at step {cut}" in out.splitlines()
     stopped = checkpoints(broken)[-1]
     assert cut + 7 <= stopped < 40
@@ -162,7 +162,7 @@ def test_killed_twice_and_ended_by_real_processes(tmp_path, name) -> None:
     subprocess.run([*words, *command(name, whole)], check=True, capture_output=True)
     assert signalled(command(name, broken), signal.SIGKILL, at=3)[0] == -signal.SIGKILL
     assert signalled(command(name, broken), signal.SIGKILL, at=27)[0] == -signal.SIGKILL
-    assert signalled(command(name, broken), signal.SIGTERM, at=34)[0] == 0
+    assert signalled(command(name, broken), signal.SIGHUP, at=34)[0] == 128 + signal.SIGHUP
     subprocess.run([*words, *command(name, broken)], check=True, capture_output=True)
     check(whole, broken)
 
