@@ -21,7 +21,7 @@ from metalearn.engine.room import ROOM_FOR, at_once, check_room
 from metalearn.engine.strategy import ForeignStrategy, Scheduled, Strategy
 from metalearn.episodes import EpisodeSource, Manifest
 from metalearn.episodes.prefetch import prefetched
-from metalearn.errors import Diverged
+from metalearn.errors import Diverged, UsageError
 from metalearn.evaluation.on_features import evaluate_once
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.evaluation.report import result_table
