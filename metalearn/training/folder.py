@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from metalearn.errors import UsageError
+from metalearn.errors import Diverged, UsageError
 from metalearn.runtime.files import write_atomic
 from metalearn.training.old_configs import renewed
 from metalearn.training.sources import changed
@@ -131,6 +132,29 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
     if config_hash(held) != config_hash(config):
         name, before, now = _difference(held, config)
         raise UsageError(f"{folder} holds a run with {name}={before}, not {now}; {other}")
+
+
+@contextmanager
+def leaving_nothing_of_a_refusal(folder: Path, before: set[str]) -> Iterator[None]:
+    """Where a run fails before its first checkpoint, take away what it made in `folder`, which
+    would refuse the corrected command. One that diverged stays, and one that went on.
+
+    before: the names that were in `folder` before the run held it.
+    """
+    try:
+        yield
+    except Diverged:
+        raise
+    except Exception:
+        kept = {path.name for path in folder.iterdir()}
+        if "config.yaml" in before or {"checkpoints", "result.json"} & kept:
+            raise
+        for name in kept - before:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not before:
+            folder.rmdir()
+        raise
 
 
 def held_hash(folder: Path) -> str:

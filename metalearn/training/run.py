@@ -3,10 +3,9 @@
 import json
 import math
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,14 @@ from metalearn.training.checkpoint import (
     restore_generators,
     save_checkpoint,
 )
-from metalearn.training.folder import check_writable, commit, held, held_hash, told_of_sources
+from metalearn.training.folder import (
+    check_writable,
+    commit,
+    held,
+    held_hash,
+    leaving_nothing_of_a_refusal,
+    told_of_sources,
+)
 from metalearn.training.stage import Pace, Position, Stage
 
 
@@ -155,29 +161,6 @@ def _check_finite(result: Mapping[str, Any]) -> None:
             f"{lost} of {episodes} test episodes are not finite; lower outer.optimizer.lr or "
             "inner.rate (the weights and the result are kept)"
         )
-
-
-@contextmanager
-def leaving_nothing_of_a_refusal(folder: Path, before: set[str]) -> Iterator[None]:
-    """Where a run fails before its first checkpoint, take away what it made in `folder`, which
-    would refuse the corrected command. One that diverged stays, and one that went on.
-
-    before: the names that were in `folder` before the run claimed it.
-    """
-    try:
-        yield
-    except Diverged:
-        raise
-    except Exception:
-        kept = {path.name for path in folder.iterdir()}
-        if "config.yaml" in before or {"checkpoints", "result.json"} & kept:
-            raise
-        for name in kept - before:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if not before:
-            folder.rmdir()
-        raise
 
 
 def _say(console: Console, line: str) -> None:
