@@ -42,11 +42,19 @@ def renewed(
             _fill_in(new, now, value)
     for path, value in added.items():
         _fill_in(new, path, value)
-    backbone = new.get("backbone")
-    if isinstance(backbone, dict) and "match" in backbone and "copy" not in backbone:
-        # Nine tenths of the body were enough, where nothing else was said.
-        backbone |= {"copy": None, "match": 1.0 if backbone["match"] == 0.9 else backbone["match"]}
+    _renew_backbone(new.get("backbone"))
     return _found(new, targets)
+
+
+def _renew_backbone(node: Any) -> None:
+    """What only some backbones have, with the value that does as before, in place."""
+    if not isinstance(node, dict):
+        return
+    if str(node.get("_target_")).endswith(".Conv4"):
+        node.setdefault("last_map", "flatten")
+    if "match" in node and "copy" not in node:
+        # Nine tenths of the body were enough, where nothing else was said.
+        node |= {"copy": None, "match": 1.0 if node["match"] == 0.9 else node["match"]}
 
 
 def _fill_in(config: dict[str, Any], path: str, value: Any) -> None:
