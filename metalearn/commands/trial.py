@@ -97,10 +97,10 @@ def _examples(batch: Batch) -> int:
     return batch.labels.shape[1]
 
 
-def check_logits(algo: MetaAlgorithm, meta: Meta, episodes: Episodes, ways: int, name: str) -> None:
+def check_logits(algo: MetaAlgorithm, meta: Meta, episodes: Episodes, name: str) -> None:
     """Raise UsageError where an algorithm without outputs takes the features for logits.
 
-    ways: of the episodes, at most. name: of the algorithm, in words.
+    name: of the algorithm, in words.
     """
     task = tasks_of(algo, episodes).at(0)
     x = task.query.x
@@ -114,6 +114,6 @@ def check_logits(algo: MetaAlgorithm, meta: Meta, episodes: Episodes, ways: int,
     # A classifier on features may have a place for each example of the support set.
     if same or not int(episodes.query.labels.max()) < logits.shape[-1]:
         raise UsageError(
-            f"algorithm={name} takes what the network gives for logits of {ways} classes, and "
-            "outputs=null leaves its head away; leave out outputs, or use algorithm=protonet"
+            f"algorithm={name} takes what the network gives for logits, and outputs=null leaves "
+            "its head away; leave out outputs, or use algorithm=protonet"
         )
