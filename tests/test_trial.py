@@ -11,7 +11,7 @@ from torch import nn
 from metalearn.errors import reason_of
 from tests.command import FAST, metalearn
 
-HEADLESS = "takes what the network gives for logits of 5 classes, and outputs=null leaves"
+HEADLESS = "takes what the network gives for logits, and outputs=null leaves"
 
 
 class Wide(nn.Module):

@@ -5,6 +5,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +59,9 @@ def _side(positions: int) -> int | None:
 
 def converted(given: Params, module: nn.Module) -> Iterable[Params]:
     """`given` as timm reads it into a network of its own: names of the papers' own code changed
-    to timm's, grids, windows and patches resampled. None where timm has no such function."""
-    read = getattr(sys.modules.get(type(module).__module__), "checkpoint_filter_fn", None)
+    to timm's, grids, windows and patches resampled; each part of the file that it
+    may be. Nothing where timm has no such function."""
+    read: Any = getattr(sys.modules.get(type(module).__module__), "checkpoint_filter_fn", None)
     if callable(read) and type(module).__module__.startswith("timm."):
         for part in _parts(given):
             found = _read(read, part, module)

@@ -162,7 +162,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     meta = tree.map_meta(lambda t: t.to(device), algo.init())
     one = one.map(lambda t: t.to(device))
     if data.classes and config["outputs"] is None:
-        check_logits(algo, meta, one, train.shape[0], option(config["algorithm"]))
+        check_logits(algo, meta, one, option(config["algorithm"]))
     _check_network(method.gradient, algo, meta, one.support.x, device)
     stage = Episodic(
         algo,

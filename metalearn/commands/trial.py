@@ -97,12 +97,11 @@ def _examples(batch: Batch) -> int:
     return batch.labels.shape[1]
 
 
-def check_logits(algo: MetaAlgorithm, meta: Meta, episodes: Episodes, ways: int, name: str) -> None:
+def check_logits(algo: MetaAlgorithm, meta: Meta, episodes: Episodes, name: str) -> None:
     """Raise UsageError where an algorithm without outputs takes the features for logits.
 
-    ways: of the episodes, at most. name: of the algorithm, in words.
+    name: of the algorithm, in words.
     """
-    least = int(episodes.query.labels.max()) + 1
     task = tasks_of(algo, episodes).at(0)
     x = task.query.x
     with torch.no_grad(), algo.net.evaluating():
@@ -112,8 +111,9 @@ def check_logits(algo: MetaAlgorithm, meta: Meta, episodes: Episodes, ways: int,
     if not (isinstance(logits, Tensor) and isinstance(features, Tensor)):
         return
     same = logits.shape == features.shape and torch.equal(logits, features)
-    if same or logits.ndim != 2 or not least <= logits.shape[1] <= ways:
+    # A classifier on features may have a place for each example of the support set.
+    if same or not int(episodes.query.labels.max()) < logits.shape[-1]:
         raise UsageError(
-            f"algorithm={name} takes what the network gives for logits of {ways} classes, and "
-            "outputs=null leaves its head away; leave out outputs, or use algorithm=protonet"
+            f"algorithm={name} takes what the network gives for logits, and outputs=null leaves "
+            "its head away; leave out outputs, or use algorithm=protonet"
         )

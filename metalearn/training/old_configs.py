@@ -53,10 +53,7 @@ def renewed(
             _fill_in(new, now, value)
     for path, value in added.items():
         _fill_in(new, path, value)
-    backbone = new.get("backbone")
-    if isinstance(backbone, dict) and "match" in backbone and "copy" not in backbone:
-        # Nine tenths of the body were enough, where nothing else was said.
-        backbone |= {"copy": None, "match": 1.0 if backbone["match"] == 0.9 else backbone["match"]}
+    _renew_backbone(new.get("backbone"))
     return placed(_found(new, targets))
 
 
@@ -86,6 +83,18 @@ def _placed(node: Any) -> Any:
 
 def _absolute(path: str) -> str:
     return os.path.abspath(Path(path).expanduser())
+
+
+def _renew_backbone(node: Any) -> None:
+    """What only some backbones have, with the value that does as before, in place."""
+    if not isinstance(node, dict):
+        return
+    for network, last_map in (("Conv4", "flatten"), ("ResNet12", "mean")):
+        if str(node.get("_target_")).endswith(f".{network}"):
+            node.setdefault("last_map", last_map)
+    if "match" in node and "copy" not in node:
+        # Nine tenths of the body were enough, where nothing else was said.
+        node |= {"copy": None, "match": 1.0 if node["match"] == 0.9 else node["match"]}
 
 
 def _fill_in(config: dict[str, Any], path: str, value: Any) -> None:
