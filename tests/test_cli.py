@@ -143,7 +143,7 @@ OTHERS = {
     "train images.std=[0]": "images.std=[0.0] must be above 0",
     "train images.sise=84": "no key images.sise (did you mean images.size?)",
     "data prepare dataset=folder": "dataset.root is missing; use dataset.root=",
-    "data prepare dataset=folder dataset.root=nowhere": "there is no folder or archive nowhere",
+    "data prepare dataset=folder dataset.root=nowhere": "there is no folder or archive",
     "data prepare dataset=gliphs": "dataset=gliphs is not known (did you mean glyphs?)",
     "list algoritm": "no group algoritm (did you mean algorithm?)",
 }
@@ -287,7 +287,7 @@ def test_a_run_is_measured_on_a_manifest(workplace: Path) -> None:
     measured = metalearn("evaluate", "run=run", "manifest=m.json")
     assert measured.code == 0 and listed.out.split()[-1][:12] in measured.out
     wrong = metalearn("train", *FAST, "evaluation.manifest=m.json", "dataset.seed=1").mistake
-    assert "manifest m.json is refused (it lists images of glyphs with hash" in wrong
+    assert "m.json is refused (it lists images of glyphs with hash" in wrong
     two = metalearn("train", *FAST, "evaluation.manifest=m.json", "episodes.ways=3").mistake
     assert two.endswith("the network has 3 outputs; use episodes.ways=5")
 

@@ -134,9 +134,19 @@ def plain(config: DictConfig, job: str = "train") -> dict[str, Any]:
     values["sources"] = sources(values)
     # `+key=` gets past the types: what a config group takes is for its target to say.
     _check_keys(values, SCHEMAS[job], job)
+    _in_lists(values["images"])
     if values["run_dir"] is None:
         values["run_dir"] = _default_folder(values, job)
     return placed(values)
+
+
+def _in_lists(images: dict[str, Any]) -> None:
+    """The mean and the deviation of images as lists of floats, which one number is short for."""
+    for name in ("mean", "std"):
+        value = images.get(name)
+        numbers = value if isinstance(value, list) else [value]
+        if numbers and all(type(number) in (int, float) for number in numbers):
+            images[name] = [float(number) for number in numbers]
 
 
 def _default_folder(config: Mapping[str, Any], job: str) -> str:

@@ -125,7 +125,7 @@ def _numbers(name: str, value: Any) -> list[float] | None:
         plain = isinstance(number, int | float) and not isinstance(number, bool)
         if not plain or not math.isfinite(number):
             raise UsageError(f"{name}={value} must be a number, or a list of one for each channel")
-    return found
+    return [float(number) for number in found]
 
 
 def _each(values: Sequence[float], x: Tensor) -> Tensor:

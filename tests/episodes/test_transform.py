@@ -80,7 +80,9 @@ def test_episodes_of_every_split(tiny, split: str) -> None:
 
 def test_one_number_is_for_every_channel() -> None:
     x = torch.rand(2, 3, 4, 4)
-    one = ImageTransform(**compose(["images.mean=.5", "images.std=.25"])["images"])
+    images = compose(["images.mean=.5", "images.std=[1]"])["images"]
+    assert (images["mean"], images["std"]) == ([0.5], [1.0])
+    one = ImageTransform(mean=0.5, std=0.25)
     assert torch.equal(one(x), ImageTransform(mean=[0.5], std=[0.25])(x))
 
 
