@@ -273,6 +273,8 @@ def main(arguments: list[str]) -> int:
     print(f"{asked.count} combinations of seed {asked.seed}: {dict(ends)}, {faults} at fault")
     took = time.perf_counter() - started
     print(f"{len(lines)} different lines; {took:.0f} s, the slowest {slowest:.1f} s")
+    for line, count in lines.most_common(5):
+        print(f"  {count}: {line} ...")
     return int(faults > 0)
 
 
