@@ -89,13 +89,29 @@ VALUES: dict[str, tuple[object, ...]] = {
     "backbone.last_map": ("mean",),
     "batching": ("loop", "vmap", "2", "vmap+im2col", "loop+forward_over_reverse", "auto"),
     "precision": ("fp32", "tf32", "bf16", "bf16-all", "fp16"),
-    "capture": ("none", "graph"),
+    "capture": ("none", "none", "none", "graph"),
     "dataset.size": (8, 16, 19),
     "images.size": (12,),
     "images.channels": (3,),
     "seed": (1, 2**40),
     "resume": ("never",),
 }
+ADAPTING = ("maml", "anil", "imaml", "reptile")
+METRIC = ("protonet", "r2d2", "meta_baseline", "metric", "soft_kmeans")
+UNFIT: dict[str, tuple[str, ...]] = {
+    "gradient": ("imaml", "reptile", *METRIC),
+    "adaptation": ("reptile", *METRIC),
+    "inner": ("reptile",),
+    "engine": (*ADAPTING, *METRIC, "proto_maml"),  # it sets `batching`, which is among VALUES
+    "head": (*METRIC, "proto_maml"),
+    "augmentation": (),
+    "images": (),
+    "sampling": (),
+    "loss": (),
+}
+"""Groups that an algorithm has a choice of its own for, or none."""
+OF_IMAGES = ("head", "loss", "sampling", "augmentation", "images")
+
 ALWAYS = (
     *("training.steps=2", "training.meta_batch=2", "training.validate_every=1"),
     *("evaluation.episodes=3", "evaluation.validation_episodes=2", "evaluation.untrained=false"),
@@ -109,17 +125,26 @@ def combination(number: int, seed: int, heavy: bool = True) -> list[str]:
     dataset = rng.choice(MADE)
     words = dict(word.split("=", 1) for word in ALWAYS)
     words["dataset"] = dataset
-    words["algorithm"] = rng.choice(_choices("algorithm"))
+    words["algorithm"] = algorithm = rng.choice(_choices("algorithm"))
+    careless = rng.random() < 0.2  # of what goes with what: mistakes are to be told too
+    if dataset != "glyphs" and not careless:
+        words["algorithm"] = algorithm = rng.choice(ADAPTING)
     if dataset == "glyphs":
         words |= {"dataset.classes": "60", "dataset.size": "16"}
         names = [n for n in NETWORKS if heavy or n not in ("timm", "torchvision", "vit_tiny")]
         words["backbone"] = name = rng.choice(["conv4", "conv4_strided", "mlp", *names])
         words |= dict(word.split("=", 1) for word in NETWORKS[name])
     for group in GROUPS:
-        if rng.random() < 0.3:
+        if rng.random() < 0.25:
             words[group] = rng.choice(_choices(group))
+    if not careless:
+        for group, wrong in UNFIT.items():
+            if algorithm in wrong or (dataset != "glyphs" and group in OF_IMAGES):
+                words.pop(group, None)
+        if words.get("sampling") == "meta_dataset":
+            words |= {"episodes.ways": "3", "sampling.sizes.min_ways": "2"}
     fitting = _keys(words)
-    for key in rng.sample(sorted(VALUES), 9):
+    for key in rng.sample(sorted(VALUES), 8):
         # Keys that the chosen groups lack are refused alike: a few of them are enough.
         if key in fitting or rng.random() < 0.01:
             words[key] = str(rng.choice(VALUES[key]))
@@ -248,6 +273,8 @@ def main(arguments: list[str]) -> int:
     print(f"{asked.count} combinations of seed {asked.seed}: {dict(ends)}, {faults} at fault")
     took = time.perf_counter() - started
     print(f"{len(lines)} different lines; {took:.0f} s, the slowest {slowest:.1f} s")
+    for line, count in lines.most_common(5):
+        print(f"  {count}: {line} ...")
     return int(faults > 0)
 
 

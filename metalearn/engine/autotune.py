@@ -52,6 +52,10 @@ class Autotuned:
     notes: dict[str, str] = field(default_factory=dict)
     worth_after: float | None = None
 
+    def holds(self, coming: int | None) -> bool:
+        """Whether it is an answer for so many tasks, None for any number."""
+        return self.worth_after is None or (coming is not None and coming <= self.worth_after)
+
     def __str__(self) -> str:
         shown = sorted((s, name) for name, s in self.seconds.items() if s < float("inf"))
         others = ", ".join(f"{name} {s * 1e3:.3g}" for s, name in shown[1:])
@@ -95,7 +99,7 @@ def autotune(
     options: precision and capture. coming: tasks that are still to be run, None for many.
     """
     asked = question(strategy, algo, meta, episodes, options, is_many(coming))
-    if (known := _remembered(asked)) is not None:
+    if (known := _remembered(asked)) is not None and known.holds(coming):
         return known
     device = episodes.support.device
     # Nothing that is drawn here may show in what follows.

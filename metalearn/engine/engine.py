@@ -156,7 +156,7 @@ class Engine:
             plan, why = self.unmeasured(strategy, algo, meta, episodes)
             return Autotuned(plan, {}, {"": f"tasks of unequal size: not measured{why}"})
         asked = strategy, *self._asked(algo, episodes), is_many(coming)
-        if asked not in made.tuned:
+        if asked not in made.tuned or not made.tuned[asked].holds(coming):
 
             def trial(plan: Plan, tasks: int) -> Callable[[], object]:
                 few = episodes.map(lambda t: t[:tasks])
@@ -172,7 +172,7 @@ class Engine:
         self, strategy: Strategy, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
     ) -> Plan:
         """Of a call that does not say how many will follow: as many as there were, which is never
-        far from the best choice. So nothing is compiled before compiling would have paid."""
+        far from the best choice. Nothing is compiled before as much was done as that takes."""
         made, options = self._of(algo), (self.precision, self.capture)
         asked = strategy, *self._asked(algo, episodes)
         if (answer := made.chosen.get(asked)) is None:
@@ -181,7 +181,7 @@ class Engine:
             answer = answer or self.autotune(strategy, algo, meta, episodes, episodes.tasks)
         ran = made.ran[asked] = made.ran.get(asked, 0) + episodes.tasks
         if answer.worth_after is not None and ran > answer.worth_after:
-            answer = self.autotune(strategy, algo, meta, episodes, max(ran, 1001))
+            answer = self.autotune(strategy, algo, meta, episodes, max(2 * ran, 1001))
         made.chosen[asked] = answer
         return answer.plan
 

@@ -218,6 +218,10 @@ def test_what_an_engine_is_called_for_is_compiled_once_as_much_is_done(monkeypat
     assert plans == ["loop", "loop", "vmap", "vmap", "vmap"]
     assert asked == [4, 1001]
     assert str(Engine().plan(Counted(), algo, meta, episodes)) == "vmap" and len(asked) == 2
+    # What was found for a few is no answer for more than compiling would be worth.
+    for coming, times in ((10, 2), (11, 3), (11, 4), (None, 4)):
+        tuned(algo, meta, episodes, coming=coming)
+        assert len(asked) == times
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
