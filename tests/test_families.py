@@ -28,7 +28,9 @@ def test_a_record_is_exact_where_the_loop_is_and_float32_runs() -> None:
     assert not Row("timm", "vit", loop=1e-9).exact
     named = Row("timm", "old", reason="refused: a | b")
     text = families.page([named, row])
-    assert "1 of 2 families" in text and "| timm | old |  | 0 | - | - | - | refused: a / b |" in text
+    assert (
+        "1 of 2 families" in text and "| timm | old |  | 0 | - | - | - | refused: a / b |" in text
+    )
 
 
 @functools.cache
@@ -47,4 +49,5 @@ def test_the_meta_gradient_is_that_of_a_plain_loop(row: Row) -> None:
         family = families.fitted(family) if row.library == "timm" else family
         again = families.examine(family)
     assert again.exact, again
-    assert row.vmap is None or (again.vmap is not None and again.vmap < families.CLOSE), again
+    if row.vmap is not None and row.vmap < families.CLOSE:
+        assert again.vmap is not None and again.vmap < families.CLOSE, again
