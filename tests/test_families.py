@@ -49,4 +49,5 @@ def test_the_meta_gradient_is_that_of_a_plain_loop(row: Row) -> None:
         family = families.fitted(family) if row.library == "timm" else family
         again = families.examine(family)
     assert again.exact, again
-    assert row.vmap is None or (again.vmap is not None and again.vmap < families.CLOSE), again
+    if row.vmap is not None and row.vmap < families.CLOSE:
+        assert again.vmap is not None and again.vmap < families.CLOSE, again

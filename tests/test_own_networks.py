@@ -14,7 +14,7 @@ from tests.command import metalearn
 NETWORKS = {}
 
 
-def made(kind: str, ways: int = 3):
+def made(kind: str, ways: int | None = None):
     """What a user's function returns."""
     return NETWORKS[kind](ways)
 
@@ -34,8 +34,8 @@ def pruned(ways: int) -> nn.Module:
     return nn.DataParallel(net)
 
 
-def spectral(ways: int) -> nn.Module:
-    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(64, ways))
+def spectral(ways: int | None) -> nn.Module:
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(64, ways or 3))
     return nn.Sequential(nn.Flatten(), layer)
 
 

@@ -89,7 +89,11 @@ def _renew_backbone(node: Any) -> None:
     """What only some backbones have, with the value that does as before, in place."""
     if not isinstance(node, dict):
         return
-    for network, last_map in (("Conv4", "flatten"), ("ResNet12", "mean")):
+    for network, last_map in (
+        ("Conv4", "flatten"),
+        ("ResNet12", "mean"),
+        ("CifarResNet", "mean"),
+    ):
         if str(node.get("_target_")).endswith(f".{network}"):
             node.setdefault("last_map", last_map)
     if "match" in node and "copy" not in node:
