@@ -254,6 +254,6 @@ def print_members(console: Console) -> int:
     console.print(table)
     bugs = [str(row["job"]) for row in rows if "traceback" in row]
     if bugs and Sweep.folder:
-        told = f"traceback of job {', '.join(bugs)}: {Sweep.folder / RECORDS}"
+        told = f"traceback of job {', '.join(bugs)}: {os.path.relpath(Sweep.folder / RECORDS)}"
         print(f"metalearn: {told}", file=sys.stderr)
     return int(any(row.get("score") is None for row in rows))

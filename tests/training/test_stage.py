@@ -85,7 +85,12 @@ def here(folder: Path, stop_at: int | None = None, **changes: Any) -> tuple[Any,
     def build(config: Mapping[str, Any]) -> tuple[dict[str, Any], Stage]:
         return dict(config), Line(config, stop_at)
 
-    return run(config, build, printed), printed.file.getvalue()  # type: ignore[attr-defined]
+    try:
+        score = run(config, build, printed)
+    except SystemExit as stopped:
+        assert stopped.code == 128 + signal.SIGTERM
+        score = None
+    return score, printed.file.getvalue()  # type: ignore[attr-defined]
 
 
 def records(folder: Path) -> list[tuple[int, float]]:
