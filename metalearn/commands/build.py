@@ -92,6 +92,8 @@ class Method:
                 skip_overflow=config["precision"] == "fp16",
                 sharpness=config["outer"].get("sharpness", 0.0),
             )
+        except UsageError:
+            raise
         except ValueError as error:  # torch's optimizers check their numbers
             raise UsageError(f"outer: {error}; correct outer.optimizer or outer.schedule") from None
         if isinstance(outer.schedule, ReduceLROnPlateau):
