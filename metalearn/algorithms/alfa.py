@@ -2,8 +2,8 @@
 
     theta_{k+1} = beta_k(tau_k) * theta_k - alpha_k(tau_k) * grad L_support(theta_k)     (eq. 5)
 
-with tau_k the means of the weights and gradients of every layer; `metalearn.inner.alfa` is the
-rule, and any other algorithm takes it as inner=alfa.
+with tau_k the means of the weights and gradients of every layer. The rule, `metalearn.inner.alfa`,
+is any other algorithm's too, as inner=alfa.
 
 Baik, Choi, Choi, Kim, Lee: Meta-Learning with Adaptive Hyperparameters, 2020.
 """
@@ -13,14 +13,15 @@ from torch import nn
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.algorithms.maml import MAML
 from metalearn.inner.alfa import alfa
+from metalearn.inner.rules import InnerRule
 
 
 def ALFA(  # a method of the field, named as the others are
     module: nn.Module,
     steps: int = 5,
-    rate: float = 0.01,
-    decay: float = 5e-4,
+    rule: InnerRule = alfa(0.01),
     loss: Loss = cross_entropy,
+    proximal: float = 0.0,
 ) -> MAML:
-    """MAML by the rule `alfa`; rate, decay: where the learned ones start."""
-    return MAML(module, steps, alfa(rate, decay), loss)
+    """MAML by a rule whose rates and decays are produced."""
+    return MAML(module, steps, rule, loss, proximal)

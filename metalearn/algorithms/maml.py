@@ -130,6 +130,8 @@ class MAML:
         check_adapting(self.adapting, {**self.net.params, **start})
         if not start:
             raise UsageError("no weight of the network adapts; use adaptation=all or head")
+        if self.multi_step < 0:
+            raise UsageError(f"algorithm.multi_step={self.multi_step} must be 0 or more")
         if self.step_norms and not self._norms():
             raise UsageError("step_norms=true needs batch norm; use backbone.norm=transductive")
 

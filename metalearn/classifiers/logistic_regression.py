@@ -13,8 +13,8 @@ Learning, 2006, algorithm 3.3, to which the b without a penalty is added here).
 
 On features of unit length the classifier of Tian, Wang, Krishnan, Tenenbaum, Isola: Rethinking
 Few-shot Image Classification: A Good Embedding Is All You Need?, 2020 ("RFS"), section 3.3.
-Meta-trained, the head of Bertinetto, Henriques, Torr, Vedaldi: Meta-learning with Differentiable
-Closed-form Solvers, 2019 ("LR-D2"), section 3.3.
+Meta-trained, the LR-D2 of Bertinetto, Henriques, Torr, Vedaldi: Meta-learning with Differentiable
+Closed-form Solvers, 2019.
 """
 
 from dataclasses import dataclass, field

@@ -22,6 +22,7 @@ from metalearn.inner.loop import dropping
 from metalearn.inner.protocol import MetaAlgorithm, on_features
 from metalearn.inner.rules import InnerRule
 from metalearn.types import (
+    META_STEP,
     Batch,
     Given,
     Inputs,
@@ -71,7 +72,7 @@ class Body:
     def meta(self, whole: Meta, support: Tensor, query: Tensor) -> Meta:
         """What the algorithm needs of the meta-learned of the whole, and the features."""
         init, buffers = (
-            {name: t for name, t in whole[part].items() if self.net.places.get(name)}
+            {n: t for n, t in whole[part].items() if self.net.places.get(n) or n == META_STEP}
             for part in ("init", "buffers")
         )
         return Meta(

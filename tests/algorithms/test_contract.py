@@ -14,7 +14,7 @@ from metalearn.classifiers import LinearProbe, LogisticRegression
 from metalearn.engine.strategy import STRATEGIES
 from metalearn.errors import UsageError
 from metalearn.functional.norms import BatchNorm
-from metalearn.inner import lslr, meta_sgd, sgd
+from metalearn.inner import alfa, lslr, meta_sgd, sgd
 from metalearn.types import Given
 from tests.tasks import apart, classification, network, on, regression, task
 
@@ -34,7 +34,7 @@ ALGORITHMS = {
     "MAMLpp": lambda net: algorithms.MAMLpp(net, 2, lslr(0.1), multi_step=10),
     "BOIL": lambda net: algorithms.BOIL(net, steps=2, rule=lslr(0.1)),
     "CAVIA": lambda net: algorithms.CAVIA(net, 2, sgd(0.5), context=5),
-    "ALFA": lambda net: algorithms.ALFA(net, 2, rate=0.1),
+    "ALFA": lambda net: algorithms.ALFA(net, steps=2, rule=alfa(0.1)),
     "MeTAL": lambda net: algorithms.MeTAL(net, steps=2, rule=lslr(0.1)),
     "UnicornMAML": lambda net: algorithms.UnicornMAML(net, steps=2, rule=lslr(0.1)),
     "TNet": lambda net: algorithms.TNet(net, steps=2, rule=lslr(0.1)),

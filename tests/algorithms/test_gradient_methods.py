@@ -235,6 +235,21 @@ def test_mamlpps_parts_are_taken_one_by_one():
     assert apart(Unroll()(steps, meta, tasks)[0], want) < 1e-12
 
 
+def test_steps_are_weighed_on_features_too():
+    class ThroughTheNetwork(algorithms.MAML):
+        """Of a class of its own, and so not taken for one on features."""
+
+    given = network(net), STEPS, sgd(RATE)
+    head = {"adapting": list(HEAD), "multi_step": 4}
+    found = []
+    for kind in (algorithms.MAML, ThroughTheNetwork):
+        algo = kind(*given, **head)
+        meta = algo.init()
+        meta["buffers"][META_STEP] += 1
+        found.append(Adjoint()(algo, meta, classification(2, 3, 2, 5, (4,)))[0])
+    assert apart(*found) < 1e-10
+
+
 def test_unicorn_mamls_answers_are_permuted_with_the_labels():
     algo, (support, query, _) = (
         algorithms.UnicornMAML(network(net), 3),
@@ -259,6 +274,7 @@ def test_unicorn_mamls_answers_are_permuted_with_the_labels():
         (lambda: algorithms.TNet(nn.Linear(4, 3)), "use a deeper network"),
         (lambda: algorithms.LEO(nn.Linear(4, 3)), "needs a network that ends in a linear head"),
         (lambda: algorithms.SharpMAML(net(), radius=-1.0), "algorithm.radius=-1.0 must be 0 or"),
+        (lambda: algorithms.MAMLpp(net(), multi_step=-1), "algorithm.multi_step=-1 must be 0 or"),
         (lambda: algorithms.MAMLpp(nn.Linear(4, 3)), "step_norms=true needs batch norm"),
         (lambda: algorithms.UnicornMAML(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))),
          "needs a linear head, not LayerNorm"),
