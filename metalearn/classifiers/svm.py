@@ -40,7 +40,7 @@ class SVM:
 
     strength: float = 0.1
     scale: float = 1.0
-    steps: int = 12
+    steps: int = 11
     ways: int | None = None
     transductive: bool = field(default=False, init=False)
 
