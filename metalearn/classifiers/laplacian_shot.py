@@ -17,8 +17,7 @@ from metalearn.backbones.heads import unit
 from metalearn.classifiers.bd_cspn import rectified
 from metalearn.classifiers.centroid import squared_distances
 from metalearn.classifiers.classes import class_means, masked
-from metalearn.classifiers.protocol import positive
-from metalearn.errors import UsageError
+from metalearn.classifiers.protocol import at_least, positive
 from metalearn.types import Batch, Params
 
 
@@ -49,9 +48,8 @@ class LaplacianShot:
 
     def __post_init__(self) -> None:
         positive("strength", self.strength)
-        for name in ("neighbours", "steps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)} must be 1 or more")
+        at_least(1, neighbours=self.neighbours, steps=self.steps)
+        at_least(0, scale=self.scale)
 
     def hyper(self, features: int | None = None) -> Params:
         """Nothing is meta-learned."""
