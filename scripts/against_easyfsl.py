@@ -83,10 +83,10 @@ PAIRS: dict[str, Pair] = {
         "ours with easyfsl's values (cosine, temperature 10, weights 1, 1, 0.1, 50 steps)",
     ),
     "PT-MAP": Pair(
-        lambda n: classifiers.PTMAP(steps=10, sinkhorn=20, unit_length=False, ways=n),
+        lambda n: classifiers.PTMAP(steps=10, sinkhorn=60, unit_length=False, ways=n),
         "PTMAP",
         {},
-        "ours with easyfsl's 10 steps and without eq. 1's division by the length",
+        "ours with easyfsl's 10 steps, without eq. 1's division by the length, 60 Sinkhorn iterations a step",
     ),
     "LaplacianShot": Pair(
         lambda n: classifiers.LaplacianShot(neighbours=2),
