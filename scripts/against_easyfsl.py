@@ -86,7 +86,7 @@ PAIRS: dict[str, Pair] = {
         lambda n: classifiers.PTMAP(steps=10, sinkhorn=60, unit_length=False, ways=n),
         "PTMAP",
         {},
-        "ours with easyfsl's 10 steps, without eq. 1's division by the length, 60 Sinkhorn iterations a step",
+        "ours with easyfsl's 10 steps, 60 Sinkhorn iterations in each, no division by the length",
     ),
     "LaplacianShot": Pair(
         lambda n: classifiers.LaplacianShot(neighbours=2),

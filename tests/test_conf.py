@@ -23,7 +23,7 @@ OTHERS = ("pretrain.yaml", "compare.yaml")  # commands of their own, with tests 
 FILES = sorted(
     path.relative_to(conf_folder())
     for path in conf_folder().rglob("*.yaml")
-    if path.relative_to(conf_folder()).parts[0] not in ("sweep", "pretrain", *OTHERS)
+    if path.relative_to(conf_folder()).parts[0] not in ("sweep", "pretrain", "classifier", *OTHERS)
     and not path.name.startswith("_")
 )
 ONE_STEP = (

@@ -28,8 +28,10 @@ def nearest(features: Tensor, others: Tensor, there: Tensor, count: int) -> Tens
     sizes = features.square().sum(1, keepdim=True) + others.square().sum(1)
     itself = distances <= 32 * torch.finfo(distances.dtype).eps * sizes  # as near as rounding tells
     distances = distances.masked_fill(itself | ~there, torch.inf)
-    count = min(count, len(others))
-    last = distances.topk(count, largest=False).values[:, -1:]
+    # The smallest, the next one, and so on: for the usual 3 much faster than topk.
+    last = distances.amin(1, keepdim=True)
+    for _ in range(min(count, len(others)) - 1):
+        last = torch.where(distances > last, distances, torch.inf).amin(1, keepdim=True)
     return ((distances <= last) & distances.isfinite()).to(features.dtype)
 
 
