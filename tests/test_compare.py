@@ -225,26 +225,26 @@ def test_what_was_meta_learned_is_measured_on_features_as_on_images(workplace: P
 
 
 def test_classifiers_by_name_on_balanced_and_on_dirichlet_queries(workplace: Path) -> None:
-    names = ["nearest_centroid", "ridge_like", "pt_map", "soft_kmeans"]
+    names = ["nearest_centroid", "ridge_like", "ptmap", "soft_kmeans"]
     asked = (
-        "episodes.shots=[2]", "sampling.queries=[balanced,dirichlet]", "classifiers.pt_map.steps=3",
+        "episodes.shots=[2]", "sampling.queries=[balanced,dirichlet]", "classifiers.ptmap.steps=3",
         "+classifiers.ridge_like._target_=metalearn.classifiers.Ridge",
     )  # fmt: skip
     outcome = compare(f"methods=[{','.join(names)}]", *asked)
     assert outcome.code == 0, outcome.err
     found, here = made(), setting(*asked, f"methods=[{','.join(names)}]")
-    assert here.plan.config["classifiers"]["pt_map"]["ways"] == 3
+    assert here.plan.config["classifiers"]["ptmap"]["ways"] == 3
     network = here.bare()
     for queries, key in (("balanced", "2"), ("dirichlet", "2 dirichlet")):
         manifest = here.drawing(queries).features(network, 2, "test", 12)
         assert found["manifests"][key] == manifest.hash
-        for name, classifier in (("ridge_like", Ridge()), ("pt_map", PTMAP(steps=3, ways=3))):
+        for name, classifier in (("ridge_like", Ridge()), ("ptmap", PTMAP(steps=3, ways=3))):
             report = measure(classifying(classifier), manifest)
             held = json.loads(Path("run", "methods", f"{name}.json").read_text())["shots"][key]
             np.testing.assert_allclose(held["accuracies"], report.accuracies, atol=1e-6)
     assert len({*found["manifests"].values()}) == 2
     assert [(row["method"], row["transductive"]) for row in found["rows"]][:4] == [
-        ("nearest_centroid", False), ("ridge_like", False), ("pt_map", True), ("soft_kmeans", True),
+        ("nearest_centroid", False), ("ridge_like", False), ("ptmap", True), ("soft_kmeans", True),
     ]  # fmt: skip
     assert [row["family"] for row in found["rows"]][2:4] == ["transductive"] * 2
     assert len(list(Path("run/features").iterdir())) == 1
@@ -360,7 +360,7 @@ def test_the_configuration_is_printed(workplace: Path) -> None:
             "methods=[nearest_centroit]",
             "no method nearest_centroit (did you mean nearest_centroid?)",
         ),
-        ("methods=[pt_mop]", "no method pt_mop (did you mean pt_map?)"),
+        ("methods=[ptmop]", "no method ptmop (did you mean ptmap?)"),
         ("sampling.queries=[]", "sampling.queries=[] must name each kind once, and one or more"),
         ("sampling.queries=even", "sampling.queries=even is not known; use balanced or dirichlet"),
         ("sampling.concentration=0", "sampling.concentration=0.0 must be above 0"),

@@ -17,8 +17,7 @@ from metalearn.backbones.heads import unit
 from metalearn.classifiers.bd_cspn import rectified
 from metalearn.classifiers.centroid import squared_distances
 from metalearn.classifiers.classes import class_means, masked
-from metalearn.classifiers.protocol import positive
-from metalearn.errors import UsageError
+from metalearn.classifiers.protocol import at_least, positive
 from metalearn.types import Batch, Params
 
 
@@ -29,8 +28,10 @@ def nearest(features: Tensor, others: Tensor, there: Tensor, count: int) -> Tens
     sizes = features.square().sum(1, keepdim=True) + others.square().sum(1)
     itself = distances <= 32 * torch.finfo(distances.dtype).eps * sizes  # as near as rounding tells
     distances = distances.masked_fill(itself | ~there, torch.inf)
-    count = min(count, len(others))
-    last = distances.topk(count, largest=False).values[:, -1:]
+    # The smallest, the next one, and so on: for the usual 3 much faster than topk.
+    last = distances.amin(1, keepdim=True)
+    for _ in range(min(count, len(others)) - 1):
+        last = torch.where(distances > last, distances, torch.inf).amin(1, keepdim=True)
     return ((distances <= last) & distances.isfinite()).to(features.dtype)
 
 
@@ -49,9 +50,8 @@ class LaplacianShot:
 
     def __post_init__(self) -> None:
         positive("strength", self.strength)
-        for name in ("neighbours", "steps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)} must be 1 or more")
+        at_least(1, neighbours=self.neighbours, steps=self.steps)
+        at_least(0, scale=self.scale)
 
     def hyper(self, features: int | None = None) -> Params:
         """Nothing is meta-learned."""

@@ -46,6 +46,13 @@ def positive(name: str, value: float) -> None:
         raise UsageError(f"{name}={value} must be above 0")
 
 
+def at_least(low: int, **values: float) -> None:
+    """Raise UsageError for a value below `low`."""
+    for name, value in values.items():
+        if not value >= low:
+            raise UsageError(f"{name}={value} must be {low} or more")
+
+
 def log_of(value: float) -> Tensor:
     """log of a value that is learned on a scale where it stays above 0."""
     return torch.tensor(math.log(value), dtype=torch.float64)

@@ -19,7 +19,7 @@ from torch import Tensor
 from metalearn.backbones.heads import unit
 from metalearn.classifiers.centroid import squared_distances
 from metalearn.classifiers.classes import class_means, masked, shares, widened
-from metalearn.classifiers.protocol import positive
+from metalearn.classifiers.protocol import at_least, positive
 from metalearn.types import Batch, Params
 
 _LEAST = 1e-30  # of a share: what is smaller would overflow as a divisor
@@ -31,7 +31,7 @@ class PTMAP:
 
     unit_length: divide by the length in eq. 1. Features below 0 count as 0.
     ways: N where it is known, the most of all tasks; None takes S for it, which costs more.
-    Raises UsageError for a power, strength or rate that is not above 0.
+    Raises UsageError for a number that is too low.
     """
 
     power: float = 0.5
@@ -46,6 +46,8 @@ class PTMAP:
     def __post_init__(self) -> None:
         for name in ("power", "strength", "rate"):
             positive(name, getattr(self, name))
+        at_least(0, steps=self.steps)
+        at_least(1, sinkhorn=self.sinkhorn)
 
     def hyper(self, features: int | None = None) -> Params:
         """Nothing is meta-learned."""
@@ -64,8 +66,8 @@ class PTMAP:
             for step in range(self.steps + 1):
                 # A row a class, as fast as it gets; less the smallest, which the sum takes up.
                 costs = self.strength * squared_distances(means, z)
-                least = torch.where(there.unsqueeze(1) > 0, costs, torch.inf).amin(0)
-                kernel = (least - costs).exp().clamp(min=_LEAST) * there.unsqueeze(1)
+                costs = torch.where(there.unsqueeze(1) > 0, costs, torch.inf)
+                kernel = (costs.amin(0) - costs).exp().clamp(min=_LEAST) * there.unsqueeze(1)
                 for _ in range(self.sinkhorn):
                     of_queries = part / (scaling @ kernel)
                     scaling = there / there.sum() / (kernel @ of_queries).clamp(min=_LEAST)

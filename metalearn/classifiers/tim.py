@@ -18,7 +18,7 @@ from torch import Tensor
 from metalearn.backbones.heads import unit
 from metalearn.classifiers.classes import absent, class_means, masked, membership, shares
 from metalearn.classifiers.descent import descended, entropy
-from metalearn.classifiers.protocol import positive
+from metalearn.classifiers.protocol import at_least, positive
 from metalearn.types import Batch, Params
 
 
@@ -30,7 +30,7 @@ class TIM:
         has it; 1 is Shannon's. similarity: "squared" distances as above, or "cosine":
         temperature * cos(w_n, z_j).
     ways: N where it is known, the most of all tasks; None takes S for it, which costs more.
-    Raises UsageError for a rate, temperature or order that is not above 0.
+    Raises UsageError for a number that is too low.
     """
 
     steps: int = 1000
@@ -46,6 +46,7 @@ class TIM:
     def __post_init__(self) -> None:
         for name in ("rate", "temperature", "order"):
             positive(name, getattr(self, name))
+        at_least(0, steps=self.steps)
 
     def hyper(self, features: int | None = None) -> Params:
         """Nothing is meta-learned."""
@@ -70,10 +71,8 @@ class TIM:
             error = -(log_p * hot).sum()
             return self.cross_entropy * error - marginal + self.conditional * each
 
-        return {
-            **state,
-            "prototypes": descended(loss, prototypes, self.rate, self.steps, self.ways),
-        }
+        moved = descended(loss, prototypes, self.rate, self.steps, self.ways)
+        return {**state, "prototypes": moved}
 
     def _scores(self, w: Tensor, z: Tensor) -> Tensor:
         """`[N, B]` of prototypes `[N, D]` and features of unit length `[D, B]`."""

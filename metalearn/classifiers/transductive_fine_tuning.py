@@ -16,7 +16,7 @@ from torch import Tensor
 from metalearn.backbones.heads import unit
 from metalearn.classifiers.classes import absent, class_means, masked, membership, shares
 from metalearn.classifiers.descent import descended, entropy
-from metalearn.classifiers.protocol import positive
+from metalearn.classifiers.protocol import at_least, positive
 from metalearn.types import Batch, Params
 
 
@@ -27,7 +27,7 @@ class TransductiveFineTuning:
     temperature: divides the logits, 1 in the paper. The smaller it is, and the greater the rate,
         the sooner all queries end in one class, which nothing here speaks against.
     ways: N where it is known, the most of all tasks; None takes S for it, which costs more.
-    Raises UsageError for a rate or temperature that is not above 0.
+    Raises UsageError for a number that is too low.
     """
 
     steps: int = 25
@@ -39,6 +39,7 @@ class TransductiveFineTuning:
     def __post_init__(self) -> None:
         positive("rate", self.rate)
         positive("temperature", self.temperature)
+        at_least(0, steps=self.steps)
 
     def hyper(self, features: int | None = None) -> Params:
         """Nothing is meta-learned."""

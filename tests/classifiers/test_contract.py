@@ -241,6 +241,8 @@ def test_single_precision_stays_single(classifier: Classifier) -> None:
         (lambda: classifiers.SoftKMeans(temperature=0.0), "temperature=0.0 must be above 0"),
         (lambda: classifiers.SoftKMeans(0), "refinements=0 must be 1 or more"),
         (lambda: classifiers.TIM(temperature=0.0), "temperature=0.0 must be above 0"),
+        (lambda: classifiers.TIM(steps=-1), "steps=-1 must be 0 or more"),
+        (lambda: classifiers.PTMAP(sinkhorn=0), "sinkhorn=0 must be 1 or more"),
         (lambda: classifiers.PTMAP(power=0.0), "power=0.0 must be above 0"),
         (lambda: classifiers.LaplacianShot(neighbours=0), "neighbours=0 must be 1 or more"),
         (lambda: classifiers.BDCSPN(temperature=-1.0), "temperature=-1.0 must be above 0"),

@@ -199,6 +199,18 @@ ALL = (
 NAMES = ("tim", "alpha_tim", "pt_map", "laplacian_shot", "bd_cspn", "fine_tuning")
 
 
+def test_a_class_that_is_not_there_takes_nothing_however_far_it_would_be() -> None:
+    x = 30 * torch.rand(4, SIZE, generator=generator(1))
+    support, more = (
+        Batch(x, torch.tensor([0, 0, 2, 2])),
+        Batch(30 * torch.rand(5, SIZE, generator=G), None),
+    )
+    for made in (*ALL, PTMAP(unit_length=False)):
+        state = made.fit({}, support, more)
+        found = made.logits({}, state, more.x)
+        assert found.isfinite().all() and set(found.argmax(1).tolist()) <= {0, 2}, made
+
+
 VMAP = Engine("vmap")
 
 
