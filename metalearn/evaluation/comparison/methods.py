@@ -15,6 +15,7 @@ from metalearn.backbones import heads
 from metalearn.backbones.norms import describe
 from metalearn.classifiers import Classifier, Cosine, LinearProbe, LogisticRegression
 from metalearn.engine.task import tasks_of
+from metalearn.evaluation.comparison.base import knowing_base
 from metalearn.evaluation.comparison.setting import Cost, Network, Setting
 from metalearn.evaluation.features import Change, standardised, unit_length
 from metalearn.evaluation.on_features import Choice, Head, choose, classifying, measure
@@ -218,9 +219,9 @@ def _unit_length_in_double(episodes: Episodes) -> Episodes:
 
 def of_classifier(setting: Setting, classifier: Classifier, told: str) -> Measured:
     """A classifier as it starts, with nothing meta-learned, on the features as they are."""
-    measured = on_features(
-        setting, setting.bare(), lambda _, size: Fitted(classifying(classifier, size))
-    )
+    network = setting.bare()
+    knowing = knowing_base(classifier, setting, network)
+    measured = on_features(setting, network, lambda _, size: Fitted(classifying(knowing, size)))
     measured.notes.append(told)
     return measured
 
