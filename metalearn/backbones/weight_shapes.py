@@ -62,14 +62,14 @@ def converted(given: Params, module: nn.Module) -> Iterable[Params]:
     to timm's, grids, windows and patches resampled; each part of the file that it
     may be. Nothing where timm has no such function."""
     read: Any = getattr(sys.modules.get(type(module).__module__), "checkpoint_filter_fn", None)
-    if callable(read) and type(module).__module__.startswith("timm."):
+    if read is not None and type(module).__module__.startswith("timm."):
         for part in _parts(given):
             found = _read(read, part, module)
             if found:
                 yield found
 
 
-def _read(read: Callable[..., Params], given: Params, module: nn.Module) -> Params | None:
+def _read(read: Callable[..., Any], given: Params, module: nn.Module) -> Params | None:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what timm calls in torch

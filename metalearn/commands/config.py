@@ -144,7 +144,7 @@ def _in_lists(images: dict[str, Any]) -> None:
     """The mean and the deviation of images as lists of floats, which one number is short for."""
     for name in ("mean", "std"):
         value = images.get(name)
-        numbers = value if isinstance(value, list) else [value]
+        numbers: list[Any] = value if isinstance(value, list) else [value]
         if numbers and all(type(number) in (int, float) for number in numbers):
             images[name] = [float(number) for number in numbers]
 

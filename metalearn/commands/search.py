@@ -153,7 +153,7 @@ def _distribution(override: Override) -> Any:
         if isinstance(value, IntervalSweep):
             low, high, log = value.start, value.end, "log" in value.tags
             whole = isinstance(low, int) and isinstance(high, int)
-            kind: Callable[..., Any] = IntDistribution if whole else FloatDistribution
+            kind: Any = IntDistribution if whole else FloatDistribution
             return kind(low, high, log=log)
         assert isinstance(value, RangeSweep)
         last = list(value.range())[-1]  # Hydra leaves the end out, Optuna takes it in

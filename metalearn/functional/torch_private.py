@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 AtenOperation = (OpOverload, OpOverloadPacket)
-weight_norm_of_torch = torch._weight_norm
+weight_norm_of_torch = getattr(torch, "_weight_norm")  # noqa: B009, it is not exported
 
 __all__ = [
     "AtenOperation",

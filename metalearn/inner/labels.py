@@ -16,7 +16,7 @@ from metalearn.types import Batch
 
 def judges_classes(algo: Any) -> bool:
     """Whether whole numbers among the targets are classes: by the loss, or by the algorithm."""
-    loss = getattr(algo, "loss", None)
+    loss: Any = getattr(algo, "loss", None)
     while hasattr(loss, "func"):  # functools.partial
         loss = loss.func
     return bool(getattr(algo, "of_classes", False) or getattr(loss, "of_classes", False))

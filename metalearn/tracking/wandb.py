@@ -243,7 +243,7 @@ class WandB:
         # answer takes ten seconds to fail, so the table comes last and is not tried again.
         self._tables = False
         names: list[Any] = list(values)
-        rows = [list(row) for row in zip(*values.values(), strict=True)]
+        rows: list[Any] = [list(row) for row in zip(*values.values(), strict=True)]
         self._log(run, "step", step, {f"{split}/episodes": wandb.Table(columns=names, data=rows)})
         self._tables = True
 

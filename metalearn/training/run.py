@@ -62,10 +62,8 @@ def run(
         for line in told:
             _say(console, line)
         if (result := finished(folder)) is not None:
-            _say(
-                console,
-                f"{folder} has finished before; resume=never trains anew in a fresh folder",
-            )
+            again = "resume=never trains anew in a fresh folder"
+            _say(console, f"{folder} has finished before; {again}")
             console.print(stage.table(result))
             _check_finite(result)
             return result["validation_score"]

@@ -219,8 +219,7 @@ def _unit_length_in_double(episodes: Episodes) -> Episodes:
 
 def of_classifier(setting: Setting, classifier: Classifier, told: str) -> Measured:
     """A classifier as it starts, with nothing meta-learned, on the features as they are."""
-    network = setting.bare()
-    knowing = knowing_base(classifier, setting, network)
+    knowing = knowing_base(classifier, setting, network := setting.bare())
     measured = on_features(setting, network, lambda _, size: Fitted(classifying(knowing, size)))
     measured.notes.append(told)
     return measured
