@@ -7,7 +7,7 @@ With `hydra.sweeper.storage` and `study_name` a study is kept: the same command 
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
