@@ -33,6 +33,7 @@ def test_a_mistake_is_one_line(arguments: str, workplace: Path) -> None:
     assert not list(workplace.iterdir())
 
 
+@pytest.mark.slow
 def test_a_small_race(workplace: Path) -> None:
     imported("learn2learn")
     command = (

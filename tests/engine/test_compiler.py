@@ -57,9 +57,9 @@ def layers() -> nn.Module:
     [
         (Adjoint, "loop+compile", convolutions, (1, 5, 5)),
         (Adjoint, "threads", layers, (4,)),
-        (Unroll, "vmap+compile", layers, (4,)),
-        (Checkpointed, "loop+compile+whole", layers, (4,)),
-        (Adjoint, "vmap+compile+whole+serial", layers, (4,)),
+        pytest.param(Unroll, "vmap+compile", layers, (4,), marks=pytest.mark.slow),
+        pytest.param(Checkpointed, "loop+compile+whole", layers, (4,), marks=pytest.mark.slow),
+        pytest.param(Adjoint, "vmap+compile+whole+serial", layers, (4,), marks=pytest.mark.slow),
     ],
     ids=["adjoint-loop", "adjoint-threads", "unroll-vmap", "checkpointed-whole", "at-once"],
 )
@@ -97,7 +97,10 @@ def as_uncompiled(strategy, algo, meta, episodes):
 @compiles
 @pytest.mark.parametrize(
     "strategy",
-    [on(FirstOrder(), "loop+compile"), on(Adjoint(), "vmap+compile+whole")],
+    [
+        pytest.param(on(FirstOrder(), "loop+compile"), marks=pytest.mark.slow),
+        on(Adjoint(), "vmap+compile+whole"),
+    ],
     ids=["loop", "at-once"],
 )
 def test_what_a_later_call_may_bring(strategy):
@@ -149,6 +152,7 @@ def test_rows_that_share_memory_are_written_apart():
 
 
 @compiles
+@pytest.mark.slow
 def test_a_large_piece_is_compiled_in_two_parts(monkeypatch):
     monkeypatch.setattr(compiler, "_LARGE", 10)
     algo, episodes = MAML(network(layers), 1, sgd(0.1)), classification(shape=(4,))

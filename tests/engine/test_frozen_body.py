@@ -162,8 +162,9 @@ def test_precisions(strategy, precision: str, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     "strategy",
     [
-        on(Unroll(), "loop+compile"), on(Adjoint(), "vmap+compile+whole"),
-        on(Adjoint(), "loop+compile+forward_over_reverse"),
+        pytest.param(on(Unroll(), "loop+compile"), marks=pytest.mark.slow),
+        on(Adjoint(), "vmap+compile+whole"),
+        pytest.param(on(Adjoint(), "loop+compile+forward_over_reverse"), marks=pytest.mark.slow),
         on(Truncated(2), "vmap"),
     ],
 )  # fmt: skip

@@ -107,7 +107,10 @@ def test_compiled_products(slow_mkl, monkeypatch) -> None:
 
 
 @onednn
-@pytest.mark.parametrize("batching", ["loop+compile", "threads", "vmap+compile"])
+@pytest.mark.parametrize(
+    "batching",
+    ["loop+compile", "threads", pytest.param("vmap+compile", marks=pytest.mark.slow)],
+)
 def test_a_meta_gradient_by_onednn(slow_mkl, batching, monkeypatch) -> None:
     traced = []
     monkeypatch.setattr(products, "product", lambda *ab: traced.append(ab) or product(*ab))

@@ -16,6 +16,9 @@ from metalearn import Episodes, tree
 from metalearn.engine import Engine
 from metalearn.gradients import Implicit
 from tests.engine.test_gpu import CASES, STRATEGIES, built, episodes
+from tests.spread import spread
+
+KINDS = {s.__name__: s for s in STRATEGIES if s is not Implicit}
 
 COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 MAKERS = {torch.tensor, torch.as_tensor, Tensor.new_tensor}
@@ -57,13 +60,14 @@ def without_values(t: Tensor) -> Tensor:
     return t.to("meta")
 
 
-@pytest.mark.parametrize("batching", ["vmap", "vmap+forward_over_reverse+im2col"])
-@pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s is not Implicit])
-@pytest.mark.parametrize("case", CASES)
-def test_nothing_waits_and_nothing_is_copied(case, strategy, batching) -> None:
-    algo, meta = built(case, strategy, torch.float32)
+@pytest.mark.parametrize(
+    "case, kind, batching",
+    spread(CASES, KINDS, ["vmap", "vmap+forward_over_reverse+im2col"], share=2),
+)
+def test_nothing_waits_and_nothing_is_copied(case, kind, batching) -> None:
+    algo, meta = built(case, KINDS[kind], torch.float32)
     tasks = episodes().map(lambda t: t.float() if t.is_floating_point() else t)
-    engine, strategy = Engine(batching), strategy()
+    engine, strategy = Engine(batching), KINDS[kind]()
     engine(strategy, algo, meta, tasks)  # ANIL compares its head's outputs once
     nowhere: Episodes = tasks.map(without_values)
     meta = tree.map_meta(without_values, meta)

@@ -197,18 +197,20 @@ def test_a_missing_package_is_one_line(peer, monkeypatch) -> None:
         peer()(algo, algo.init(), episodes())
 
 
-@pytest.mark.parametrize("peer", [peer.__name__ for peer in PEERS])
-def test_it_is_silent(peer: str) -> None:
+def test_they_are_silent() -> None:
     code = (
         "import sys, torch\n"
         "from metalearn import Batch, Episodes, algorithms, backbones, gradients, inner\n"
-        f"from metalearn.gradients.peers import {peer}\n"
+        "from metalearn.gradients import peers\n"
         "assert not {'learn2learn', 'higher'} & set(sys.modules)\n"
         "algo = algorithms.MAML(backbones.MLP(3, 2, (4,)), steps=1)\n"
         "batch = Batch(torch.rand(2, 4, 3), torch.tensor([[0, 0, 1, 1]] * 2))\n"
-        f"{peer}()(algo, algo.init(), Episodes(batch, batch))\n"
-        f"assert '{peer.lower()}' in sys.modules\n"
     )
+    for peer in PEERS:
+        code += (
+            f"peers.{peer.__name__}()(algo, algo.init(), Episodes(batch, batch))\n"
+            f"assert '{peer.__name__.lower()}' in sys.modules\n"
+        )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

@@ -113,7 +113,10 @@ def test_statistics_of_every_step(strategy, norm):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-@pytest.mark.parametrize("batching", ["loop+compile", "vmap+compile+whole"])
+@pytest.mark.parametrize(
+    "batching",
+    [pytest.param("loop+compile", marks=pytest.mark.slow), "vmap+compile+whole"],
+)
 def test_compiled(batching):
     algo, meta, episodes, want = problem(2)
     got, _ = on(Adjoint(), batching)(algo, meta, episodes)
