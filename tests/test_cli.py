@@ -209,7 +209,7 @@ def test_list_describes_every_choice(workplace: Path) -> None:
     assert rows["gradient=adjoint"].startswith("Exact;")
     assert {"backbone=conv4", "dataset=glyphs", "inner=lslr", "outer/schedule=cosine"} <= set(rows)
     assert [name for name, told in rows.items() if not told] == []
-    assert metalearn("list", "inner").out.count("inner=") == 9
+    assert metalearn("list", "inner").out.count("inner=") == 10
 
 
 def test_data_list_says_what_is_here(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

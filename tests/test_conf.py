@@ -165,7 +165,7 @@ def test_every_classifier_takes_one_step(workplace: Path) -> None:
     """One network and batch for all, as a run each would take most of a minute."""
     names = sorted(path.stem for path in (conf_folder() / "classifier").glob("*.yaml"))
     assert len(names) >= 15
-    chosen = ["algorithm=metric", "backbone.filters=4", "dataset.classes=60"]
+    chosen = ["algorithm=metric", "backbone=conv4", "backbone.filters=4", "dataset.classes=60"]
     _, stage = build(compose([*chosen, "training.meta_batch=1"]))
     (batch,) = stage.batches(range(1), 0)
     for name in names:

@@ -109,7 +109,8 @@ def test_a_mistake_is_one_line(override: str, run: Path) -> None:
 
 def test_an_unfinished_or_damaged_run_is_one_line(run: Path) -> None:
     (run / "weights.safetensors").write_bytes(b"no weights at all")
-    assert "weights.safetensors is damaged" in metalearn("evaluate", f"run={run}").mistake
+    told = metalearn("evaluate", f"run={run}").mistake
+    assert "weights.safetensors is not what the run wrote" in told
     (run / "weights.safetensors").unlink()
     assert "run has not finished" in metalearn("evaluate", f"run={run}").mistake
     (run / "config.yaml").write_text("seed: [")

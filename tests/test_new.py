@@ -101,7 +101,9 @@ def test_a_package_without_its_folder_is_named(
     installed(workplace, "gone")
     monkeypatch.syspath_prepend(str(workplace))
     told = metalearn("list", "algorithm").mistake
-    assert told.startswith("package metalearn-gone registers metalearn_gone, which has no folder")
+    assert told.startswith(
+        "no config folder pkg://metalearn_gone.conf; correct hydra.searchpath, or the"
+    )
 
 
 @pytest.mark.slow

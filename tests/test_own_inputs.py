@@ -35,7 +35,7 @@ def test_trained_and_evaluated_again(workplace: Path, how: list[str]) -> None:
     result = json.loads(Path("run/result.json").read_text())
     assert result["accuracy"] > 0.7 and result["episodes"] == 40
     assert result["transductive"] == (how[0] == "algorithm=soft_kmeans")
-    again = metalearn("evaluate", "run=run")
+    again = metalearn("evaluate", "run=run", "trust=tests")
     assert again.code == 0, again.err
     (folder,) = Path("run/evaluations").iterdir()
     measured = json.loads((folder / "result.json").read_text())

@@ -84,11 +84,20 @@ def test_what_can_be_unwrapped_runs(workplace: Path, kind: str) -> None:
     "kind, line",
     [
         ("two", "the network returns a tuple of 2 tensors; return the logits, or a dict with `log"),
-        ("none", "the network is print, not an nn.Module; give a module"),
+        (
+            "none",
+            "backbone made is no torch.nn.Module, but a builtin_function_or_method; let its target",
+        ),
         ("spectral", "1.parametrizations.weight.0 (_SpectralNorm) changes _u in its forward; make"),
         ("half", "the network's weights are float16 and the inputs float32; call .float() on the"),
-        ("misfit", "the network cannot take examples of 1x8x8: addmm: mat1 and mat2 shapes canno"),
-        ("asserts", "the network cannot take examples of 1x8x8: AssertionError"),
+        (
+            "misfit",
+            "backbone made cannot take inputs of 1x8x8: addmm: mat1 and mat2 shapes cannot be",
+        ),
+        (
+            "asserts",
+            "backbone made cannot take inputs of 1x8x8: AssertionError at `raise AssertionError`",
+        ),
     ],
 )
 def test_the_rest_is_one_line(workplace: Path, kind: str, line: str) -> None:

@@ -81,8 +81,9 @@ def glyphs_for(real: Callable[..., Any]) -> Callable[..., Any]:
 def drawn(node: dict[str, Any]) -> Weights:
     """Random weights in the place of those that a library would download."""
     own = {**node, "weights": None, "outputs": 10, "ways": 10}
+    channels = 3 if "torchvision" in node["_target_"] else 1  # of images=imagenet, of glyphs
     module, _ = network.build_module(
-        {n: v for n, v in own.items() if n in node}, (1, 32, 32), 0, None
+        {n: v for n, v in own.items() if n in node}, (channels, 32, 32), 0, None
     )
     return Weights(dict(module.state_dict()), "DEFAULT", "0" * 64)
 

@@ -30,6 +30,7 @@ from metalearn.data.paths import data_folder
 from metalearn.errors import UsageError, reason_of
 from metalearn.functional import pure
 from metalearn.functional.copied import copied
+from metalearn.functional.double_backward import unlike_types
 from metalearn.runtime.files import cache_folder
 from metalearn.training.settings import ImageSettings
 from metalearn.types import Batch, Inputs
@@ -147,7 +148,9 @@ def make_module(
         module = make(own, "backbone")
         if not isinstance(module, nn.Module):
             kind = type(module).__name__
-            raise UsageError(f"backbone {name} is no torch.nn.Module, but a {kind}")
+            raise UsageError(
+                f"backbone {name} is no torch.nn.Module, but a {kind}; let its target return one"
+            )
         for weight, tensor in module.named_parameters():
             if not is_lazy(tensor) and not tensor.numel():
                 raise UsageError(
@@ -159,6 +162,8 @@ def make_module(
             try:
                 evaluated(module, example)
             except Exception as error:  # of a network that may be anybody's
+                if types := unlike_types(dict(module.named_parameters()), example):
+                    raise UsageError(types) from None
                 use = f"leave out {' and '.join(others)}" if others else "choose another backbone"
                 raise UsageError(
                     f"backbone {name} cannot take inputs of {'x'.join(map(str, shape))}: "

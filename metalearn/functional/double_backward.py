@@ -37,7 +37,7 @@ def check_network(
     device = first_tensor(x).device
     if has_passed(net, order, batched, device):
         return
-    if not _plain(net) or _types({**net.params, **net.buffers, **weights}, x):
+    if not _plain(net) or unlike_types({**net.params, **net.buffers, **weights}, x):
         _check(net, weights, x, order, batched, adapting)
     pass_over(net, order, batched, device)
 
@@ -78,7 +78,7 @@ def _check(
         except UsageError:
             raise
         except Exception:
-            if types := _types(mine, x):
+            if types := unlike_types(mine, x):
                 raise UsageError(types) from None
             raise
         if order:
@@ -95,7 +95,7 @@ def check_takes(net: PureModule, weights: Params, x: Inputs) -> None:
         raise
     except Exception as error:
         shape = "x".join(map(str, first_tensor(x).shape[1:]))
-        why = _types(weights, x) or reason_of(error)
+        why = unlike_types(weights, x) or reason_of(error)
         raise UsageError(f"the network cannot take examples of {shape}: {why}") from None
 
 
@@ -111,7 +111,7 @@ def _plain(net: PureModule) -> bool:
     return not net.exact and not any(isinstance(p, writes) or has_hook(p) for p in parts)
 
 
-def _types(weights: Params, x: Inputs) -> str:
+def unlike_types(weights: Params, x: Inputs) -> str:
     """What is wrong where weights and inputs are real numbers of different types; "" else."""
     own = {t.dtype for t in weights.values() if t.is_floating_point()}
     given = first_tensor(x).dtype

@@ -146,8 +146,8 @@ def leaving_nothing_of_a_refusal(folder: Path, before: set[str]) -> Iterator[Non
     except Diverged:
         raise
     except Exception:
-        kept = {path.name for path in folder.iterdir()}
-        if "config.yaml" in before or {"checkpoints", "result.json"} & kept:
+        kept = {path.name for path in folder.iterdir()} if folder.is_dir() else before
+        if kept == before or "config.yaml" in before or {"checkpoints", "result.json"} & kept:
             raise
         for name in kept - before:
             path = folder / name

@@ -32,7 +32,14 @@ PLACES = ("root", "archive", "splits")
 """Keys of a data set that are paths of the user's; `splits` is one of dataset=folder alone."""
 
 ADDED: dict[str, Any] = {"sampling.queries": "balanced", "sampling.concentration": 2.0}
-"""What newer configurations hold, by its dotted path, with the value that does as before."""
+"""What newer sections hold, by its dotted path, with the value that does as before."""
+
+OF_KIND: dict[str, dict[str, Any]] = {
+    "algorithm": {"classifier": None},
+    "meta": {"sampling": {"queries": ["balanced"], "concentration": 2.0}, "classifiers": {}},
+}
+"""What newer configurations hold: those of training, and those of a comparison, by a key that
+tells them; with the values that do as before."""
 
 
 def renewed(
@@ -42,7 +49,8 @@ def renewed(
     targets: Mapping[str, str] = TARGETS,
 ) -> dict[str, Any]:
     """A copy of `config` in which `keys` are renamed or dropped, where they are found; then what
-    is `added` and not there is filled in. What there is under a new name stays."""
+    is `added` is filled in where its section is there and it is not. What there is under a new
+    name stays."""
     new = deepcopy(dict(config))
     for old, now in keys.items():
         section, key = _section(new, old)
@@ -52,7 +60,10 @@ def renewed(
         if now is not None:
             _fill_in(new, now, value)
     for path, value in added.items():
-        _fill_in(new, path, value)
+        if path.partition(".")[0] in new:
+            _fill_in(new, path, value)
+    for kind in OF_KIND.keys() & new.keys():
+        new = {**deepcopy(OF_KIND[kind]), **new}
     _renew_backbone(new.get("backbone"))
     return placed(_found(new, targets))
 

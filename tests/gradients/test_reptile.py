@@ -49,12 +49,12 @@ def test_direction(batching, batch_size):
 
 
 def test_learned_rates_are_refused():
-    algo = MAML(nn.Linear(4, 3), rule=lslr(0.1), kinds=("displacement",))
+    algo = MAML(network(lambda: nn.Linear(4, 3)), rule=lslr(0.1), kinds=("displacement",))
     with pytest.raises(UsageError, match="use inner=sgd"):
         gradients.Displacement()(algo, algo.init(), classification(shape=(4,)))
 
 
 def test_no_steps_are_refused():
-    algo = Reptile(nn.Linear(4, 3), steps=0)
+    algo = Reptile(network(lambda: nn.Linear(4, 3)), steps=0)
     with pytest.raises(UsageError, match="needs algorithm.steps of 1 or more"):
         gradients.Displacement()(algo, algo.init(), classification(shape=(4,)))

@@ -320,7 +320,7 @@ MANIFESTS = [
         written("[1, 2"),
     ),
     listed("with an example that is not there", "example that its class lacks", example(99)),
-    listed("with a number below 0", "example that its class lacks", example(-1)),
+    listed("with a number below 0", "numbers of examples must be 0 or more", example(-1)),
     listed(
         "with its episodes in another order",
         "not those that its hash names",
