@@ -210,7 +210,8 @@ def test_weight_standardisation_is_not_a_batch():
     conv = network(lambda: StdConv2d(3, 4, 3))
     x, weight = randn(3, 3, 5, 5), torch.tensor([1.0, 1.0, 0.0])
     net = pure(conv)
-    torch.testing.assert_close(net.apply(net.params, x, weight), conv(x), rtol=1e-12, atol=1e-13)
+    real = net.apply(net.params, x, weight)[:2]  # padding reaches it as a copy of another
+    torch.testing.assert_close(real, conv(x)[:2], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize(
