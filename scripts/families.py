@@ -46,7 +46,7 @@ VOCABULARY = 40
 class Row:
     """What became of one family. loop, vmap: relative error in float64; single: of float32."""
 
-    library: str
+    package: str
     family: str
     network: str = ""
     weights: int = 0
@@ -66,7 +66,7 @@ class Row:
 class Family:
     """build: the network, of `WAYS` outputs. inputs: of `n` examples."""
 
-    library: str
+    package: str
     name: str
     network: str
     build: Callable[[], nn.Module]
@@ -180,7 +180,7 @@ def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 def examine(family: Family) -> Row:
     """Everything about one family."""
-    row, started = Row(family.library, family.name, family.network), time.process_time()
+    row, started = Row(family.package, family.name, family.network), time.process_time()
     try:
         module = made(family)
         row = dataclasses.replace(row, weights=sum(p.numel() for p in module.parameters()))
@@ -408,18 +408,18 @@ LIBRARIES: dict[str, Callable[[], Iterator[Family]]] = {
 # ---------------------------------------------------------------- the record and the page
 
 
-def run(library: str, path: Path, only: str | None) -> None:
+def run(package: str, path: Path, only: str | None) -> None:
     """Append a record for every family of the library that has none, or one of a failure."""
-    known = {(r.library, r.family) for r in rows(path) if "FAILS" not in r.reason}
+    known = {(r.package, r.family) for r in rows(path) if "FAILS" not in r.reason}
 
     def late(*_: object) -> None:
         raise Late
 
     signal.signal(signal.SIGPROF, late)
-    for family in LIBRARIES[library]():
-        if (library, family.name) in known or (only and only not in family.name):
+    for family in LIBRARIES[package]():
+        if (package, family.name) in known or (only and only not in family.name):
             continue
-        family = fitted(family) if library == "timm" else family
+        family = fitted(family) if package == "timm" else family
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         row = examine(family)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -432,7 +432,7 @@ def rows(path: Path) -> list[Row]:
     """The last record of each family, by library and family."""
     lines = path.read_text().splitlines() if path.exists() else []
     found = [Row(**json.loads(line)) for line in lines]
-    last = {(row.library, row.family): row for row in found}
+    last = {(row.package, row.family): row for row in found}
     return [last[key] for key in sorted(last)]
 
 
@@ -458,14 +458,14 @@ def page(found: list[Row]) -> str:
         "$library; done",
         "    python -m scripts.families page",
         "",
-        "| library | family | network | weights | loop | vmap | float32 | reason |",
+        "| package | family | network | weights | loop | vmap | float32 | reason |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in found:
         shown = ["-" if e is None else f"{e:.0e}" for e in (r.loop, r.vmap, r.single)]
         reason = r.reason.replace("|", "/")
         text.append(
-            f"| {r.library} | {r.family} | {r.network} | {r.weights:,} | {' | '.join(shown)} "
+            f"| {r.package} | {r.family} | {r.network} | {r.weights:,} | {' | '.join(shown)} "
             f"| {reason} |"
         )
     return "\n".join(text) + "\n"
@@ -474,13 +474,13 @@ def page(found: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="meta-gradients of model families")
     parser.add_argument("what", choices=("run", "page"))
-    parser.add_argument("library", nargs="?", choices=tuple(LIBRARIES))
+    parser.add_argument("package", nargs="?", choices=tuple(LIBRARIES))
     parser.add_argument("--only", help="families whose name has this in it")
     parser.add_argument("--records", type=Path, default=FOLDER / "families.jsonl")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     if given.what == "run":
-        run(given.library, given.records, given.only)
+        run(given.package, given.records, given.only)
     else:
         (FOLDER / "families.md").write_text(page(rows(given.records)))
 

@@ -39,14 +39,14 @@ def of_library(library: str) -> dict[str, Family]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", SHARE, ids=lambda row: f"{row.library}-{row.family}")
+@pytest.mark.parametrize("row", SHARE, ids=lambda row: f"{row.package}-{row.family}")
 def test_the_meta_gradient_is_that_of_a_plain_loop(row: Row) -> None:
-    if importlib.util.find_spec(row.library) is None:
-        pytest.skip(f"{row.library} is not installed")
+    if importlib.util.find_spec(row.package) is None:
+        pytest.skip(f"{row.package} is not installed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        family = of_library(row.library)[row.family]
-        family = families.fitted(family) if row.library == "timm" else family
+        family = of_library(row.package)[row.family]
+        family = families.fitted(family) if row.package == "timm" else family
         again = families.examine(family)
     assert again.exact, again
     if row.vmap is not None and row.vmap < families.CLOSE:
