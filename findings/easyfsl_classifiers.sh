@@ -8,7 +8,7 @@
 # 3. Expected, as documented (k neighbours, shape (n_features, k)): k_nearest_neighbours(x, 3)
 #    gives 3. Found: 2, as it counts the point itself; so LaplacianShot(knn=1) has no neighbours.
 #
-# Output with easyfsl 1.5.0 and torch 2.15.0:
+# Output with easyfsl 1.5.0 and torch 2.14.1:
 #   TIM: asked twice, differs
 #   PTMAP: asked twice, differs
 #   BDCSPN: asked twice, differs
@@ -19,7 +19,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 python="$work/venv/bin/python"
-"$python" -m pip install --quiet --disable-pip-version-check easyfsl==1.5.0 torch==2.15.0
+"$python" -m pip install --quiet --disable-pip-version-check easyfsl==1.5.0 torch==2.14.1
 cat > "$work/ask.py" <<'PYTHON'
 import torch
 from easyfsl.methods import BDCSPN, PTMAP, TIM
