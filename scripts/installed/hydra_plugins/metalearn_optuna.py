@@ -32,4 +32,5 @@ class OptunaSweeper(Sweeper):
         """Search; what was found is printed and written into the folder of the sweep."""
         from metalearn.commands.search import search
 
+        assert self.config is not None  # Hydra has called `setup`
         search(self.config, self.launcher, arguments)
