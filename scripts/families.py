@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +132,11 @@ def collapsed(family: Family) -> nn.Module:
     return module
 
 
+def hard_sigmoid(x: Tensor, inplace: bool = False) -> Tensor:
+    """torch's own has no second derivative."""
+    return F.relu6(x + 3) / 6
+
+
 def plain_loop(module: nn.Module, episodes: Episodes) -> list[dict[str, Tensor]]:
     """The gradient of every task as one writes it: history of every step."""
     module = copy.deepcopy(module)
@@ -142,7 +148,7 @@ def plain_loop(module: nn.Module, episodes: Episodes) -> list[dict[str, Tensor]]
             tensor_of(outputs_of(functional_call(module, weights, (batch.x,)))), batch.y
         )
 
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), mock.patch.object(F, "hardsigmoid", hard_sigmoid):
         for t in range(TASKS):
             one = episodes.map(lambda x, t=t: x[t])
             fast = dict(start)
@@ -233,7 +239,7 @@ _SMALL = (
     *("_050", "_035", "_s0", "_b0", "b0", "_t0", "_m0", "_small", "10", "_12", "18", "_s_", "_s"),
     *("_xx", "26", "_100", "_n", "_t", "_0", "13", "14", "002", "004", "34"),
 )
-_SIZES = (32, 64, 96, 128, 160, 224)
+_SIZES = (32, 64, 96, 128, 160, 224, 240, 256)
 
 
 def timm_families() -> Iterator[Family]:
@@ -273,9 +279,9 @@ def _timm(name: str) -> nn.Module:
 _SIZE = [32]
 
 
-def fitted(family: Family) -> Family:
-    """A timm family with the smallest images that its network takes."""
-    for size in _SIZES:
+def fitted(family: Family, least: int = 0) -> Family:
+    """A timm family with the smallest images from `least` on that its network takes."""
+    for size in (size for size in _SIZES if size >= least):
         _SIZE[0] = size
         try:
             with torch.no_grad():
@@ -368,6 +374,15 @@ _TINY = {
 }
 
 
+_MLA: dict[str, Any] = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+_OWN: dict[str, dict[str, Any]] = {
+    **{"axk1": _MLA, "axk2": _MLA, "deepseek_v2": _MLA, "deepseek_v3": _MLA},
+    "esm": {"vocab_size": VOCABULARY, "mask_token_id": 4},
+    "funnel": {"num_hidden_layers": 2, "block_sizes": [1, 1]},
+}
+"""What a configuration needs besides, by the name of its family."""
+
+
 def transformers_families() -> Iterator[Family]:
     """Every model that classifies sequences of tokens or images, by tiny configurations."""
     from transformers.models.auto import modeling_auto as auto
@@ -384,15 +399,19 @@ def transformers_families() -> Iterator[Family]:
                 import transformers
 
                 kind = CONFIG_MAPPING[name]
-                usual = kind()
-                given = {n: v for n, v in _TINY.items() if isinstance(getattr(usual, n, None), int)}
+                usual = vars(kind())
+                numbers = {n for n, value in usual.items() if isinstance(value, int)}
+                given: dict[str, Any] = {n: v for n, v in _TINY.items() if n in numbers}
+                if "qk_rope_head_dim" in numbers:  # the width of a head is two widths there
+                    given.pop("head_dim", None)
                 drops = ("dropout", "dropout_prob", "dropout_rate", "_pdrop", "drop_rate")
                 given |= {
                     n: 0.0
-                    for n, value in vars(usual).items()
+                    for n, value in usual.items()
                     if n.endswith(drops) and isinstance(value, float)
                 }
-                config = kind(**given)
+                config = kind(**given | _OWN.get(name, {}))
+                config.pad_token_id = 0
                 return getattr(transformers, model)(config)
 
             yield Family("transformers", name, f"{model} of {kind}", build, inputs)
@@ -410,7 +429,11 @@ LIBRARIES: dict[str, Callable[[], Iterator[Family]]] = {
 
 def run(package: str, path: Path, only: str | None) -> None:
     """Append a record for every family of the library that has none, or one of a failure."""
-    known = {(r.package, r.family) for r in rows(path) if "FAILS" not in r.reason}
+    known = {
+        (r.package, r.family)
+        for r in rows(path)
+        if "FAILS" not in r.reason and (r.loop is None or r.loop < CLOSE)
+    }
 
     def late(*_: object) -> None:
         raise Late
@@ -419,9 +442,11 @@ def run(package: str, path: Path, only: str | None) -> None:
     for family in LIBRARIES[package]():
         if (package, family.name) in known or (only and only not in family.name):
             continue
-        family = fitted(family) if package == "timm" else family
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        row = examine(family)
+        row = examine(fitted(family) if package == "timm" else family)
+        if package == "timm" and row.loop is not None and row.loop >= CLOSE:
+            # Batch norm over three maps of one pixel: rounding is all that is left of them.
+            row = examine(fitted(family, least=96))
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(dataclasses.asdict(row)), flush=True)
         with path.open("a") as file:

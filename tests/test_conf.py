@@ -1,9 +1,11 @@
 """Every file under conf/, found recursively, composes, takes one step and is tested."""
 
+import functools
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,9 +39,15 @@ ONE_STEP = (
 )
 
 
+@functools.cache
+def composed(*overrides: str) -> dict[str, Any]:
+    """What they give; it takes as long as the step."""
+    return compose(overrides)
+
+
 def small(overrides: list[str]) -> list[str]:
     """What makes the run of `overrides` a matter of a second."""
-    config = compose(overrides)
+    config = composed(*overrides)
     extra = [*ONE_STEP, "run_dir=run"]
     if not any(override.startswith("tracker=") for override in overrides):
         extra.append("tracker=disabled")
@@ -130,12 +138,12 @@ def test_a_config_composes_and_takes_one_step(
 ) -> None:
     group = path.parent.as_posix()
     chosen = [] if group == "." else [f"{group}={path.stem}"]
-    kind = target(compose(chosen)["gradient"]["_target_"]).kind
+    kind = target(composed(*chosen)["gradient"]["_target_"]).kind
     if kind in MADE_FOR and group == "gradient":
         chosen.append(f"algorithm={MADE_FOR[kind]}")
     if path.stem == "superclass":
         chosen.append("dataset=fc100")
-    dataset = compose(chosen)["dataset"]
+    dataset = composed(*chosen)["dataset"]
     name = dataset["_target_"].rpartition(".")[2]
     for archive in (REAL[part] for part in (name, *dataset.get("sets", ())) if part in REAL):
         data = data_folder()
@@ -145,7 +153,7 @@ def test_a_config_composes_and_takes_one_step(
         monkeypatch.setenv("METALEARN_CACHE", str(workplace / "cache"))
         chosen += stand_in(name, workplace)
     outcome = metalearn("train", *chosen, *small(chosen))
-    if compose(chosen)["capture"] != "none" and not torch.cuda.is_available():
+    if composed(*chosen)["capture"] != "none" and not torch.cuda.is_available():
         assert "needs a CUDA device; use capture=none on a CPU" in outcome.mistake
         return
     assert outcome.code == 0, outcome.err

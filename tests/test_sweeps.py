@@ -134,7 +134,8 @@ def test_one_run_dir_for_several_members_is_refused(workplace: Path) -> None:
 
 
 def test_joblib_runs_members_side_by_side(workplace: Path) -> None:
-    done = command("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "algorithm=maml,protonet")
+    two = ("algorithm=maml,protonet", "batching=loop")
+    done = command("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *two)
     assert done.returncode == 0, done.stderr
     assert chosen() == [("MAML", 0), ("ProtoNet", 0)]
     assert sorted(record["job"] for record in records()) == [0, 1]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from metalearn.algorithms.losses import Loss, cross_entropy, mean
 from metalearn.algorithms.maml import MAML
+from metalearn.errors import UsageError
 from metalearn.inner.perceptron import means, perceptron, perceptron_start
 from metalearn.inner.rules import InnerRule, sgd, under_prefix
 from metalearn.types import Given, Meta, Params
@@ -60,6 +61,9 @@ def MeTAL(  # a method of the field, named as the others are
     rule: InnerRule = sgd(0.01),
     loss: Loss = cross_entropy,
 ) -> MAML:
-    """MAML on the learned loss. The network ends in a layer of N outputs, its last weight."""
-    *_, last = (w for w in module.parameters() if w.requires_grad)
-    return MAML(module, steps, rule, loss, objective=AdaptiveLoss(len(last)))
+    """MAML on the learned loss. The network ends in a layer of N outputs, its last matrix. Raises
+    UsageError where it has none."""
+    matrices = [w for w in module.parameters() if w.requires_grad and w.ndim > 1]
+    if not matrices:
+        raise UsageError("MeTAL reads the outputs of a last layer; this network has none to train")
+    return MAML(module, steps, rule, loss, objective=AdaptiveLoss(len(matrices[-1])))

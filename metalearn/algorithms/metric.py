@@ -50,6 +50,11 @@ class Metric:
         """Whether the classifier is."""
         return self.classifier.transductive
 
+    @property
+    def ways(self) -> int | None:
+        """The most classes of a task that the classifier takes, where it was told."""
+        return getattr(self.classifier, "ways", None)
+
     def init(self) -> Meta:
         """The module's own weights, and what the classifier learns."""
         weights = tree.clone(self.net.params)

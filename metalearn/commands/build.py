@@ -210,6 +210,9 @@ def _method(config: Mapping[str, Any]) -> Method:
         raise UsageError(f"classifier={name} is for algorithm=metric, not {other}")
     classifier = None
     if node:
+        if node.get("ways", 0) is None:  # known here, and less work where it is
+            most = max(config["training"]["ways"] or 0, config["episodes"]["ways"])
+            node = {**node, "ways": most}
         ruled = "rule" in inspect.signature(target(node.get("_target_"))).parameters
         classifier = factory(node, "classifier")(**({"rule": rule} if ruled else {}))
     outer = config["outer"]

@@ -227,7 +227,7 @@ def _scale(axes: Axes, name: str, training: list[float], validation: list[float]
 
 
 def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=150)
     FigureCanvasAgg(figure)  # no pyplot: nothing global to collect figures or need a display
     return figure
 
@@ -241,4 +241,11 @@ def _style(axes: Axes) -> None:
 def _save(figure: Figure, path: Path | str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Fixed margins, in inches: a search for the best ones takes as long as the picture itself.
+    width, height = figure.get_size_inches()
+    rows = len(figure.axes)
+    figure.subplots_adjust(
+        left=0.8 / width, right=1 - 0.15 / width, bottom=0.5 / height, top=1 - 0.35 / height,
+        hspace=0.3 * rows / (height - 0.85 - 0.3 * (rows - 1)),
+    )  # fmt: skip
     figure.savefig(path, format="png")

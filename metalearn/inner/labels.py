@@ -1,7 +1,8 @@
 """One rule for the classes of a task, whatever the algorithm.
 
 They are 0, 1, ..., N - 1 in every task, and each has a support example: an output of the network,
-or a row of a classifier, is a class by its number.
+or a row of a classifier, is a class by its number. A classifier that was told how many there are
+at most (`ways`) does not see a task with more.
 """
 
 from typing import Any
@@ -50,6 +51,13 @@ def check_labels(algo: Any, support: Batch, query: Batch | None = None) -> None:
         raise UsageError(
             f"the support set of task {task} has the classes {told}; number those of a task from "
             "0 on without a gap, as torch.unique(y, return_inverse=True) does"
+        )
+    most = getattr(algo, "ways", None)
+    if most is not None and (high >= most).any():
+        task = int((high >= most).argmax())
+        raise UsageError(
+            f"task {task} has {high[task] + 1} classes, more than the classifier's ways={most}; "
+            f"use ways={high.max() + 1}, or ways=None where it is not known"
         )
     of_query = None if query is None else _classes(query)
     if of_query is None:

@@ -10,6 +10,7 @@ import secrets
 import string
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from metalearn.tracking.tracker import RunInfo, Status
 Mode = Literal["online", "offline", "disabled"]
 
 _MAX_QUEUE = 20_000  # records that wait for W&B to start or to keep up
+_LAST_ANSWER = 1.5  # seconds in which a server that took the run shows that it is still there
 
 
 class WandB:
@@ -40,7 +42,8 @@ class WandB:
     timeout: seconds to wait for the server's first answer, and again for its acceptance of
         the run (neither holds up training).
     finish_timeout: seconds that `close` waits for records to be uploaded, 5 at most where
-        the run was interrupted. What is left stays on disk for `wandb sync`.
+        the run was interrupted, and not at all where the server is gone by then. What is left
+        stays on disk for `wandb sync`.
     train_episodes: whether each training episode is a row. A row takes about 0.1 ms of the
         processor beside training, which shows where a meta-step takes less than about 10 ms.
     warn: where the one line goes; standard error if None.
@@ -71,6 +74,9 @@ class WandB:
         self._queue: queue.Queue[Callable[[Any], None] | None] = queue.Queue(_MAX_QUEUE)
         self._thread: threading.Thread | None = None
         self._exit_code = 0
+        self._address: str | None = None  # of a server that took the run
+        self._lost: str | None = None  # why it is given up
+        self._all_taken = threading.Event()  # by wandb, which has written it to its file then
         self._defined: set[str] = set()
         self._tables = True
         self._episode = 0
@@ -119,6 +125,11 @@ class WandB:
         self._exit_code = 0 if status == "finished" else 1
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=wait)
+        # wandb would ask a server that is gone again and again.
+        if self._all_taken.wait(wait) and (gone := self._gone()):
+            self._warn_once(f"not uploaded ({gone})")
+            _leave(self._folder / "wandb")
+            wait = 0.0
         self._thread.join(wait)
         if self._thread.is_alive():
             self._warn_once(f"not uploaded within {wait:.0f} s")
@@ -148,16 +159,24 @@ class WandB:
             run = self._open(info, identity)
         except Exception as error:
             self._warn_once(f"could not start ({one_line(error)})")
+            self._all_taken.set()
             return
         while (send := self._queue.get()) is not None:
             try:
                 send(run)
             except Exception as error:
                 self._warn_once(f"a record failed ({one_line(error)})")
+        self._all_taken.set()
         try:
             run.finish(exit_code=self._exit_code)
         except Exception as error:
             self._warn_once(f"did not finish ({one_line(error)})")
+
+    def _gone(self) -> str | None:
+        """The reason where a server that took the run answers no more; it is not asked again."""
+        if self._address and not self._lost:
+            self._lost = unreachable(self._address, min(self.timeout, _LAST_ANSWER))
+        return self._lost
 
     def _open(self, info: RunInfo, identity: str) -> Any:
         settings = _set_up()
@@ -166,7 +185,9 @@ class WandB:
             reason = missing_key(address) or unreachable(address, self.timeout)
             if reason is None:
                 try:
-                    return self._init(info, identity, "online")
+                    run = self._init(info, identity, "online")
+                    self._address = address
+                    return run
                 except Exception as error:
                     reason = one_line(error)
                     _release_id()
@@ -237,10 +258,10 @@ class WandB:
             if finite.size:  # a histogram of nothing, or of NaN, is an error
                 record[f"{split}/{name}_histogram"] = wandb.Histogram(finite.tolist())
         self._log(run, "step", step, record)
-        if not self._tables:
-            return
         # Alone among records a table asks the server while it is logged. One that does not
         # answer takes ten seconds to fail, so the table comes last and is not tried again.
+        if not self._tables or self._gone():
+            return
         self._tables = False
         names: list[Any] = list(values)
         rows: list[Any] = [list(row) for row in zip(*values.values(), strict=True)]
@@ -264,6 +285,25 @@ def _release_id() -> None:
     import wandb
 
     wandb.teardown()
+
+
+def _leave(folder: Path) -> None:
+    """End wandb's service without an upload, for which the process would wait at its exit, as soon
+    as its file in `folder` grows no more."""
+    import wandb
+
+    service: Any = wandb.setup()
+    for name in ("_connection", "_proc", "_process"):  # seen in 0.19 to 0.28
+        service = getattr(service, name, None)
+    if service is None:
+        return  # another version: it waits
+    sizes = [-1, -2]
+    while sizes[-1] != sizes[-2] and len(sizes) < 20:
+        time.sleep(0.1)
+        sizes.append(sum(path.stat().st_size for path in folder.rglob("*.wandb")))
+    service.terminate()
+    with contextlib.suppress(Exception, SystemExit):  # by the exit code of the service
+        wandb.teardown()
 
 
 def _settings_keys(wandb: Any) -> set[str]:

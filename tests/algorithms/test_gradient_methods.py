@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from metalearn import adapt, algorithms
+from metalearn.backbones.heads import CosineHead
 from metalearn.errors import UsageError
 from metalearn.gradients import Adjoint, Unroll
 from metalearn.inner import lslr, sgd
@@ -283,3 +284,32 @@ def test_unicorn_mamls_answers_are_permuted_with_the_labels():
 def test_what_cannot_be_is_told(build, told):
     with pytest.raises(UsageError, match=told):
         build()
+
+
+class ByMaps(nn.Module):
+    """Its head is a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Conv2d(2, 3, 2)
+
+    def forward(self, x):
+        return self.head(self.body(x).view(-1, 2, 2, 2)).flatten(1)
+
+
+def by_angle() -> nn.Module:
+    """Its last weight is a number, the scale of its head."""
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), CosineHead(torch.ones(3, 6)))
+
+
+@pytest.mark.parametrize("build", [by_angle, ByMaps])
+@pytest.mark.parametrize("name", ["boil", "cavia", "alfa", "metal", "tnet", "sharp"])
+def test_any_last_layer_will_do(name, build):
+    algo = CASES[name][1](network(build))
+    gradient, _ = Adjoint()(algo, algo.init(), classification(2, 3, 2, 5, (4,)))
+    assert all(t.isfinite().all() for part in gradient.values() for t in part.values())
+
+
+def test_metal_needs_outputs():
+    with pytest.raises(UsageError, match="has none to train"):
+        algorithms.MeTAL(nn.Flatten())

@@ -128,15 +128,22 @@ WAYS = ["loop", "vmap", 2]
 COMPILED = ["loop+compile", "vmap+compile+whole"] if shutil.which("g++") else []
 
 
-@pytest.mark.parametrize("padded", [False, True])
-def test_named_inputs_and_targets_in_every_strategy_and_way_of_running(padded):
+@pytest.mark.parametrize(
+    "padded, ways",
+    [
+        (False, WAYS),
+        (True, WAYS),
+        pytest.param(False, COMPILED[:1], marks=pytest.mark.slow, id="compiled"),
+    ],
+)
+def test_named_inputs_and_targets_in_every_strategy_and_way_of_running(padded, ways):
     algo = Own(network(TwoInputs))
     with pytest.raises(TypeError):
         weakref.ref(algo)
     meta, tasks = algo.init(), episodes(padded=padded)
     want = plain_gradient(algo, meta, tasks)
     for strategy in (Adjoint(), Unroll(), Checkpointed()):
-        for batching in (*WAYS, *(COMPILED[:1] if strategy == Adjoint() and not padded else [])):
+        for batching in ways if ways is WAYS or strategy == Adjoint() else ():
             engine = Engine(batching)
             for _ in range(2):  # the second finds what the first has made
                 got, metrics = engine(strategy, algo, meta, tasks)

@@ -55,13 +55,27 @@ def layers() -> nn.Module:
 @pytest.mark.parametrize(
     "strategy, batching, build, shape",
     [
-        (Adjoint, "loop+compile", convolutions, (1, 5, 5)),
+        (Adjoint, "loop+compile", layers, (4,)),
+        pytest.param(
+            Adjoint,
+            "loop+compile",
+            convolutions,
+            (1, 5, 5),
+            marks=pytest.mark.slow,  # a minute
+        ),
         (Adjoint, "threads", layers, (4,)),
         pytest.param(Unroll, "vmap+compile", layers, (4,), marks=pytest.mark.slow),
         pytest.param(Checkpointed, "loop+compile+whole", layers, (4,), marks=pytest.mark.slow),
         pytest.param(Adjoint, "vmap+compile+whole+serial", layers, (4,), marks=pytest.mark.slow),
     ],
-    ids=["adjoint-loop", "adjoint-threads", "unroll-vmap", "checkpointed-whole", "at-once"],
+    ids=[
+        "adjoint-loop",
+        "convolutions",
+        "adjoint-threads",
+        "unroll-vmap",
+        "checkpointed-whole",
+        "at-once",
+    ],
 )
 def test_exact(strategy, batching, build, shape):
     module, episodes = network(build), classification(shape=shape)
@@ -117,6 +131,7 @@ def test_what_a_later_call_may_bring(strategy):
 
 
 @compiles
+@pytest.mark.slow
 def test_dropout_and_none():
     algo = MAML(network(lambda: deep(nn.Dropout(0.5))), 1, sgd(0.1))
     meta, episodes = algo.init(), classification(shape=(4,))

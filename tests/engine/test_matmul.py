@@ -109,7 +109,7 @@ def test_compiled_products(slow_mkl, monkeypatch) -> None:
 @onednn
 @pytest.mark.parametrize(
     "batching",
-    ["loop+compile", "threads", pytest.param("vmap+compile", marks=pytest.mark.slow)],
+    ["threads", *(pytest.param(f"{b}+compile", marks=pytest.mark.slow) for b in ("loop", "vmap"))],
 )
 def test_a_meta_gradient_by_onednn(slow_mkl, batching, monkeypatch) -> None:
     traced = []

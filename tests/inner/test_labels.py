@@ -66,6 +66,19 @@ def test_a_query_class_needs_a_support_example(name, lost):
         evaluate(algo, algo.init(), episodes)
 
 
+def test_a_classifier_that_was_told_fewer_classes_refuses_the_task():
+    episodes = classification(shape=(4,))
+    few, enough = (Metric(network(net), LogisticRegression(ways=n)) for n in (2, 3))
+    assert evaluate(enough, enough.init(), episodes)
+    line = "task 0 has 3 classes, more than the classifier's ways=2; use ways=3"
+    for act in (
+        lambda: Adjoint()(few, few.init(), episodes),
+        lambda: evaluate(few, few.init(), episodes),
+    ):
+        with pytest.raises(UsageError, match=re.escape(line)):
+            act()
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
 def test_order_padding_and_type_do_not_matter(dtype):
     episodes = classification(shape=(4,))

@@ -26,7 +26,7 @@ BUDGET = [
     "backbone.filters=8", "episodes.ways=3", "episodes.queries=2", "training.steps=40",
     "training.meta_batch=2", "training.checkpoint_every=5", "training.validate_every=10",
     "evaluation.episodes=10", "evaluation.validation_episodes=5", "tracker=disabled",
-    "device=cpu",
+    "device=cpu", "batching=loop",
 ]  # fmt: skip
 
 RUNS = {
