@@ -15,6 +15,7 @@ from metalearn.gradients import Adjoint, Implicit, Unroll
 from metalearn.inner import adam, lslr, meta_sgd, momentum, sgd
 from metalearn.types import Episodes, Given, Meta
 from tests.gradients.reference import call
+from tests.spread import spread
 from tests.tasks import apart, classification, network, on, randomised
 
 PROXIMAL = 1.5
@@ -87,10 +88,10 @@ def ends(algo, meta: Meta, tasks: Episodes) -> list[dict]:
     return [{n: fast[n] for n in names} for fast in found]
 
 
-@pytest.mark.parametrize("batching", BATCHINGS)
-@pytest.mark.parametrize("algorithm", [MAML, ANIL])
-@pytest.mark.parametrize("build", [net, normed])
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize(
+    "steps, build, algorithm, batching",
+    spread([1, 4], [net, normed], [MAML, ANIL], BATCHINGS, share=2),
+)
 def test_a_dense_solve(steps, build, algorithm, batching):
     """At any end point: the linear algebra does not ask whether the inner loop has arrived."""
     module, tasks = network(build), episodes()
