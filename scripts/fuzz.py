@@ -143,6 +143,8 @@ def combination(number: int, seed: int, heavy: bool = True) -> list[str]:
                 words.pop(group, None)
         if words.get("sampling") == "meta_dataset":
             words |= {"episodes.ways": "3", "sampling.sizes.min_ways": "2"}
+    if words.get("sampling") == "meta_dataset":
+        words["sampling.sizes.max_support"] = "60"  # its 500 would be no tiny run
     fitting = _keys(words)
     for key in rng.sample(sorted(VALUES), 8):
         # Keys that the chosen groups lack are refused alike: a few of them are enough.

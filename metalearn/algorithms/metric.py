@@ -9,6 +9,7 @@ the fast weights are what the classifier fits.
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from metalearn import tree
@@ -60,8 +61,9 @@ class Metric:
         weights = tree.clone(self.net.params)
         hyper = self.classifier.hyper(self.features)
         like = next((t for t in weights.values() if t.is_floating_point()), None)
-        if like is not None:
-            hyper = tree.map(lambda t: t.to(like), hyper)
+        if like is None:  # features that are given
+            like = torch.zeros(())
+        hyper = tree.map(lambda t: t.to(like), hyper)
         return Meta(init=weights, hyper=hyper, buffers=tree.clone(self.net.buffers))
 
     def _on_features(self, meta: Meta, fast: Params, batch: Batch) -> Batch:

@@ -21,6 +21,7 @@ from metalearn.backbones.weight_names import (
     ties,
     unread,
 )
+from metalearn.backbones.weight_order import in_order, in_words
 from metalearn.backbones.weight_shapes import converted, fitted, is_position
 from metalearn.errors import UsageError
 from metalearn.types import Params
@@ -38,7 +39,8 @@ class Report:
     in another shape; a new head is not among them. unexpected: names in the file that the network
     does not have. head: what became of the head, in words. share: of the body's numbers that were
     loaded, 0 to 1. changed: what was given another shape. copy: which of several copies in the
-    file it was; "" for the only one. others: their names.
+    file it was; "" for the only one. others: their names. names: from the network's to the file's,
+    where these are others and were matched by order.
     """
 
     source: str
@@ -51,6 +53,7 @@ class Report:
     changed: list[str] = field(default_factory=list)
     copy: str = ""
     others: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """One line for a full match, and one more for each kind of exception."""
@@ -68,6 +71,8 @@ class Report:
         ):
             if names:
                 lines.append(f"  {told}: {_listed(names)}")
+        if self.names:
+            lines.append(f"  {in_words(self.names, self.matched[:2])}")
         return "\n".join(lines)
 
 
@@ -91,7 +96,8 @@ def load_into(
 ) -> Report:
     """Copy `weights` into `module`, in place, and say what reached it.
 
-    Names match after what stands before all of them (`module.`, `backbone.`) is taken away. Every
+    Names match after what stands before all of them (`module.`, `backbone.`) is taken away; where
+    they are those of another code, the tensors by their order, kinds and shapes, all or none. Every
     tensor of the body has to be there; running averages only where the network reads them. The
     head is what classifies: where the file has none, or one of other classes, it keeps its start;
     under another name it is the one linear layer that the network lacks. A first convolution for
@@ -129,6 +135,9 @@ def load_into(
     if match.extra or not spared.issuperset(wanted.keys() - match.fitting.keys()):
         others = map(matched, converted(match.given, module))
         match = max((match, *others), key=lambda m: (len(m.fitting.keys() - spared), -len(m.extra)))
+    names: dict[str, str] = {}
+    if len(match.fitting) < len(wanted) / 2 and (order := in_order(given, wanted, of_head)):
+        names, match = order, matched({here: given[there] for here, there in order.items()})
     head = _fit_head(match, wanted, of_head, layers)
 
     fitting = {n: match.fitting[n] for n in wanted if n in match.fitting}  # in their order
@@ -147,6 +156,7 @@ def load_into(
         changed=[n for n, t in fitting.items() if taken.tensors.get(n, t).shape != t.shape],
         copy=taken.name,
         others=taken.others,
+        names=names,
     )
     _check(report, match, taken, wanted, min_match)
     with torch.no_grad():

@@ -22,6 +22,7 @@ from metalearn.backbones.defaults import (
     torchvision_default,
 )
 from metalearn.backbones.heads import head_name
+from metalearn.backbones.weight_order import as_trained, renamed
 from metalearn.backbones.weights import Report, Weights, check_pin, load_into, read_weights
 from metalearn.commands.arguments import check_node, make, target
 from metalearn.commands.trial import evaluated
@@ -36,7 +37,7 @@ from metalearn.training.settings import ImageSettings
 from metalearn.types import Batch, Inputs
 
 DEFAULT = "DEFAULT"
-_OF_WEIGHTS = ("weights", "sha256", "copy", "match")
+_OF_WEIGHTS = ("weights", "sha256", "copy", "rename", "match")
 _OUTPUTS = ("ways", "outputs")  # the names that backbones give to the width of their head
 _FROM_DATA = ("channels", "size", "inputs")
 
@@ -51,17 +52,23 @@ def check_backbone(node: Mapping[str, Any]) -> None:
     for name in ("weights", "sha256", "copy"):
         if not isinstance(node.get(name), str | None):
             raise UsageError(f"backbone.{name}={node[name]} must be text, or null")
+    rules = node.get("rename") or {}
+    if not isinstance(rules, Mapping) or not all(isinstance(v, str) for v in rules.values()):
+        raise UsageError("backbone.rename must be {pattern: what takes its place, ...}, or null")
 
 
 def find_weights(node: Mapping[str, Any]) -> Weights | None:
     """What `backbone.weights` names; None where it is null. Raises UsageError."""
-    named, pin = node.get("weights"), node.get("sha256")
+    named, pin, rules = node.get("weights"), node.get("sha256"), node.get("rename")
     if named is None:
         return None
     if named != DEFAULT:
-        return described(read_weights(named, pin))
-    weights = _default(node)
-    check_pin(weights.source, weights.sha256, pin)
+        weights = described(read_weights(named, pin))
+    else:
+        weights = _default(node)
+        check_pin(weights.source, weights.sha256, pin)
+    if rules:
+        weights = weights._replace(tensors=renamed(weights.tensors, rules, weights.source))
     return weights
 
 
@@ -97,6 +104,14 @@ def with_weights(config: Mapping[str, Any]) -> tuple[dict[str, Any], Weights | N
         if name in known and images.get(name) is None:
             images[name] = value
     backbone = {**config["backbone"], "sha256": weights.sha256}
+    if target(backbone["_target_"]) is timm_model:
+        options = backbone.get("options") or {}
+        more = {n: v for n, v in as_trained(backbone["name"], weights.tensors).items()
+                if n not in options}  # fmt: skip
+        if more:
+            named = ", ".join(f"{name}={value}" for name, value in more.items())
+            weights = weights._replace(source=f"{weights.source}, in a network with {named}")
+            backbone["options"] = {**options, **more}
     return {**config, "backbone": backbone, "images": images}, weights
 
 

@@ -38,7 +38,7 @@ _REFUSED = "pretrain takes images of one data set with classes; see metalearn li
 # Of one use, or of the data.
 _NOT_REPEATED = (
     *("ways", "outputs", "channels", "size", "norm"),
-    *("weights", "sha256", "copy", "match"),
+    *("weights", "sha256", "copy", "rename", "match"),
 )
 
 

@@ -33,6 +33,7 @@ from metalearn.training.outer import Outer, meta_step
 from metalearn.training.result import write_result
 from metalearn.training.settings import TrainingSettings
 from metalearn.training.stage import Pace, Position, Validation, warn_of_emulation
+from metalearn.training.starting import tell
 from metalearn.types import Episodes, Meta
 
 _OVERFLOWS = 20  # steps in a row that float16 may skip before a run is taken for lost
@@ -90,8 +91,7 @@ class Episodic:
         Raises UsageError where the memory that the plan needs is not there.
         """
         self._tell = functools.partial(console.print, soft_wrap=True, highlight=False)
-        if self.starting is not None:
-            console.print(str(self.starting), soft_wrap=True, highlight=False)
+        tell(self.starting, folder, console)
         warn_of_emulation(self.engine.precision, self.device, console)
         self._autotune(folder / "engine.json", console)
 

@@ -107,6 +107,8 @@ def _renew_backbone(node: Any) -> None:
     ):
         if str(node.get("_target_")).endswith(f".{network}"):
             node.setdefault("last_map", last_map)
+    if "match" in node:
+        node.setdefault("rename", None)
     if "match" in node and "copy" not in node:
         # Nine tenths of the body were enough, where nothing else was said.
         node |= {"copy": None, "match": 1.0 if node["match"] == 0.9 else node["match"]}

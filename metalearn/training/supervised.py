@@ -31,6 +31,7 @@ from metalearn.training.rates import Schedule
 from metalearn.training.result import last_word, surroundings
 from metalearn.training.settings import PretrainingSettings
 from metalearn.training.stage import Pace, Position, Validation, warn_of_emulation
+from metalearn.training.starting import tell
 from metalearn.training.supervised_result import (
     WEIGHTS,
     novel_classes,
@@ -105,8 +106,7 @@ class Supervised:
     def begin(self, folder: Path, console: Console) -> None:
         """Tell of the precision and the starting weights."""
         warn_of_emulation(self.precision, self.device, console)
-        if self.starting is not None:
-            console.print(str(self.starting), soft_wrap=True, highlight=False)
+        tell(self.starting, folder, console)
 
     def batches(self, steps: range, workers: int) -> Generator[Labelled, None, None]:
         """The images of each step, augmented and mixed."""
