@@ -188,7 +188,10 @@ def examine(family: Family) -> Row:
     """Everything about one family."""
     row, started = Row(family.package, family.name, family.network), time.process_time()
     try:
-        module = made(family)
+        try:
+            module = made(family)
+        except UsageError as error:
+            return dataclasses.replace(row, reason=f"left out: {error}")
         row = dataclasses.replace(row, weights=sum(p.numel() for p in module.parameters()))
         episodes = tasks(family, torch.float64)
         one = episodes.map(lambda t: t[:1])
@@ -239,6 +242,7 @@ _SMALL = (
     *("_050", "_035", "_s0", "_b0", "b0", "_t0", "_m0", "_small", "10", "_12", "18", "_s_", "_s"),
     *("_xx", "26", "_100", "_n", "_t", "_0", "13", "14", "002", "004", "34"),
 )
+_MOST = 20_000_000  # weights; a configuration within a configuration stays as large as it is
 _SIZES = (32, 64, 96, 128, 160, 224, 240, 256)
 
 
@@ -378,9 +382,14 @@ _MLA: dict[str, Any] = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
 _OWN: dict[str, dict[str, Any]] = {
     **{"axk1": _MLA, "axk2": _MLA, "deepseek_v2": _MLA, "deepseek_v3": _MLA},
     "esm": {"vocab_size": VOCABULARY, "mask_token_id": 4},
-    "funnel": {"num_hidden_layers": 2, "block_sizes": [1, 1]},
+    "funnel": {"num_hidden_layers": None, "block_sizes": [1, 1]},
 }
 """What a configuration needs besides, by the name of its family."""
+
+
+def _cannot_be_set(kind: type, name: str) -> bool:
+    held = getattr(kind, name, None)
+    return isinstance(held, property) and held.fset is None
 
 
 def transformers_families() -> Iterator[Family]:
@@ -399,19 +408,25 @@ def transformers_families() -> Iterator[Family]:
                 import transformers
 
                 kind = CONFIG_MAPPING[name]
-                usual = vars(kind())
-                numbers = {n for n, value in usual.items() if isinstance(value, int)}
+                usual = kind()
+                numbers = {n for n in _TINY if isinstance(getattr(usual, n, None), int)}
+                numbers -= {n for n in numbers if _cannot_be_set(kind, n)}
                 given: dict[str, Any] = {n: v for n, v in _TINY.items() if n in numbers}
                 if "qk_rope_head_dim" in numbers:  # the width of a head is two widths there
                     given.pop("head_dim", None)
                 drops = ("dropout", "dropout_prob", "dropout_rate", "_pdrop", "drop_rate")
                 given |= {
                     n: 0.0
-                    for n, value in usual.items()
+                    for n, value in vars(usual).items()
                     if n.endswith(drops) and isinstance(value, float)
                 }
-                config = kind(**given | _OWN.get(name, {}))
+                given |= _OWN.get(name, {})
+                config = kind(**{n: v for n, v in given.items() if v is not None})
                 config.pad_token_id = 0
+                with torch.device("meta"):
+                    large = getattr(transformers, model)(config)
+                if (count := sum(p.numel() for p in large.parameters())) > _MOST:
+                    raise UsageError(f"no tiny configuration: {count:,} weights")
                 return getattr(transformers, model)(config)
 
             yield Family("transformers", name, f"{model} of {kind}", build, inputs)

@@ -225,6 +225,8 @@ def tried(words: list[str], folder: Path, seconds: float = 60.0) -> Tried:
             end = "a folder of a refusal"
     except TimeoutError as error:
         end, told = "too long", str(error)
+        if "times as long for it as for fp32" in printed.getvalue():
+            end, told = "finished", printed.getvalue()  # slow, and said so
     except Exception:
         end, told = "traceback", traceback.format_exc(limit=-4)
     if end == "finished" and _not_finite(folder):

@@ -1,6 +1,6 @@
 """Records to Weights & Biases, sent by a background thread: the run never waits for a server.
 
-Nothing else in the project imports wandb, and this module does so only when a run starts.
+Nothing else in the project but wandb_service.py imports wandb, and both only when a run starts.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import secrets
 import string
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ import numpy as np
 
 from metalearn.tracking.reach import missing_key, one_line, unreachable
 from metalearn.tracking.tracker import RunInfo, Status
+from metalearn.tracking.wandb_service import leave, release_id, set_up
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -128,7 +128,7 @@ class WandB:
         # wandb would ask a server that is gone again and again.
         if self._all_taken.wait(wait) and (gone := self._gone()):
             self._warn_once(f"not uploaded ({gone})")
-            _leave(self._folder / "wandb")
+            leave(self._folder / "wandb")
             wait = 0.0
         self._thread.join(wait)
         if self._thread.is_alive():
@@ -179,7 +179,7 @@ class WandB:
         return self._lost
 
     def _open(self, info: RunInfo, identity: str) -> Any:
-        settings = _set_up()
+        settings = set_up()
         if self.mode == "online":
             address = os.environ.get("WANDB_BASE_URL") or settings.base_url
             reason = missing_key(address) or unreachable(address, self.timeout)
@@ -190,7 +190,7 @@ class WandB:
                     return run
                 except Exception as error:
                     reason = one_line(error)
-                    _release_id()
+                    release_id()
             self._run_folder = "offline-run-*"
             self._warn_once(f"recording offline ({reason})")
         return self._init(info, identity, "offline")
@@ -267,43 +267,6 @@ class WandB:
         rows: list[Any] = [list(row) for row in zip(*values.values(), strict=True)]
         self._log(run, "step", step, {f"{split}/episodes": wandb.Table(columns=names, data=rows)})
         self._tables = True
-
-
-def _set_up() -> Any:
-    """Import and silence wandb; returns its settings, of the environment and of its files."""
-    # wandb's reports about itself wait up to ten seconds for a silent server as the process
-    # exits, and print when it refuses them.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
-
-    # Not left to `init`, whose log-in prints a line before it has its own settings.
-    return wandb.setup(settings=wandb.Settings(silent=True)).settings
-
-
-def _release_id() -> None:
-    """End wandb's service, which after a refused start holds the run's id as in use."""
-    import wandb
-
-    wandb.teardown()
-
-
-def _leave(folder: Path) -> None:
-    """End wandb's service without an upload, for which the process would wait at its exit, as soon
-    as its file in `folder` grows no more."""
-    import wandb
-
-    service: Any = wandb.setup()
-    for name in ("_connection", "_proc", "_process"):  # seen in 0.19 to 0.28
-        service = getattr(service, name, None)
-    if service is None:
-        return  # another version: it waits
-    sizes = [-1, -2]
-    while sizes[-1] != sizes[-2] and len(sizes) < 20:
-        time.sleep(0.1)
-        sizes.append(sum(path.stat().st_size for path in folder.rglob("*.wandb")))
-    service.terminate()
-    with contextlib.suppress(Exception, SystemExit):  # by the exit code of the service
-        wandb.teardown()
 
 
 def _settings_keys(wandb: Any) -> set[str]:
