@@ -36,10 +36,20 @@ ADDED: dict[str, Any] = {"sampling.queries": "balanced", "sampling.concentration
 
 OF_KIND: dict[str, dict[str, Any]] = {
     "algorithm": {"classifier": None},
+    "held_out": {
+        "distillation": {
+            "teacher": None,
+            "sha256": None,
+            "weight": 0.5,
+            "temperature": 4.0,
+            "trust": None,
+        },
+        "manifold_mixup": {"alpha": 0.0, "layers": None},
+    },
     "meta": {"sampling": {"queries": ["balanced"], "concentration": 2.0}, "classifiers": {}},
 }
-"""What newer configurations hold: those of training, and those of a comparison, by a key that
-tells them; with the values that do as before."""
+"""What newer configurations hold: those of training, of pre-training and of a comparison, by a
+key that tells them; with the values that do as before."""
 
 
 def renewed(
