@@ -9,6 +9,7 @@ Verma, Lamb, Beckham, Najafi, Mitliagkas, Lopez-Paz, Bengio: Manifold Mixup: Bet
 by Interpolating Hidden States, 2019, section 2. Few-shot: Mangla et al. (S2M2) 2020, section 3.2.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -38,7 +39,7 @@ def mixed_layers(
             raise UsageError(f"manifold_mixup.layers has {name}, no part of the backbone{near}")
     reached: list[str] = []
 
-    def noted(name: str, given: tuple) -> None:
+    def noted(name: str, _: nn.Module, given: tuple) -> None:
         h = given[0] if given else None
         usable = isinstance(h, Tensor) and h.is_floating_point() and len(h) == len(x)
         if usable and name not in reached:
@@ -46,8 +47,7 @@ def mixed_layers(
 
     candidates = list(named) if named else _blocks(module, head)
     handles = [
-        paths[name].register_forward_pre_hook(lambda _, given, name=name: noted(name, given))
-        for name in candidates
+        paths[name].register_forward_pre_hook(functools.partial(noted, name)) for name in candidates
     ]
     training = {part: part.training for part in module.modules()}
     try:
