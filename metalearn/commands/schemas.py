@@ -108,6 +108,7 @@ class ComparisonSettings:
 
     backbone: Any = MISSING
     dataset: Any = MISSING
+    augmentation: Any = MISSING
     images: ImageSettings = field(default_factory=ImageSettings)
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
     episodes: ComparedEpisodes = field(default_factory=ComparedEpisodes)
