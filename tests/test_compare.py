@@ -168,7 +168,7 @@ def test_the_head_is_tuned_on_validation_alone(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    images, tuned = ImageDataset.images, methods._tuned
+    images, tuned = ImageDataset.images, methods.tuned
 
     def noted(self: ImageDataset, split: str, *which: Any) -> np.ndarray:
         read.append(split)
@@ -181,7 +181,7 @@ def test_the_head_is_tuned_on_validation_alone(
         return choice
 
     monkeypatch.setattr(ImageDataset, "images", noted)
-    monkeypatch.setattr(methods, "_tuned", within)
+    monkeypatch.setattr(methods, "tuned", within)
     names = ["fine_tune_head", "fine_tune_all"]
     assert compare(f"methods=[{','.join(names)}]", "episodes.shots=[1]").code == 0
     assert read.count("tune") == 2 and "test" in read

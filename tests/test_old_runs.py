@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from metalearn.commands.arguments import target
+from metalearn.commands.config import compose
 from metalearn.training.old_configs import TARGETS, renewed
 from tests.command import metalearn
 
@@ -138,3 +139,15 @@ def test_what_has_moved_is_where_the_table_says() -> None:
     for old, new in TARGETS.items():
         renamed = old.rpartition(".")[2][0].isupper()  # a class, else a module
         assert callable(target(new if renamed else f"{new}.head"))
+
+
+def test_what_older_versions_lack_does_as_before() -> None:
+    """Or a pre-training, or a comparison, that they began would be another run now."""
+    pretrain, compare = (compose([], job) for job in ("pretrain", "compare"))
+    old = renewed({"held_out": {}})
+    for name in ("distillation", "manifold_mixup"):
+        assert old[name] == pretrain[name]
+    old = renewed({"meta": {}, "tuning": {"steps": [1]}})
+    assert old["augmentation"] == compare["augmentation"]
+    for name in ("prototype_rates", "prototype_steps", "copies"):
+        assert old["tuning"][name] == compare["tuning"][name]

@@ -14,7 +14,9 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from metalearn.backbones import adapters
 from metalearn.backbones import lora as low_rank
+from metalearn.backbones.adapters import is_norm
 from metalearn.errors import UsageError
 from metalearn.functional.torch_private import ConvolutionBase
 
@@ -113,7 +115,7 @@ def norm(outer: Learned = "all") -> Adaptation:
     """Scale and shift of the norm layers adapt. Raises UsageError where there are none."""
 
     def chosen(module: nn.Module, head: str | None) -> list[nn.Parameter]:
-        norms = [p for m in module.modules() if _is_norm(m) for p in m.parameters(recurse=False)]
+        norms = [p for m in module.modules() if is_norm(m) for p in m.parameters(recurse=False)]
         if not norms:
             raise UsageError(
                 "adaptation=norm finds no norm layer with weights; use adaptation=bitfit, or "
@@ -165,14 +167,55 @@ def lora(rank: int = 4, alpha: float = 4.0, outer: Learned = "adapted") -> Adapt
     return Adaptation("lora", chosen, outer, inserted)
 
 
+def tsa(align: bool = True, outer: Learned = "adapted") -> Adaptation:
+    """A 1x1 convolution beside every convolution adapts (see `metalearn.backbones.adapters`), from
+    0, which is meta-learned; the network itself stays as it came, unless `outer` says otherwise.
+
+    align: also a linear map of the features before the head, where there is one, as in `url`.
+    Raises UsageError for a network without convolutions that keep the size of their maps.
+
+    Li, Liu, Bilen 2022, section 3.2.
+    """
+
+    def inserted(module: nn.Module, head: str | None) -> nn.Module:
+        module = adapters.residual(module, head)
+        return adapters.align(module, head) if align and head is not None else module
+
+    def chosen(module: nn.Module, head: str | None) -> list[nn.Parameter]:
+        inside = [m.adapter for m in module.modules() if isinstance(m, adapters.ResidualAdapter)]
+        return [p for part in inside for p in part.parameters()]
+
+    return Adaptation("tsa", chosen, outer, inserted)
+
+
+def film(outer: Learned = "adapted") -> Adaptation:
+    """A scale and a shift behind every norm layer adapt, from 1 and 0, which are meta-learned; the
+    network itself stays as it came, unless `outer` says otherwise. `norm` adapts the layers' own.
+
+    Behind every layer in a network without norm layers. Raises UsageError where there are none.
+
+    Shysheya, Bronskill, Patacchiola, Nowozin, Turner 2022, section 3.
+    """
+
+    def chosen(module: nn.Module, head: str | None) -> list[nn.Parameter]:
+        inside = [part for part in module.modules() if isinstance(part, adapters.FiLM)]
+        return [p for part in inside for p in (part.scale, part.shift)]
+
+    return Adaptation("film", chosen, outer, adapters.film)
+
+
+def url(outer: Learned = "adapted") -> Adaptation:
+    """A linear map of the features adapts, from the identity, which is meta-learned, and the head;
+    the network itself stays as it came, unless `outer` says otherwise.
+
+    Raises UsageError for a network without a linear head. Li, Liu, Bilen 2021, section 3.3.
+    """
+    return Adaptation("url", lambda module, head: (), outer, adapters.align)
+
+
 def _within(name: str, path: str | None) -> bool:
     """Whether `name` is of `path` or of something inside it."""
     return path is not None and (not path or f"{name}.".startswith(f"{path}."))
-
-
-def _is_norm(module: nn.Module) -> bool:
-    # By name: torch's, ours and timm's have no ancestor in common.
-    return any("Norm" in kind.__name__ for kind in type(module).__mro__)
 
 
 def _layers(module: nn.Module, head: str | None) -> list[list[nn.Parameter]]:
@@ -186,6 +229,6 @@ def _layers(module: nn.Module, head: str | None) -> list[list[nn.Parameter]]:
             attention = path
         if isinstance(part, nn.Linear | ConvolutionBase | nn.MultiheadAttention):
             layers.append(list(part.parameters()))
-        elif _is_norm(part) and layers:
+        elif is_norm(part) and layers:
             layers[-1] += part.parameters(recurse=False)
     return layers

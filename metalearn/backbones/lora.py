@@ -10,14 +10,14 @@ Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen: LoRA: Low-Rank Adaptation of 
 Models, 2022, section 4.1.
 """
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from metalearn.backbones.adapters import wrap
 from metalearn.errors import UsageError
-from metalearn.functional.torch_private import children, has_own_convolution
+from metalearn.functional.torch_private import has_own_convolution
 
 
 class LowRank(nn.Module):
@@ -71,29 +71,16 @@ def insert(module: nn.Module, head: str | None, rank: int, alpha: float) -> nn.M
 
     Raises UsageError where no layer is left.
     """
-    done: dict[nn.Module, nn.Module] = {}
-    for parent, name, path in list(_places(module)):
-        child = parent.get_submodule(name)
-        if path != head and _takes(child):
-            if child not in done:
-                done[child] = LowRank(cast(nn.Linear | nn.Conv2d, child), rank, alpha)
-            parent.add_module(name, done[child])
-    if not done:
+
+    def path_beside(part: nn.Module) -> LowRank:
+        return LowRank(cast(nn.Linear | nn.Conv2d, part), rank, alpha)
+
+    if not wrap(module, lambda path, part: path != head and _takes(part), path_beside):
         raise UsageError(
             "adaptation=lora finds no linear layer or convolution beside the head; "
             "use adaptation=head"
         )
     return module
-
-
-def _places(module: nn.Module, prefix: str = "") -> Iterator[tuple[nn.Module, str, str]]:
-    """Every (parent, name, path) outside of attention, a layer's second place too."""
-    if isinstance(module, nn.MultiheadAttention):
-        return
-    for name, child in children(module).items():
-        if child is not None:
-            yield module, name, f"{prefix}{name}"
-            yield from _places(child, f"{prefix}{name}.")
 
 
 def _takes(module: nn.Module) -> bool:

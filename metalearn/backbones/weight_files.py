@@ -43,13 +43,14 @@ class Weights(NamedTuple):
     tensors: under the names of the file; of a dict within a dict the names are joined by dots.
     source: where they come from, in words. sha256: of the file. images: what the network was
     trained to see, as far as it is known: `size`, `channels`, `mean` and `std`, as
-    `ImageTransform` takes them.
+    `ImageTransform` takes them. told: all that a run of `pretrain` says of them.
     """
 
     tensors: Params
     source: str
     sha256: str | None = None
     images: Mapping[str, Any] = {}
+    told: Mapping[str, Any] = {}
 
 
 def read_weights(path: str | Path, sha256: str | None = None) -> Weights:
@@ -80,7 +81,7 @@ def read_weights(path: str | Path, sha256: str | None = None) -> Weights:
         tensors, told = _pickled(path), {}
     if not tensors:
         raise UsageError(f"{given} holds no tensors; give a state dict")
-    return Weights(tensors, str(given), digest, told.get("images") or {})
+    return Weights(tensors, str(given), digest, told.get("images") or {}, told)
 
 
 def check_pin(source: str, digest: str | None, pin: str | None) -> None:

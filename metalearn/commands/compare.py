@@ -22,7 +22,8 @@ from metalearn.commands.sweep import split_options
 from metalearn.data import ImageDataset, TensorDataset
 from metalearn.errors import UsageError
 from metalearn.evaluation.comparison.methods import METHODS, Measured, of_classifier
-from metalearn.evaluation.comparison.plan import Case, ComparisonPlan
+from metalearn.evaluation.comparison.plan import PROTOTYPES, Case, ComparisonPlan
+from metalearn.evaluation.comparison.prototypes import prototype_tuning
 from metalearn.evaluation.comparison.setting import Setting
 from metalearn.evaluation.comparison.summary import conditions, show, summarised, write
 from metalearn.evaluation.report import write_json
@@ -102,7 +103,9 @@ def setting_of(asked: ComparisonPlan) -> Setting:
         return build_module(node, shape, asked.config["seed"], found)
 
     device = torch_device(asked.config["device"])
-    return Setting(asked, data.dataset, data.transform, module, device)
+    node = asked.config["augmentation"]["query"]
+    how = make(node, "augmentation.query") if node else None
+    return Setting(asked, data.dataset, data.transform, module, device, augmentation=how)
 
 
 def result_file(folder: Path, method: str) -> Path:
@@ -154,6 +157,8 @@ def _measured(setting: Setting, method: str) -> Measured:
         name = node["_target_"].rpartition(".")[2]
         classifier = make(node, f"classifiers.{method}")
         return of_classifier(setting, classifier, f"{name}{f': {told}' if told else ''}")
+    if method in PROTOTYPES:
+        return prototype_tuning(setting, method)
     own = METHODS.get(method)
     return own(setting) if own else compare_trained.measure(setting, method)
 

@@ -13,6 +13,7 @@ from metalearn.evaluation.comparison.plan import (
     BALANCED,
     DIRICHLET,
     FEATURES,
+    PROTOTYPES,
     SCRATCH,
     TUNED,
     ComparisonPlan,
@@ -26,7 +27,7 @@ EVERY = "classifiers"
 _ABOVE_ZERO = (
     "sampling.concentration evaluation.timed evaluation.timed_seconds linear_probe.rate "
     "logistic_regression.strength linear_probe.steps tuning.episodes tuning.network_episodes "
-    "meta.seconds meta.shots"
+    "tuning.prototype_steps tuning.copies meta.seconds meta.shots"
 )
 
 
@@ -69,7 +70,7 @@ def _with_classifiers(overrides: Sequence[str]) -> list[str]:
         methods = [*named, *(name for name in choices if name not in named)]
         overrides = [*overrides, f"methods=[{','.join(methods)}]"]
         wanted = dict.fromkeys(methods)
-    taken = {*FEATURES, "fine_tune_all", *own}
+    taken = {*FEATURES, *TUNED, *own}
     chosen = [name for name in wanted if name in choices and name not in taken]
     return [*(f"+classifier@classifiers.{name}={name}" for name in chosen), *overrides]
 
@@ -132,7 +133,7 @@ def _check(config: dict[str, Any]) -> None:
             f"evaluation.network_episodes={given} must be a whole number above 0, or a list of "
             f"one for each of the {len(shots)} shots"
         )
-    for name in ("head_rates", "rates", "head_steps", "steps"):
+    for name in ("head_rates", "rates", "head_steps", "steps", "prototype_rates"):
         _check_list(f"tuning.{name}", config["tuning"][name], 0)
 
 
@@ -155,9 +156,19 @@ def _methods(config: Mapping[str, Any]) -> list[str]:
             near = nearest(name, learned)
             raise UsageError(f"meta.scratch has {name}, not in meta.overrides{near}")
     classifiers = list(config["classifiers"])
-    known = [*FEATURES, "fine_tune_all", *classifiers, *learned, *(n + SCRATCH for n in learned)]
+    known = [
+        *FEATURES,
+        "fine_tune_all",
+        *PROTOTYPES,
+        *classifiers,
+        *learned,
+        *(n + SCRATCH for n in learned),
+    ]
     usual = [
-        n for n in known if not n.endswith(SCRATCH) or n.removesuffix(SCRATCH) in meta["scratch"]
+        n
+        for n in known
+        if n not in PROTOTYPES
+        and (not n.endswith(SCRATCH) or n.removesuffix(SCRATCH) in meta["scratch"])
     ]
     choices = [*known, *(name for name in options("classifier") if name not in known), EVERY]
     asked = usual if config["methods"] is None else config["methods"]

@@ -13,27 +13,34 @@ from rich.console import Console
 from torch import nn
 from torch.optim import Optimizer
 
-from metalearn.backbones.weights import Report, Weights
+from metalearn.backbones.heads import head_name
 from metalearn.commands import sweep
 from metalearn.commands.arguments import check_choice, corner, explained, factory, make
 from metalearn.commands.config import conf_folder
 from metalearn.commands.episodes import Data, read_data
-from metalearn.commands.network import check_backbone, load, make_module, with_weights
+from metalearn.commands.network import check_backbone, with_weights
+from metalearn.commands.pretrain_network import (
+    BATCH_NORMS,
+    check_distillation,
+    find_teacher,
+    make_rotation_head,
+    network,
+)
 from metalearn.data import ImageDataset
 from metalearn.episodes import FewShotEpisodes, ImageTransform
 from metalearn.errors import UsageError
 from metalearn.runtime.device import torch_device
 from metalearn.training import run as shell
 from metalearn.training.base_images import BaseImages, ImageReader
-from metalearn.training.classification import averaging, groups, head_of, torch_norms
+from metalearn.training.classification import averaging, groups
 from metalearn.training.held_out_split import check_shares, hold_out
+from metalearn.training.manifold import mixed_layers
 from metalearn.training.mixing import Mixing
 from metalearn.training.settings import PretrainingSettings
 from metalearn.training.supervised import Supervised
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 SELECTIONS = ("few_shot", "accuracy", "last")
-BATCH_NORMS = ("transductive", "support", "running", "frozen")
 _REFUSED = "pretrain takes images of one data set with classes; see metalearn list dataset"
 # Of one use, or of the data.
 _NOT_REPEATED = (
@@ -72,14 +79,21 @@ def build(config: Mapping[str, Any]) -> tuple[dict[str, Any], Supervised]:
     if augmentation is not None:
         augmentation.check(dataset.image_shape)
     reader = ImageReader(dataset, data.transform, data.held_on)
-    mixing = Mixing(settings.mixup, settings.cutmix)
+    mixing = Mixing(settings.mixup, settings.cutmix, config["manifold_mixup"]["alpha"])
     images = BaseImages(
         reader, split.train, settings.batch_size, config["seed"], augmentation, mixing
     )
     module, report = network(config, shape, dataset.class_count("train"), weights)
-    rotation_head = _rotation_head(module, settings.rotation, shape, config["seed"])
+    rotation_head = make_rotation_head(module, settings.rotation, shape, config["seed"])
+    layers = None
+    if mixing.manifold:
+        named = config["manifold_mixup"]["layers"]
+        layers = mixed_layers(module, head_name(module), torch.zeros(3, *shape), named)
+    config, teacher = find_teacher(config, dataset, shape)
     layout = torch.channels_last if settings.channels_last else torch.preserve_format
     module = module.to(device, memory_format=layout)  # type: ignore[call-overload]
+    if teacher is not None:
+        teacher.module.to(device, memory_format=layout)  # type: ignore[call-overload]
     parts = [module, *([rotation_head.to(device)] if rotation_head else [])]
     learned = groups(nn.ModuleList(parts), settings.decay_norms)
     stage = Supervised(
@@ -97,6 +111,8 @@ def build(config: Mapping[str, Any]) -> tuple[dict[str, Any], Supervised]:
         config["precision"],
         functools.partial(command_line, config),
         report,
+        teacher,
+        layers or (),
     )
     return config, stage
 
@@ -108,6 +124,7 @@ def _checked(config: Mapping[str, Any]) -> Data:
     check_choice("training.select", training["select"], SELECTIONS)
     check_shares(held_out["val"], held_out["test"])
     averaging(nn.Module(), training["ema"])
+    check_distillation(config["distillation"])
     if not training["label_smoothing"] < 1:
         raise UsageError(f"training.label_smoothing={training['label_smoothing']} must be below 1")
     shots = config["episodes"]["shots"]
@@ -136,45 +153,6 @@ def _few_shot(config: Mapping[str, Any], dataset: ImageDataset) -> list[FewShotE
         for split in ("val", "test"):
             source.check(split)
     return sources
-
-
-def network(
-    config: Mapping[str, Any],
-    shape: tuple[int, int, int],
-    classes: int,
-    weights: Weights | None = None,
-) -> tuple[nn.Module, Report | None]:
-    """The backbone of a configuration with a head for so many classes, and torch's own norms; and
-    what became of the weights that it starts from. Raises UsageError."""
-    if config["outputs"] not in (None, classes):
-        raise UsageError(
-            f"outputs={config['outputs']}, but there are {classes} base classes; use outputs=null"
-        )
-    node = dict(config["backbone"])
-    for name in ("ways", "outputs"):
-        if name in node and node[name] is None:
-            node[name] = classes
-    # With averages, whatever the policy of who uses the weights later.
-    if node.get("norm") in BATCH_NORMS:
-        node["norm"] = "frozen"
-    module = make_module(node, shape, config["seed"])
-    if (outputs := head_of(module).out_features) != classes:
-        raise UsageError(f"the backbone has {outputs} outputs, not {classes}, one a base class")
-    # With torch's norms, whose averages training makes anew where the weights have none.
-    module = torch_norms(module)
-    return module, None if weights is None else load(module, node, weights)
-
-
-def _rotation_head(
-    module: nn.Module, rotation: float, shape: tuple[int, int, int], seed: int
-) -> nn.Linear | None:
-    if not rotation:
-        return None
-    if shape[1] != shape[2]:
-        raise UsageError("training.rotation needs square images; use rotation=0 or images.size")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Linear(head_of(module).in_features, 4)
 
 
 def _optimizer(make_optimizer: Any, learned: list[dict[str, Any]]) -> Optimizer:

@@ -15,11 +15,13 @@ from metalearn.evaluation.comparison.settings import (
     TuningSettings,
 )
 from metalearn.training.settings import (
+    DistillationSettings,
     EpisodeSettings,
     EvaluationSettings,
     FewShotSettings,
     HeldOutSettings,
     ImageSettings,
+    ManifoldMixupSettings,
     MeasuringSettings,
     PretrainingSettings,
     TrainingSettings,
@@ -86,6 +88,8 @@ class PretrainSettings:
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     training: PretrainingSettings = field(default_factory=PretrainingSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
+    manifold_mixup: ManifoldMixupSettings = field(default_factory=ManifoldMixupSettings)
     episodes: FewShotSettings = field(default_factory=FewShotSettings)
     evaluation: MeasuringSettings = field(default_factory=MeasuringSettings)
     name: str | None = None
@@ -104,6 +108,7 @@ class ComparisonSettings:
 
     backbone: Any = MISSING
     dataset: Any = MISSING
+    augmentation: Any = MISSING
     images: ImageSettings = field(default_factory=ImageSettings)
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
     episodes: ComparedEpisodes = field(default_factory=ComparedEpisodes)

@@ -16,9 +16,12 @@ SAFE = (
 _DATA = "metalearn.data"
 
 
-def check_trust(config: Mapping[str, Any], trust: Sequence[str], where: object) -> None:
+def check_trust(
+    config: Mapping[str, Any], trust: Sequence[str], where: object, key: str = "trust"
+) -> None:
     """Raise UsageError for a target in `config`, of the file `where`, that is neither of `SAFE` nor
-    of the packages in `trust`, "true" for all. Nothing else is imported."""
+    of the packages in `trust`, "true" for all. Nothing else is imported. key: says what to trust.
+    """
     if "true" in trust:
         return
     for name, path in targets(config):
@@ -26,7 +29,7 @@ def check_trust(config: Mapping[str, Any], trust: Sequence[str], where: object) 
             package = path.partition(".")[0]
             raise UsageError(
                 f"{where} would call {name}={path}, which is no part of a network or a method of "
-                f"metalearn or torch; if you trust that run, add trust={package}, or trust=true"
+                f"metalearn or torch; if you trust that run, add {key}={package}, or {key}=true"
             )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from metalearn.data import TensorDataset
@@ -155,6 +156,65 @@ class AugmentedEpisodes:
     def fingerprint(self, split: str, index: int) -> bytes:
         """That of the source: which images, not how they were changed."""
         return self.source.fingerprint(split, index)
+
+
+@dataclass(frozen=True)
+class WithCopies:
+    """The episodes of `source`, each support set followed by `copies` changed ones of its own: an
+    `EpisodeSource` for what is fine-tuned on a task alone.
+
+    Support `[T, (1 + copies) * S, *X]`, in blocks of S; the queries stay as they are.
+    """
+
+    source: FewShotEpisodes
+    augmentation: Augmentation
+    copies: int
+
+    @property
+    def shape(self) -> tuple[int, int | None, int]:
+        """That of the source."""
+        return self.source.shape
+
+    def check(self, split: str) -> None:
+        """Raise UsageError where `split` cannot give one episode of this shape."""
+        self.source.check(split)
+
+    def batch(self, split: str, indices: Sequence[int]) -> Episodes:
+        """Episodes `indices`."""
+        episodes, source, how = self.source.batch(split, indices), self.source, self.augmentation
+        support, blocks = episodes.support, []
+        for task, index in enumerate(indices):
+            digest = f"{source.dataset.digest}/fine-tuning"
+            rng = generator(digest, split, source.seed, index)
+            x = support.x[task]
+            count = self.copies * len(x)
+            numbers = to_device(rng.random((count, NUMBERS), np.float32), x.device)
+            draws = rng.random((how.randaugment, count, 2), np.float32)
+            still = torch.zeros(count, dtype=torch.int64, device=x.device)
+            many = x.repeat(self.copies, *[1] * (x.ndim - 1))
+            blocks.append(torch.cat([x, how(many, still, numbers, draws)]))
+        y = support.y.repeat(1, 1 + self.copies)
+        return episodes._replace(support=Batch(torch.stack(blocks), y))
+
+    def fingerprint(self, split: str, index: int) -> bytes:
+        """That of the source: which images, not how they were changed."""
+        return self.source.fingerprint(split, index)
+
+
+def with_copies(source: FewShotEpisodes, how: Augmentation | None, copies: int) -> EpisodeSource:
+    """`WithCopies` of `source`; itself where nothing is to be changed. Raises UsageError where it
+    has no images, or none that can be changed so."""
+    if how is None or not copies:
+        return source
+    if isinstance(source.dataset, TensorDataset):
+        raise UsageError("augmentation is for images; use augmentation=none")
+    if how.turn:
+        raise UsageError(
+            "augmentation would turn images of a class that the support set shows as they are; use "
+            "augmentation.support.turn=false"
+        )
+    how.check(source.dataset.image_shape)
+    return WithCopies(source, how, copies)
 
 
 def _sizes(batch: Batch) -> list[int]:

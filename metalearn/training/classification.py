@@ -1,6 +1,6 @@
 """A network trained as a classifier: torch's own norms, its features, its loss."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from metalearn.errors import UsageError
 from metalearn.functional.norms import BatchNorm
 from metalearn.functional.outputs import outputs_of, tensor_of
 from metalearn.functional.torch_private import NormBase, children
+from metalearn.training.distillation import Teacher
+from metalearn.training.manifold import mixing_inside
 from metalearn.training.mixing import Labelled
 from metalearn.types import Params
 
@@ -96,6 +98,8 @@ def loss_and_accuracy(
     smoothing: float = 0.0,
     rotation_head: nn.Module | None = None,
     rotation: float = 0.0,
+    teacher: Teacher | None = None,
+    layers: Sequence[str] = (),
 ) -> tuple[Tensor, Tensor]:
     """The loss of one batch, and the share of it that is classified right.
 
@@ -104,19 +108,33 @@ def loss_and_accuracy(
     CE(y): label-smoothed cross-entropy of the images as they are. CE(angle): of which of the four
     rotations an image has had, told by `rotation_head` `[D] -> [4]` from the features of all of
     them (Gidaris et al. 2018, section 3.1; beside a classifier Mangla et al. 2020).
+
+    With a `teacher` its part of the first two terms is its own (`distillation.py`). A batch that is
+    mixed inside the network, in one of `layers`, passes through it alone: then rotated images are
+    not mixed, and the last term is rotation * (CE(angle) + CE(y of all rotated images)), with
+    rotation 0.5 that of S2M2 (Mangla et al. 2020, section 3.3).
     """
-    x, y, other, share = batch
+    x, y, other, share, *_ = batch
     extra = x.new_zeros(())
-    if rotation_head is None:
+    if batch.partner is not None:
+        with mixing_inside(module, layers, batch):
+            logits = tensor_of(outputs_of(module(x)))
+    elif rotation_head is None:
         logits = tensor_of(outputs_of(module(x)))
-    else:
-        logits, features = with_features(module, rotated_four_ways(x))
+    if rotation_head is not None:
+        whole, features = with_features(module, rotated_four_ways(x))
         angle = torch.arange(4, device=x.device).repeat_interleave(len(x))
-        extra = rotation * F.cross_entropy(rotation_head(features), angle)
-        logits = logits[: len(x)]
+        extra = F.cross_entropy(rotation_head(features), angle)
+        if batch.partner is None:
+            logits = whole[: len(x)]
+        else:
+            extra = extra + F.cross_entropy(whole, y.repeat(4), label_smoothing=smoothing)
+        extra = rotation * extra
     loss = share * F.cross_entropy(logits, y, label_smoothing=smoothing)
     if share < 1:
         loss = loss + (1 - share) * F.cross_entropy(logits, other, label_smoothing=smoothing)
+    if teacher is not None:
+        loss = (1 - teacher.weight) * loss + teacher.weight * teacher.loss(logits, batch)
     with torch.no_grad():
         told = logits.argmax(1)
         right = share * (told == y).float() + (1 - share) * (told == other).float()

@@ -31,15 +31,40 @@ OF_TARGET: dict[str, dict[str, Any]] = {
 PLACES = ("root", "archive", "splits")
 """Keys of a data set that are paths of the user's; `splits` is one of dataset=folder alone."""
 
-ADDED: dict[str, Any] = {"sampling.queries": "balanced", "sampling.concentration": 2.0}
+ADDED: dict[str, Any] = {
+    "sampling.queries": "balanced",
+    "sampling.concentration": 2.0,
+    "tuning.prototype_rates": [0.0, 0.0001, 0.001, 0.01],
+    "tuning.prototype_steps": 50,
+    "tuning.copies": 10,
+}
 """What newer sections hold, by its dotted path, with the value that does as before."""
+
+_STANDARD = {
+    **{"_target_": "metalearn.episodes.Augmentation", "turn": False, "crop": 4},
+    **{"flip": 0.5, "jitter": 0.4, "erase": 0.0},
+}
 
 OF_KIND: dict[str, dict[str, Any]] = {
     "algorithm": {"classifier": None},
-    "meta": {"sampling": {"queries": ["balanced"], "concentration": 2.0}, "classifiers": {}},
+    "held_out": {
+        "distillation": {
+            "teacher": None,
+            "sha256": None,
+            "weight": 0.5,
+            "temperature": 4.0,
+            "trust": None,
+        },
+        "manifold_mixup": {"alpha": 0.0, "layers": None},
+    },
+    "meta": {
+        "sampling": {"queries": ["balanced"], "concentration": 2.0},
+        "classifiers": {},
+        "augmentation": {"support": _STANDARD, "query": _STANDARD},
+    },
 }
-"""What newer configurations hold: those of training, and those of a comparison, by a key that
-tells them; with the values that do as before."""
+"""What newer configurations hold: those of training, of pre-training and of a comparison, by a
+key that tells them; with the values that do as before."""
 
 
 def renewed(

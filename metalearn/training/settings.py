@@ -119,6 +119,35 @@ class PretrainingSettings:
 
 
 @dataclass
+class DistillationSettings:
+    """A teacher whose answers are learned beside the labels: see `training/distillation.py`.
+
+    teacher: the folder of a finished run of `pretrain` on the same classes; null for none.
+    sha256: filled in, of its weights. weight: of its part of the loss, the labels having the rest.
+    trust: packages beside this one, torch and those that this run names, that its backbone may come
+    from, with commas between; "true" for all.
+    """
+
+    teacher: str | None = None
+    sha256: str | None = None
+    weight: float = 0.5
+    temperature: float = 4.0
+    trust: str | None = None
+
+
+@dataclass
+class ManifoldMixupSettings:
+    """Mixing inside the network: see `training/manifold.py`.
+
+    alpha: of the shares, Beta(alpha, alpha), 2 in S2M2; 0 for none. layers: submodules of the
+    backbone whose input may be mixed; null for its first layer and its blocks.
+    """
+
+    alpha: float = 0.0
+    layers: list[str] | None = None
+
+
+@dataclass
 class FewShotSettings:
     """Episodes of classes that are not trained on. shots: one measurement each; [] for none."""
 

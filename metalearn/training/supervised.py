@@ -25,6 +25,7 @@ from metalearn.functional.precision import computing_in
 from metalearn.tracking import Tracker
 from metalearn.training.base_images import BaseImages
 from metalearn.training.classification import loss_and_accuracy, restore, state
+from metalearn.training.distillation import Teacher
 from metalearn.training.held_out_split import SPLIT, HeldOutSplit
 from metalearn.training.mixing import Labelled
 from metalearn.training.rates import Schedule
@@ -51,7 +52,8 @@ class Supervised:
     rotated; None without. averaged: the running average of the weights; None without. few_shot:
     one source for each number of shots. validation_episodes: of each of them. used_by: from the
     run folder to the command that starts from its weights. starting: what became of the weights
-    that the network starts from. best: the tensors of the selected weights.
+    that the network starts from. teacher: whose answers are learned too, None without. layers:
+    those that manifold mixup chooses from. best: the tensors of the selected weights.
     """
 
     images: BaseImages
@@ -68,6 +70,8 @@ class Supervised:
     precision: str = "fp32"
     used_by: Callable[[Path], str] = str
     starting: Report | None = None
+    teacher: Teacher | None = None
+    layers: Sequence[str] = ()
     best: Params = field(init=False)
     unit = "images"
 
@@ -122,6 +126,7 @@ class Supervised:
             x=self.forward.laid_out(batch.x),
             y=batch.y.to(self.device),
             other=batch.other.to(self.device),
+            partner=None if batch.partner is None else batch.partner.to(self.device),
         )
         self.module.train()
         narrow = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -133,6 +138,8 @@ class Supervised:
                     settings.label_smoothing,
                     self.rotation_head,
                     settings.rotation,
+                    self.teacher,
+                    self.layers,
                 )
             loss.backward()
         learned = [p for group in optimizer.param_groups for p in group["params"]]
@@ -252,6 +259,7 @@ class Supervised:
             **surroundings(config, self.device),
             "commit": position.commit,
             "weights_sha256": digest,
+            "teacher_sha256": self.teacher.sha256 if self.teacher else None,
             "weights": str(path),
             "command": self.used_by(folder),
         }

@@ -31,7 +31,7 @@ RUNS = {
         "precision=bf16", "training.ema=0.9", "training.mixup=0.4", "training.cutmix=1",
         "training.rotation=0.5", "training.label_smoothing=0.1", "training.channels_last=true",
         "augmentation=standard", "seed=3", "training.clip_norm=5", "training.decay_norms=false",
-        "training.workers=1",
+        "training.workers=1", "manifold_mixup.alpha=2", "distillation.teacher=teacher",
     ],
     "adamw": ["backbone.filters=8", "pretrain/optimizer=adamw", "training.select=last"],
 }  # fmt: skip
@@ -72,7 +72,14 @@ def check(whole: Path, broken: Path) -> None:
     assert (broken / "episodes.csv").read_bytes() == (whole / "episodes.csv").read_bytes()
 
 
-def test_sigkill_then_sigterm_then_the_end(tmp_path: Path) -> None:
+@pytest.fixture
+def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of "everything"."""
+    monkeypatch.chdir(tmp_path)
+    here([*BUDGET, "backbone.filters=4", "training.steps=1", "run_dir=teacher"])
+
+
+def test_sigkill_then_sigterm_then_the_end(tmp_path: Path, teacher: None) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     want, _ = here(command("everything", whole))
     argv = command("everything", broken)
@@ -107,7 +114,7 @@ def test_sigkill_then_sigterm_then_the_end(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
-def test_killed_twice_and_stopped(tmp_path: Path, name: str) -> None:
+def test_killed_twice_and_stopped(tmp_path: Path, name: str, teacher: None) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     here(command(name, whole))
     argv = command(name, broken)

@@ -240,7 +240,7 @@ def fine_tune_head(setting: Setting) -> Measured:
             probes = [classifying(LinearProbe(sgd(rate), steps, ways)) for steps in at]
             return np.array([measure(probe, manifest).accuracies.mean() for probe in probes])
 
-        choice = _tuned(tried, grid["head_rates"], at)
+        choice = tuned(tried, grid["head_rates"], at)
         spent += time.monotonic() - started
         probe = classifying(LinearProbe(sgd(choice.rate), choice.steps, ways))
         return Fitted(probe, choice=choice, adapted=(size + 1) * ways)
@@ -272,7 +272,7 @@ def fine_tune_all(setting: Setting) -> Measured:
             report = evaluate(algo, meta, manifest.batches(4), device=setting.device, at=at)
             return report.by_step["accuracy"].mean(0)
 
-        choice = _tuned(tried, grid["rates"], at)
+        choice = tuned(tried, grid["rates"], at)
         spent += time.monotonic() - started
         return MAML(module, max(choice.steps, 1), sgd(choice.rate)), choice.steps, choice
 
@@ -282,7 +282,7 @@ def fine_tune_all(setting: Setting) -> Measured:
     return measured
 
 
-def _tuned(
+def tuned(
     tried: Callable[[float], np.ndarray], rates: Sequence[float], steps: Sequence[int]
 ) -> Choice:
     """The best on validation, of every rate and of each of `steps`, ascending. tried: from a rate

@@ -12,7 +12,11 @@ FEATURES = {
     "fine_tune_head": "transfer",
 }
 """Methods that look at features alone, and their families."""
-TUNED = ("fine_tune_head", "fine_tune_all")
+TUNED = ("fine_tune_head", "fine_tune_all", "pmf", "tsa", "film")
+"""Those that choose on the val split."""
+PROTOTYPES = ("pmf", "tsa", "film")
+"""Methods that fine-tune a network in every task by the prototypes of its support set: by name
+alone, for each of their steps is a pass through all of it."""
 BALANCED, DIRICHLET = "balanced", "dirichlet"
 """How the queries of an episode are drawn."""
 
@@ -79,6 +83,6 @@ class Case(NamedTuple):
 
 def family(method: str) -> str:
     """Of a method that is no classifier."""
-    if method == "fine_tune_all":
+    if method == "fine_tune_all" or method in PROTOTYPES:
         return "transfer"
     return FEATURES.get(method) or ("from scratch" if method.endswith(SCRATCH) else "meta-learning")

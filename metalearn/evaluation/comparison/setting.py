@@ -18,6 +18,7 @@ from metalearn.backbones.weights import Report
 from metalearn.data import ImageDataset, TensorDataset
 from metalearn.engine.task import tasks_of
 from metalearn.episodes import FewShotEpisodes, ImageTransform, Manifest, TransformedEpisodes
+from metalearn.episodes.augmentation import Augmentation, with_copies
 from metalearn.episodes.gather import inputs_of
 from metalearn.errors import UsageError
 from metalearn.evaluation.comparison.plan import BALANCED, Case, ComparisonPlan
@@ -62,6 +63,7 @@ class Setting:
     transform: what is done to every image. module: from a backbone node and the shape of a
     prepared image to the network, and what became of the weights that it starts from. device:
     where networks run; heads on features run on the host. queries: how they are drawn.
+    augmentation, copies: of support images, which `images` puts behind them; None, 0 for none.
     """
 
     plan: ComparisonPlan
@@ -70,6 +72,8 @@ class Setting:
     module: Callable[[dict[str, Any], tuple[int, ...]], tuple[nn.Module, Report | None]]
     device: torch.device
     queries: str = BALANCED
+    augmentation: Augmentation | None = None
+    copies: int = 0
 
     @property
     def split(self) -> str:
@@ -114,7 +118,8 @@ class Setting:
 
     def images(self, shots: int, split: str, episodes: int) -> Manifest:
         """Episodes of images as the network sees them."""
-        source, how = self.source(shots), self.transform
+        source = with_copies(self.source(shots), self.augmentation, self.copies)
+        how = self.transform
         prepared = source if how.is_identity else TransformedEpisodes(source, how)
         return Manifest(prepared, split, episodes)
 

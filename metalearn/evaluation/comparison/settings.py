@@ -53,7 +53,10 @@ class ProbeSettings:
 
 @dataclass
 class TuningSettings:
-    """The grids of fine-tuning, and how many episodes of the val split choose in them."""
+    """The grids of fine-tuning, and how many episodes of the val split choose in them.
+
+    prototype_rates, prototype_steps: of pmf, tsa and film; copies: augmented ones of the support
+    images, of which each step takes the next."""
 
     episodes: int = 200
     network_episodes: int = 20
@@ -61,6 +64,9 @@ class TuningSettings:
     head_steps: list[int] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    prototype_rates: list[float] = field(default_factory=list)
+    prototype_steps: int = 50
+    copies: int = 10
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """What a comparison found: the content of `comparison.json`, and its pages for people."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from metalearn.evaluation.comparison import report
 from metalearn.evaluation.comparison.page import page
-from metalearn.evaluation.comparison.plan import DIRICHLET, TUNED, ComparisonPlan
+from metalearn.evaluation.comparison.plan import DIRICHLET, PROTOTYPES, TUNED, ComparisonPlan
 from metalearn.evaluation.comparison.plot import plot_comparison
 from metalearn.evaluation.comparison.setting import Setting
 from metalearn.evaluation.report import write_episode_file
@@ -23,6 +24,8 @@ def conditions(setting: Setting, command: str) -> dict[str, Any]:
     sampling = config["sampling"]
     if set(TUNED) & set(setting.plan.methods):
         setting.check("val")
+    if set(PROTOTYPES) & set(setting.plan.methods):
+        replace(setting, copies=1).images(setting.shots[0], "val", 1)
     if setting.plan.runs:
         for split in ("train", "val"):
             setting.source(config["meta"]["shots"]).check(split)
