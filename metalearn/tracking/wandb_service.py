@@ -31,7 +31,7 @@ def leave(folder: Path) -> None:
     import wandb
 
     service: Any = wandb.setup()
-    for name in ("_connection", "_proc", "_process"):  # seen in 0.19 to 0.28
+    for name in ("_connection", "_proc", "_process"):  # seen in 0.31
         service = getattr(service, name, None)
     if service is None:
         return  # another version: it waits
