@@ -35,7 +35,7 @@ ADDED: dict[str, Any] = {"sampling.queries": "balanced", "sampling.concentration
 """What newer sections hold, by its dotted path, with the value that does as before."""
 
 OF_KIND: dict[str, dict[str, Any]] = {
-    "algorithm": {"classifier": None},
+    "algorithm": {"classifier": None, "lite": None},
     "meta": {"sampling": {"queries": ["balanced"], "concentration": 2.0}, "classifiers": {}},
 }
 """What newer configurations hold: those of training, and those of a comparison, by a key that
