@@ -209,7 +209,7 @@ def test_a_run_that_goes_on_draws_what_it_would_have_drawn(workplace: Path) -> N
     outcome = metalearn("train", *args, "training.keep=3")
     assert outcome.code == 0, outcome.err
     before = Path("run/weights.safetensors").read_bytes()
-    first, second = sorted(Path("run/checkpoints").iterdir())
+    _, second = sorted(Path("run/checkpoints").iterdir())
     shutil.rmtree(second)
     Path("run/result.json").unlink()
     Path("run/weights.safetensors").unlink()
