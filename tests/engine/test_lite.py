@@ -102,13 +102,22 @@ def gradient(batching, kept, algo, meta, episodes, seed=5, strategy=None):
     return Engine(batching, lite=kept)(strategy or Unroll(), algo, meta, episodes)
 
 
-BATCHINGS = ["vmap", 2, pytest.param("vmap+compile", marks=pytest.mark.slow)]
+def of_images() -> nn.Module:
+    return Conv4(None, filters=4, size=16, norm="group")
 
 
-@pytest.mark.parametrize("batching", BATCHINGS)
-def test_however_it_runs_a_seed_draws_the_same(batching) -> None:
-    algo = algorithms.R2D2(network(lambda: Conv4(None, filters=4, size=16, norm="group")))
-    episodes, meta = classification(), algo.init()
+@pytest.mark.parametrize(
+    "batching, build, shape",
+    [
+        ("vmap", of_images, (1, 16, 16)),
+        (2, of_images, (1, 16, 16)),
+        pytest.param("vmap+compile", net, (4,), marks=pytest.mark.slow),
+        pytest.param("loop+compile", net, (4,), marks=pytest.mark.slow),
+    ],
+)
+def test_however_it_runs_a_seed_draws_the_same(batching, build, shape) -> None:
+    algo, episodes = algorithms.R2D2(network(build)), classification(shape=shape)
+    meta = algo.init()
     want, measured = gradient("loop", 2, algo, meta, episodes)
     got, metrics = gradient(batching, 2, algo, meta, episodes)
     assert apart(got, want) < 1e-10
