@@ -181,11 +181,11 @@ def through_features(
     """One task, as one piece: the gradient that `gradient` takes of the head, taken on to the
     body."""
 
-    def of_body(init: Params) -> Params:
+    def both(init: Params) -> Params:
         whole = Meta(init=init, hyper={}, buffers=meta["buffers"])
         return features_of(algo, whole, body.path, task)
 
-    found, back = vjp(of_body, meta["init"])[:2]
+    found, back = vjp(both, meta["init"])[:2]
     inner = Execution(forward_over_reverse=forward, fused=False)
     of_head, metrics = gradient(body, body.meta(meta, found), task, inner)
     d_init = of_head["init"]
