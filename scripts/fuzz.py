@@ -90,6 +90,7 @@ VALUES: dict[str, tuple[object, ...]] = {
     "batching": ("loop", "vmap", "2", "vmap+im2col", "loop+forward_over_reverse", "auto"),
     "precision": ("fp32", "tf32", "bf16", "bf16-all", "fp16"),
     "capture": ("none", "none", "none", "graph"),
+    "lite": ("null", 1, 4, 100),
     "dataset.size": (8, 16, 19),
     "images.size": (12,),
     "images.channels": (3,),
@@ -97,7 +98,7 @@ VALUES: dict[str, tuple[object, ...]] = {
     "resume": ("never",),
 }
 ADAPTING = ("maml", "anil", "imaml", "reptile")
-METRIC = ("protonet", "r2d2", "meta_baseline", "metric", "soft_kmeans")
+METRIC = ("protonet", "r2d2", "meta_baseline", "metric", "soft_kmeans", "in_context")
 UNFIT: dict[str, tuple[str, ...]] = {
     "gradient": ("imaml", "reptile", *METRIC),
     "adaptation": ("reptile", *METRIC),

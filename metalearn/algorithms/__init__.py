@@ -4,6 +4,7 @@ from metalearn.algorithms.alfa import ALFA
 from metalearn.algorithms.anil import ANIL
 from metalearn.algorithms.boil import BOIL
 from metalearn.algorithms.cavia import CAVIA
+from metalearn.algorithms.in_context import InContext
 from metalearn.algorithms.leo import LEO
 from metalearn.algorithms.maml import MAML
 from metalearn.algorithms.mamlpp import MAMLpp
@@ -26,6 +27,7 @@ __all__ = [
     "LEO",
     "MAML",
     "R2D2",
+    "InContext",
     "MAMLpp",
     "MeTAL",
     "MetaAlgorithm",

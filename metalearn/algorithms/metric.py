@@ -60,7 +60,8 @@ class Metric:
         """The module's own weights, and what the classifier learns."""
         weights = tree.clone(self.net.params)
         hyper = self.classifier.hyper(self.features)
-        like = next((t for t in weights.values() if t.is_floating_point()), None)
+        known = (*weights.values(), *self.net.buffers.values())  # those of a frozen network too
+        like = next((t for t in known if t.is_floating_point()), None)
         if like is None:  # features that are given
             like = torch.zeros(())
         hyper = tree.map(lambda t: t.to(like), hyper)

@@ -27,6 +27,7 @@ from metalearn.commands.trial import check_logits, check_memory, check_norms, ch
 from metalearn.engine import Engine
 from metalearn.engine.checks import order
 from metalearn.engine.cuda_graph import check_capture
+from metalearn.engine.lite import check_lite
 from metalearn.engine.strategy import STRATEGIES, ForeignStrategy, Strategy, lacks_proximal_term
 from metalearn.episodes import ImageTransform, Manifest, augmented
 from metalearn.errors import UsageError
@@ -134,7 +135,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     trained: its weights are there, and those that it started from are not read.
     """
     device = torch_device(config["device"])
-    engine = Engine(config["batching"], config["precision"], config["capture"])
+    engine = Engine(*(config[key] for key in ("batching", "precision", "capture", "lite")))
     check_capture(engine.capture, device)
     method = _method(config)
     if trained:
@@ -164,6 +165,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     if data.classes and config["outputs"] is None:
         check_logits(algo, meta, one, option(config["algorithm"]))
     _check_network(method.gradient, algo, meta, one.support.x, device)
+    check_lite(engine.lite, method.gradient, algo, meta, one)
     stage = Episodic(
         algo,
         method.gradient,
@@ -213,7 +215,7 @@ def _method(config: Mapping[str, Any]) -> Method:
         if node.get("ways", 0) is None:  # known here, and less work where it is
             most = max(config["training"]["ways"] or 0, config["episodes"]["ways"])
             node = {**node, "ways": most}
-        ruled = "rule" in inspect.signature(target(node.get("_target_"))).parameters
+        ruled = "rule" in inspect.signature(target(node["_target_"])).parameters
         classifier = factory(node, "classifier")(**({"rule": rule} if ruled else {}))
     outer = config["outer"]
     method = Method(

@@ -69,6 +69,7 @@ class RunSettings:
     precision: str = "fp32"
     batching: Any = "auto"
     capture: str = "none"
+    lite: Any = None
     run_dir: str | None = None
     resume: str = "auto"
     outputs: int | None = None

@@ -89,14 +89,15 @@ def autotune(
     algo: MetaAlgorithm,
     meta: Meta,
     episodes: Episodes,
-    options: tuple[str, str],
+    options: tuple[str, ...],
     coming: int | None,
     trial: Trial,
     alone: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Autotuned:
     """The fastest plan for `episodes`, known or measured now.
 
-    options: precision and capture. coming: tasks that are still to be run, None for many.
+    options: precision, capture and, where it is not None, `lite`. coming: tasks that are still to
+        be run, None for many.
     """
     asked = question(strategy, algo, meta, episodes, options, is_many(coming))
     if (known := _remembered(asked)) is not None and known.holds(coming):
@@ -119,7 +120,7 @@ def is_many(coming: int | None) -> bool:
 
 
 def remembered(
-    strategy: Any, algo: MetaAlgorithm, meta: Meta, episodes: Episodes, options: tuple[str, str]
+    strategy: Any, algo: MetaAlgorithm, meta: Meta, episodes: Episodes, options: tuple[str, ...]
 ) -> Autotuned | None:
     """What is known for many tasks; None where nothing was measured."""
     return _remembered(question(strategy, algo, meta, episodes, options, True))

@@ -18,10 +18,11 @@ from metalearn.engine.compiled_step import (
     structure_of,
     tensors_of,
 )
-from metalearn.engine.compiler import Cache
-from metalearn.engine.cuda_graph import Graphs, captured, check_capture, forgetting
+from metalearn.engine.cuda_graph import captured, check_capture, forgetting
 from metalearn.engine.execution import Execution, kinds, setting
 from metalearn.engine.frozen_body import Body, ThroughFeatures, frozen_body
+from metalearn.engine.lite import check_kept, check_lite, through_few
+from metalearn.engine.made import Made
 from metalearn.engine.plan import Batching, Plan, parse
 from metalearn.engine.strategy import (
     ForeignStrategy,
@@ -44,23 +45,6 @@ _MOST_ALGORITHMS = 16  # of which an engine keeps what it made, the last ones
 _MOST_STEPS = 8  # compiled steps that are kept for one setting, the last ones first
 
 
-@dataclass
-class Made:
-    """What an engine made for one algorithm, which it holds so that its id stays its own. ran: how
-    many tasks, of each kind for which it has chosen a plan."""
-
-    algo: MetaAlgorithm
-    compiled: Cache = field(default_factory=dict)
-    graphs: Graphs = field(default_factory=dict)
-    steps: dict[Any, list[CompiledStep]] = field(default_factory=dict)
-    tuned: dict[Any, Autotuned] = field(default_factory=dict)
-    chosen: dict[Any, Autotuned] = field(default_factory=dict)
-    ran: dict[Any, int] = field(default_factory=dict)
-    checked: set[Any] = field(default_factory=set)
-    bodies: dict[Any, Body | None] = field(default_factory=dict)
-    through_features: dict[Any, ThroughFeatures] = field(default_factory=dict)
-
-
 @dataclass(eq=False)
 class Engine:
     """How T tasks run: batching, precision, capture. Called with a strategy and an algorithm.
@@ -68,6 +52,8 @@ class Engine:
     batching: `auto` measures at the first call, once for each setting, and compiles once as much
         work is done as compiling would have been worth; or see `Batching`.
     precision: see `functional.precision`. capture: of CUDA graphs, see `Capture`.
+    lite: H, support examples of each task that keep their history, drawn anew at each call, for
+        sets too large for all to (see `engine.lite`); None for all of them.
 
     Raises UsageError for a value that is not known.
     """
@@ -75,12 +61,14 @@ class Engine:
     batching: Batching | Plan = "auto"
     precision: Precision = "fp32"
     capture: Capture = "none"
+    lite: int | None = None
     _made: dict[int, Made] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.batching, Plan):
             parse(self.batching)
         check_precision(self.precision)
+        check_kept(self.lite)
 
     def __call__(
         self,
@@ -109,13 +97,15 @@ class Engine:
             check_labels(algo, episodes.support, episodes.query)
             made.checked.add(asked)
         check_run(strategy, algo, meta, episodes, False)
+        if self.lite is not None and (strategy, algo.net.modes()) not in made.gradients:
+            check_lite(self.lite, strategy, algo, meta, episodes)
         if hasattr(strategy, "all_tasks"):
             return self._foreign(cast(ForeignStrategy, strategy), algo, meta, episodes)
         strategy = cast(Strategy, strategy)
         plan = self.plan(strategy, algo, meta, episodes)
         if plan.tasks is not None:
             check_run(strategy, algo, meta, episodes, True)
-        random = algo.net.exact or getattr(strategy, "random", False)
+        random = algo.net.exact or getattr(strategy, "random", False) or self.lite is not None
         drawn = seeds(episodes.tasks, episodes.support.device) if random else None
         tasks = tasks_of(algo, episodes, drawn)
         gradient = self._gradient(strategy, algo, meta, tasks)
@@ -164,7 +154,7 @@ class Engine:
 
             alone = functools.partial(forgetting, made.graphs)
             made.tuned[asked] = autotune(
-                strategy, algo, meta, episodes, (self.precision, self.capture), coming, trial, alone
+                strategy, algo, meta, episodes, self._options, coming, trial, alone
             )
         return made.tuned[asked]
 
@@ -173,7 +163,7 @@ class Engine:
     ) -> Plan:
         """Of a call that does not say how many will follow: as many as there were, which is never
         far from the best choice. Nothing is compiled before as much was done as that takes."""
-        made, options = self._of(algo), (self.precision, self.capture)
+        made, options = self._of(algo), self._options
         asked = strategy, *self._asked(algo, episodes)
         if (answer := made.chosen.get(asked)) is None:
             padded = any(batch.weight is not None for batch in episodes.parts)
@@ -184,6 +174,12 @@ class Engine:
             answer = self.autotune(strategy, algo, meta, episodes, max(2 * ran, 1001))
         made.chosen[asked] = answer
         return answer.plan
+
+    @property
+    def _options(self) -> tuple[str, ...]:
+        """What an answer of autotuning is for, beside the plan."""
+        kept = () if self.lite is None else (f"lite={self.lite}",)
+        return self.precision, self.capture, *kept
 
     def _asked(self, algo: MetaAlgorithm, episodes: Episodes) -> tuple:
         shapes = tuple(t.shape for t in tensors_of(Meta(init={}, hyper={}, buffers={}), episodes))
@@ -206,7 +202,7 @@ class Engine:
 
     def with_plan(self, plan: Plan) -> "Engine":
         """The same engine, what it made included, that runs every strategy by `plan`."""
-        engine = Engine(plan, self.precision, self.capture)
+        engine = Engine(plan, self.precision, self.capture, self.lite)
         engine._made = self._made
         return engine
 
@@ -243,12 +239,16 @@ class Engine:
     def _gradient(
         self, strategy: Strategy, algo: MetaAlgorithm, meta: Meta, tasks: Task
     ) -> TaskGradient:
+        known, key = self._of(algo).gradients, (strategy, algo.net.modes())
+        if self.lite is not None:
+            if key not in known:
+                known[key] = through_few(self.lite, strategy, algo, meta, tasks)
+            return known[key]
         if strategy.kind not in ("exact", "truncated"):
             return strategy.task
         if (body := self.body(algo, meta, tasks)) is None:
             return strategy.task
-        known = self._of(algo).through_features
-        return known.setdefault((strategy, algo.net.modes()), ThroughFeatures(body, strategy.task))
+        return known.setdefault(key, ThroughFeatures(body, strategy.task))
 
     def _at_once(
         self,

@@ -17,6 +17,7 @@ from torch.func import vjp
 from metalearn.engine.execution import Execution
 from metalearn.engine.task import Run, Task, TaskGradient
 from metalearn.functional import PureModule
+from metalearn.functional.outputs import tensor_of
 from metalearn.functional.precision import inner_pass, outer_pass
 from metalearn.inner.loop import dropping
 from metalearn.inner.protocol import MetaAlgorithm, on_features
@@ -34,7 +35,9 @@ from metalearn.types import (
     Params,
 )
 
-SUPPORT, QUERY = "features of the support", "features of the query"  # no weight has such a name
+# No weight has such a name.
+SUPPORT, QUERY = "features of the support", "features of the query"
+UNLABELLED = "features of what has no labels"
 _SAME = 1e-4  # of the largest output
 
 
@@ -43,10 +46,11 @@ class Body:
     """An algorithm that runs on features, which stand in `meta["init"]`: what a batch holds in the
     place of inputs is not looked at.
 
-    path: the submodule of the whole network whose input the features are. algo: on features.
+    path: the submodule of the whole network whose input the features are, None where they are what
+        it returns. algo: on features.
     """
 
-    path: str
+    path: str | None
     algo: MetaAlgorithm
 
     @property
@@ -69,15 +73,14 @@ class Body:
     def transductive(self) -> bool:
         return self.algo.transductive
 
-    def meta(self, whole: Meta, support: Tensor, query: Tensor) -> Meta:
-        """What the algorithm needs of the meta-learned of the whole, and the features."""
+    def meta(self, whole: Meta, features: Params) -> Meta:
+        """What the algorithm needs of the meta-learned of the whole, and the features: `SUPPORT`,
+        `QUERY` and, where there are inputs without labels, `UNLABELLED`."""
         init, buffers = (
             {n: t for n, t in whole[part].items() if self.net.places.get(n) or n == META_STEP}
             for part in ("init", "buffers")
         )
-        return Meta(
-            init={**init, SUPPORT: support, QUERY: query}, hyper=whole["hyper"], buffers=buffers
-        )
+        return Meta(init={**init, **features}, hyper=whole["hyper"], buffers=buffers)
 
     def init(self) -> Meta:
         """That of the algorithm on features."""
@@ -103,12 +106,15 @@ class Body:
 
 
 def _own(meta: Meta) -> Meta:
-    init = {name: t for name, t in meta["init"].items() if name not in (SUPPORT, QUERY)}
+    init = {name: t for name, t in meta["init"].items() if name not in (SUPPORT, QUERY, UNLABELLED)}
     return Meta(init=init, hyper=meta["hyper"], buffers=meta["buffers"])
 
 
 def _on(meta: Meta, given: Given) -> Given:
-    return Given(given.support._replace(x=meta["init"][SUPPORT]))
+    found, rest = meta["init"], given.unlabelled
+    if rest is not None:
+        rest = rest._replace(x=found[UNLABELLED])
+    return Given(given.support._replace(x=found[SUPPORT]), rest)
 
 
 def frozen_body(algo: MetaAlgorithm, meta: Meta, tasks: Task) -> Body | None:
@@ -123,11 +129,16 @@ def frozen_body(algo: MetaAlgorithm, meta: Meta, tasks: Task) -> Body | None:
     if found is None or found.path is None:
         return None
     body = Body(found.path, found.algo)
-    return body if _parts_make_the_whole(algo, body, meta, tasks.given.support) else None
+    return body if makes_the_whole(algo, body, meta, tasks.given.support) else None
 
 
 @torch.no_grad()
-def _parts_make_the_whole(algo: MetaAlgorithm, body: Body, meta: Meta, supports: Batch) -> bool:
+def makes_the_whole(algo: MetaAlgorithm, body: Body, meta: Meta, supports: Batch) -> bool:
+    """Whether the outputs of the network are those of its head on what that is given.
+
+    supports: of any T tasks; tried on the first.
+    """
+    assert body.path is not None
     x, _, weight = supports.map(lambda t: t[0])
     weights = {**meta["buffers"], **meta["init"]}
     changed = {name: 1.5 * weights[name] + 0.1 for name in body.net.params}
@@ -137,7 +148,7 @@ def _parts_make_the_whole(algo: MetaAlgorithm, body: Body, meta: Meta, supports:
             features = algo.net.before(body.path, weights, x, weight)
         with dropping(next(seeds), 0):
             whole = algo.net.apply({**weights, **changed}, x, weight)
-        parts = body.net.apply({**body.meta(meta, features, features)["buffers"], **changed},
+        parts = body.net.apply({**body.meta(meta, {})["buffers"], **changed},
                                features, weight)  # fmt: skip
     except RuntimeError:  # not one tensor, or none of a shape that fits
         return False
@@ -146,15 +157,22 @@ def _parts_make_the_whole(algo: MetaAlgorithm, body: Body, meta: Meta, supports:
     return bool((whole - parts).abs().max() <= _SAME * whole.abs().max())
 
 
-def features_of(algo: MetaAlgorithm, meta: Meta, path: str, task: Task) -> tuple[Tensor, Tensor]:
-    """The features of the support and of the query inputs."""
+def features(net: PureModule, path: str | None, weights: Params, batch: Batch) -> Tensor:
+    """`[B, *]`: what the submodule at `path` is given, or what the whole network returns."""
+    if path is None:
+        return tensor_of(net.apply(weights, batch.x, batch.weight)).flatten(1)
+    return net.before(path, weights, batch.x, batch.weight)
+
+
+def features_of(algo: MetaAlgorithm, meta: Meta, path: str | None, task: Task) -> Params:
+    """The features of the support and of the query inputs, under `SUPPORT` and `QUERY`."""
     net, weights = algo.net, {**meta["buffers"], **meta["init"]}
     support, query = task.given.support, task.query
     with inner_pass():
-        features = net.before(path, weights, support.x, support.weight)
+        found = features(net, path, weights, support)
     with outer_pass():
         statistics = net.support_statistics(weights, support.x, support.weight)
-        return features, net.before(path, {**weights, **statistics}, query.x, query.weight)
+        return {SUPPORT: found, QUERY: features(net, path, {**weights, **statistics}, query)}
 
 
 def through_features(
@@ -163,16 +181,15 @@ def through_features(
     """One task, as one piece: the gradient that `gradient` takes of the head, taken on to the
     body."""
 
-    def features(init: Params) -> tuple[Tensor, Tensor]:
-        return features_of(
-            algo, Meta(init=init, hyper={}, buffers=meta["buffers"]), body.path, task
-        )
+    def both(init: Params) -> Params:
+        whole = Meta(init=init, hyper={}, buffers=meta["buffers"])
+        return features_of(algo, whole, body.path, task)
 
-    found, back = vjp(features, meta["init"])[:2]
+    found, back = vjp(both, meta["init"])[:2]
     inner = Execution(forward_over_reverse=forward, fused=False)
-    of_head, metrics = gradient(body, body.meta(meta, *found), task, inner)
+    of_head, metrics = gradient(body, body.meta(meta, found), task, inner)
     d_init = of_head["init"]
-    (of_body,) = back((d_init.pop(SUPPORT), d_init.pop(QUERY)), retain_graph=False)
+    (of_body,) = back({name: d_init.pop(name) for name in found}, retain_graph=False)
     for name, d in d_init.items():
         of_body[name] = of_body[name] + d
     return MetaGradients(init=of_body, hyper=of_head["hyper"]), metrics

@@ -22,14 +22,14 @@ def question(
     algo: MetaAlgorithm,
     meta: Meta,
     episodes: Episodes,
-    options: tuple[str, str],
+    options: tuple[str, ...],
     many: bool,
 ) -> str:
     """What a plan was measured for.
 
     The algorithm's class and everything that it holds (what adapts, inner rule, loss, network),
-    shapes, strategy, options (precision, capture), threads, torch and the processor: a plan of
-    another algorithm or machine answers another question.
+    shapes, strategy, options (precision, capture, `lite`), threads, torch and the processor: a plan
+    of another algorithm or machine answers another question.
     """
     x = episodes.support
     cuda = x.device.type == "cuda"

@@ -36,7 +36,9 @@ def check_room(
         return
     device = episodes.support.device
     # Uncompiled, which takes as much and is there at once.
-    alone = Engine(plan._replace(compile=False, whole=False, threads=False), engine.precision)
+    alone = Engine(
+        plan._replace(compile=False, whole=False, threads=False), engine.precision, lite=engine.lite
+    )
     before = 0
     with torch.random.fork_rng(), torch.no_grad():
         for tasks in (1, ROOM_FOR):  # one first, which loads whatever is loaded once

@@ -87,7 +87,7 @@ def measured(
     body: of `algo`, where the head alone adapts; the inputs pass through the rest once.
     """
     if body is not None:
-        algo, meta = body, body.meta(meta, *features_of(algo, meta, body.path, task))
+        algo, meta = body, body.meta(meta, features_of(algo, meta, body.path, task))
     path = trajectory(algo, meta, task.given, max(at), gradient=detached_gradient)
     return [
         algo.outer_loss(meta, algo.finish(meta, fast, task.given, step), task.query)[1]

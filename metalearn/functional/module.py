@@ -64,7 +64,7 @@ class PureModule:
         tensor; UsageError where there is none, or several.
         """
         if weight is not None:
-            x = map_tensors(partial(_without_padding, weight != 0), x)
+            x = map_tensors(partial(without_padding, weight != 0), x)
         like = next((t for t in weights.values() if t.is_floating_point()), first_tensor(x))
         with calling(Call(weight)):
             y = self._forward(tree.map(narrowed, weights), map_tensors(narrowed, x))
@@ -108,7 +108,7 @@ class PureModule:
         """The moments that each norm layer met in one forward pass."""
         record: dict[nn.Module | Tensor, tuple[Tensor, Tensor]] = {}
         if weight is not None:
-            x = map_tensors(partial(_without_padding, weight != 0), x)
+            x = map_tensors(partial(without_padding, weight != 0), x)
         with calling(Call(weight, record)):
             self._forward(weights, x)
         return record
@@ -183,7 +183,7 @@ class PureModule:
         }
 
 
-def _without_padding(real: Tensor, x: Tensor) -> Tensor:
+def without_padding(real: Tensor, x: Tensor) -> Tensor:
     """`x` `[B, *X]` whose examples that are not `real` `[B]` are copies of the first that is."""
     first = x.index_select(0, real.long().argmax().view(1))
     return torch.where(real.view(-1, *[1] * (x.ndim - 1)), x, first)

@@ -46,7 +46,7 @@ _STANDARD = {
 }
 
 OF_KIND: dict[str, dict[str, Any]] = {
-    "algorithm": {"classifier": None},
+    "algorithm": {"classifier": None, "lite": None},
     "held_out": {
         "distillation": {
             "teacher": None,

@@ -38,6 +38,7 @@ ALGORITHMS = {
     "MeTAL": lambda net: algorithms.MeTAL(net, steps=2, rule=lslr(0.1)),
     "UnicornMAML": lambda net: algorithms.UnicornMAML(net, steps=2, rule=lslr(0.1)),
     "TNet": lambda net: algorithms.TNet(net, steps=2, rule=lslr(0.1)),
+    "InContext": lambda net: algorithms.InContext(net, WAYS, 2, 2, 16, 8, frozen=False),
     "LEO": lambda net: algorithms.LEO(net, 2, 2, code=6, rate=0.3, head_rate=0.1),
     "SharpMAML": lambda net: algorithms.SharpMAML(net, steps=2, rule=lslr(0.1)),
     "MAML-part": lambda net: algorithms.MAML(
@@ -45,7 +46,8 @@ ALGORITHMS = {
     ),
 }
 COLUMNS = dict.fromkeys(
-    ("ProtoNet", "ProtoMAML", "R2D2", "SoftKMeans", "Metric", "Metric-probe", "LEO"), WAYS * SHOTS
+    ("ProtoNet", "ProtoMAML", "R2D2", "SoftKMeans", "Metric", "Metric-probe", "LEO", "InContext"),
+    WAYS * SHOTS,
 )
 """Width of the predictions where it is not the number of ways."""
 OTHERS = {
