@@ -75,9 +75,7 @@ class Largest(TorchDispatchMode):
         super().__init__()
         self.numbers = 1
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """`func`, looked at."""
         made = func(*args, **(kwargs or {}))
         for t in made if isinstance(made, tuple | list) else (made,):
