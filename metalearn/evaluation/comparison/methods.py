@@ -16,6 +16,7 @@ from metalearn.backbones.norms import describe
 from metalearn.classifiers import Classifier, Cosine, LinearProbe, LogisticRegression
 from metalearn.engine.task import tasks_of
 from metalearn.evaluation.comparison.base import knowing_base
+from metalearn.evaluation.comparison.learned import learned
 from metalearn.evaluation.comparison.setting import Cost, Network, Setting
 from metalearn.evaluation.features import Change, standardised, unit_length
 from metalearn.evaluation.on_features import Choice, Head, choose, classifying, measure
@@ -218,10 +219,25 @@ def _unit_length_in_double(episodes: Episodes) -> Episodes:
 
 
 def of_classifier(setting: Setting, classifier: Classifier, told: str) -> Measured:
-    """A classifier as it starts, with nothing meta-learned, on the features as they are."""
+    """A classifier on the features as they are; one that draws weights is meta-trained before."""
     knowing = knowing_base(classifier, setting, network := setting.bare())
-    measured = on_features(setting, network, lambda _, size: Fitted(classifying(knowing, size)))
+    spent, numbers = 0.0, 0
+
+    def make(shots: int, size: int) -> Fitted:
+        nonlocal spent, numbers
+        head, seconds = learned(knowing, setting, network, shots, size)
+        if seconds:
+            spent, numbers = spent + seconds, sum(t.numel() for t in head.meta["hyper"].values())
+        return Fitted(head)
+
+    measured = on_features(setting, network, make)
     measured.notes.append(told)
+    if numbers:
+        how = setting.plan.config["classifier_training"]
+        measured.learned, measured.training["seconds"] = numbers, spent
+        measured.notes.append(
+            f"meta-trained on features of split train: {how['steps']} steps of {how['tasks']} tasks"
+        )
     return measured
 
 
