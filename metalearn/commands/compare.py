@@ -21,7 +21,8 @@ from metalearn.commands.network import build_module, find_weights
 from metalearn.commands.sweep import split_options
 from metalearn.data import ImageDataset, TensorDataset
 from metalearn.errors import UsageError
-from metalearn.evaluation.comparison.methods import METHODS, Measured, of_classifier
+from metalearn.evaluation.comparison.learned import of_classifier
+from metalearn.evaluation.comparison.methods import METHODS, Measured
 from metalearn.evaluation.comparison.plan import PROTOTYPES, Case, ComparisonPlan
 from metalearn.evaluation.comparison.prototypes import prototype_tuning
 from metalearn.evaluation.comparison.setting import Setting

@@ -1,5 +1,5 @@
-"""Classifiers that draw weights of their own, as a relation network: meta-trained before they are
-compared, on features of the base classes."""
+"""Classifiers on features. Those that draw weights of their own, as a relation network, are
+meta-trained before they are compared, on features of the base classes."""
 
 import time
 from collections.abc import Iterable
@@ -11,6 +11,8 @@ from metalearn.algorithms import Metric
 from metalearn.algorithms.losses import cross_entropy, mean_squared
 from metalearn.classifiers import Classifier, Relation
 from metalearn.engine import Engine
+from metalearn.evaluation.comparison.base import knowing_base
+from metalearn.evaluation.comparison.methods import Fitted, Measured, on_features
 from metalearn.evaluation.comparison.plan import BALANCED
 from metalearn.evaluation.comparison.setting import Network, Setting
 from metalearn.evaluation.on_features import Head, classifying
@@ -66,3 +68,26 @@ def learned(
         return Head(head.algo, found.meta), time.monotonic() - started
 
     return setting.once(("learned", repr(classifier), shots, size), made)
+
+
+def of_classifier(setting: Setting, classifier: Classifier, told: str) -> Measured:
+    """A classifier on the features as they are; one that draws weights is meta-trained before."""
+    knowing = knowing_base(classifier, setting, network := setting.bare())
+    spent, numbers = 0.0, 0
+
+    def make(shots: int, size: int) -> Fitted:
+        nonlocal spent, numbers
+        head, seconds = learned(knowing, setting, network, shots, size)
+        if seconds:
+            spent, numbers = spent + seconds, sum(t.numel() for t in head.meta["hyper"].values())
+        return Fitted(head)
+
+    measured = on_features(setting, network, make)
+    measured.notes.append(told)
+    if numbers:
+        how = setting.plan.config["classifier_training"]
+        measured.learned, measured.training["seconds"] = numbers, spent
+        measured.notes.append(
+            f"meta-trained on features of split train: {how['steps']} steps of {how['tasks']} tasks"
+        )
+    return measured

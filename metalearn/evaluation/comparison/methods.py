@@ -13,10 +13,8 @@ from metalearn import tree
 from metalearn.algorithms import MAML, MetaAlgorithm
 from metalearn.backbones import heads
 from metalearn.backbones.norms import describe
-from metalearn.classifiers import Classifier, Cosine, LinearProbe, LogisticRegression
+from metalearn.classifiers import Cosine, LinearProbe, LogisticRegression
 from metalearn.engine.task import tasks_of
-from metalearn.evaluation.comparison.base import knowing_base
-from metalearn.evaluation.comparison.learned import learned
 from metalearn.evaluation.comparison.setting import Cost, Network, Setting
 from metalearn.evaluation.features import Change, standardised, unit_length
 from metalearn.evaluation.on_features import Choice, Head, choose, classifying, measure
@@ -216,29 +214,6 @@ def _unit_length_in_double(episodes: Episodes) -> Episodes:
         return t.double() if t.is_floating_point() else t
 
     return unit_length(episodes).map(double)
-
-
-def of_classifier(setting: Setting, classifier: Classifier, told: str) -> Measured:
-    """A classifier on the features as they are; one that draws weights is meta-trained before."""
-    knowing = knowing_base(classifier, setting, network := setting.bare())
-    spent, numbers = 0.0, 0
-
-    def make(shots: int, size: int) -> Fitted:
-        nonlocal spent, numbers
-        head, seconds = learned(knowing, setting, network, shots, size)
-        if seconds:
-            spent, numbers = spent + seconds, sum(t.numel() for t in head.meta["hyper"].values())
-        return Fitted(head)
-
-    measured = on_features(setting, network, make)
-    measured.notes.append(told)
-    if numbers:
-        how = setting.plan.config["classifier_training"]
-        measured.learned, measured.training["seconds"] = numbers, spent
-        measured.notes.append(
-            f"meta-trained on features of split train: {how['steps']} steps of {how['tasks']} tasks"
-        )
-    return measured
 
 
 def fine_tune_head(setting: Setting) -> Measured:
