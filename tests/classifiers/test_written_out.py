@@ -116,6 +116,7 @@ def test_a_linear_probe_descends_as_by_autograd(rule) -> None:
 def test_logistic_regression_in_its_weights_is_that_in_the_span(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    assert logistic_primal.cheaper(275, 64, 5) and not logistic_primal.cheaper(25, 64, 5)
     y = torch.arange(40) % 3
     x = torch.randn(40, 4, generator=generator(5), dtype=torch.float64) + y.unsqueeze(1)
     weight = torch.ones(40).double()
@@ -130,7 +131,6 @@ def test_logistic_regression_in_its_weights_is_that_in_the_span(
         for name in ("weight", "bias"):
             a, b = (found[primal, ways][name] for primal in (True, False))
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
-    assert logistic_primal.cheaper(275, 64, 5) and not logistic_primal.cheaper(25, 64, 5)
 
 
 def episodes(tasks: int, seed: int) -> Episodes:
