@@ -183,10 +183,15 @@ def as_run(pair: Pair, manifest: Manifest) -> tuple[Side, Side]:
     class Replayed(TaskSampler):
         """Its sampler, but for the episodes, which are ours."""
 
+        def __init__(self) -> None:
+            # As its own, which hands torch's Sampler an argument that it no longer takes.
+            self.n_way, self.n_shot, self.n_query = ways or 0, shots or 0, queries
+            self.n_tasks = count
+
         def __iter__(self) -> Iterator[list[int]]:
             return iter(rows)
 
-    sampler = Replayed(data, ways or 0, shots or 0, queries, count)
+    sampler = Replayed()
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=sampler.episodic_collate_fn)
     classifier = their_classifier(pair, source.features.shape[1])
     own, peer, head = Side([]), Side([]), classifying(pair.ours(ways or 0))
