@@ -400,3 +400,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 ) -> None:
     assert told in compare(override).mistake
     assert not Path("run").exists()
+
+
+def test_a_classifier_that_draws_weights_is_meta_trained_before(workplace: Path) -> None:
+    small = ("episodes.shots=[1]", "classifier_training.steps=3", "methods=[feat,matching]")
+    assert compare(*small).code == 0
+    (feat,) = [cost for cost in made()["costs"] if cost["method"] == "feat"]
+    assert feat["learned"] > 0 and feat["seconds"] > 0
+    told = {name: any("meta-trained" in line for line in n) for name, n in made()["notes"].items()}
+    assert told == {"feat": True, "matching": False}

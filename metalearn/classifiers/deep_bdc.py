@@ -20,6 +20,8 @@ from metalearn.classifiers.classes import class_means, maps, masked
 from metalearn.classifiers.protocol import number_of
 from metalearn.types import Batch, Params
 
+_EPS = 1e-5
+
 
 @dataclass(frozen=True)
 class DeepBDC:
@@ -40,25 +42,30 @@ class DeepBDC:
             places = max(1, number_of(features, "DeepBDC") // self.channels)
         return {"log_scale": torch.tensor(-math.log(2 * places), dtype=torch.float64)}
 
-    def _matrices(self, hyper: Params, features: Tensor) -> Tensor:
-        """A `[B, C * C]`."""
-        x = maps(features, self.channels)
-        inner = x @ x.mT
-        squares = inner.diagonal(dim1=1, dim2=2)
-        apart = (squares.unsqueeze(1) + squares.unsqueeze(2) - 2 * inner).clamp(min=0)
-        d = (hyper["log_scale"].exp() * apart + 1e-5).sqrt()
-        rows = d.mean(2, keepdim=True)
-        return (d - rows - rows.mT + rows.mean(1, keepdim=True)).flatten(1)
+    def _distances(self, hyper: Params, features: Tensor) -> Tensor:
+        """D `[B, C, C]`."""
+        x = maps(features, self.channels) * (hyper["log_scale"] / 2).exp()
+        squares = x.square().sum(2)
+        apart = (squares.unsqueeze(2) + _EPS) + squares.unsqueeze(1) - 2 * (x @ x.mT)
+        return apart.clamp(min=_EPS).sqrt()
 
     def fit(self, hyper: Params, support: Batch, unlabelled: Batch | None = None) -> Params:
         """`prototypes` `[S, C * C]` and `counts` `[S]`; the rows from N on are 0."""
-        prototypes, counts = class_means(self._matrices(hyper, support.x), support)
+        matrices = _centred(self._distances(hyper, support.x)).flatten(1)
+        prototypes, counts = class_means(matrices, support)
         return {"prototypes": prototypes, "counts": counts}
 
     def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
         """`[Q, S]` of features `[Q, D]`."""
-        a, p = self._matrices(hyper, features), state["prototypes"]
-        logits = a @ p.T
-        if self.euclidean:
-            logits = 2 * logits - a.square().sum(1, keepdim=True) - p.square().sum(1)
+        d, p = self._distances(hyper, features), state["prototypes"]
+        if not self.euclidean:
+            # Rows and columns of P have the mean 0, so that those of D have no part.
+            return masked(d.flatten(1) @ p.T, state["counts"])
+        a = _centred(d).flatten(1)
+        logits = 2 * a @ p.T - a.square().sum(1, keepdim=True) - p.square().sum(1)
         return masked(logits, state["counts"])
+
+
+def _centred(d: Tensor) -> Tensor:
+    rows = d.mean(2, keepdim=True)
+    return d - rows - rows.mT + rows.mean(1, keepdim=True)

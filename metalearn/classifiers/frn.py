@@ -54,7 +54,9 @@ class FRN:
     def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
         """`[Q, S]` of features `[Q, D]`."""
         x = maps(features, self.channels)
-        x = x.mT.unsqueeze(1) / x.shape[1] ** 0.5
+        queries, size, places = x.shape
+        x = x.mT.flatten(0, 1) / size**0.5  # a row a place
         rest = x - hyper["beta"].exp() * x @ state["rebuild"]
-        logits = -hyper["gamma"] * rest.square().sum(3).mean(2)
+        apart = rest.square().sum(2).unflatten(1, (queries, places)).mean(2)
+        logits = -hyper["gamma"] * apart.T
         return masked(widened(logits, len(state["counts"])), state["counts"])

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from metalearn import tree
+from metalearn.classifiers import logistic_primal
 from metalearn.classifiers.classes import (
     class_systems,
     cross_entropies,
@@ -30,6 +31,7 @@ from metalearn.classifiers.classes import (
     membership,
     widened,
 )
+from metalearn.classifiers.logistic_primal import Problem
 from metalearn.classifiers.protocol import log_of, positive
 from metalearn.errors import check_whole
 from metalearn.types import Batch, Params
@@ -72,6 +74,17 @@ class LogisticRegression:
         log = hyper.get("log_strength")
         strength = x.new_tensor(self.strength) if log is None else log.double().exp()
         weight = torch.ones_like(x[:, 0]) if support.weight is None else support.weight.double()
+        if logistic_primal.cheaper(size, x.shape[1], ways):
+            whole = Problem(logistic_primal.with_one(x), hot, weight, strength, counts[:ways])
+            # The last step, in double precision, makes up for the others.
+            fixed = Problem(*(part.detach().float() for part in whole))
+            near = logistic_primal.minimum(fixed, self.steps, fixed.x.new_tensor(_LENGTHS)).to(x)
+            there = (counts[:ways] > 0).to(x)
+            near = torch.cat([near[:-1], near[-1:] - there * near[-1:].sum() / there.sum()])
+            for _ in range(2):
+                near = logistic_primal.newton(near, whole)
+            state = {"weight": widened(near[:-1], size), "bias": widened(near[-1], size)}
+            return tree.map(lambda t: t.to(dtype), {**state, "counts": counts})
         problem = (x @ x.T, hot, weight, strength, counts[:ways])
         dual, bias = _newton(self._minimum(*(part.detach() for part in problem)), *problem)
         state = {"weight": widened(x.T @ dual, size), "bias": widened(bias, size)}

@@ -64,16 +64,28 @@ class Relation:
         side = round(seen.shape[2] ** 0.5)
         if side * side != seen.shape[2]:
             raise UsageError(f"{seen.shape[2]} places are no square map; correct channels")
-        pairs = torch.broadcast_tensors(means.unsqueeze(0), seen.unsqueeze(1))
-        h = torch.cat(pairs, 2).flatten(0, 1).unflatten(2, (side, side))
-        for name in ("conv0", "conv1"):
-            h = _normalised(F.conv2d(h, hyper[f"{name}_weight"], padding=1))
-            scale, shift = (hyper[f"{name}_{part}"].view(-1, 1, 1) for part in ("norm", "bias"))
-            h = (h * scale + shift).relu()
+        # The first layer is linear: of a mean and of a query apart, and then their sum.
+        of_means, of_seen = hyper["conv0_weight"].chunk(2, 1)
+        of_means = _convolved(means.unflatten(2, (side, side)), of_means)
+        of_seen = _convolved(seen.unflatten(2, (side, side)), of_seen)
+        h = (of_means.unsqueeze(0) + of_seen.unsqueeze(1)).flatten(0, 1)
+        h = self._layer(hyper, "conv0", h)
+        h = self._layer(hyper, "conv1", _convolved(h, hyper["conv1_weight"]))
         h = F.linear(h.mean((2, 3)), hyper["linear0_weight"], hyper["linear0_bias"]).relu()
         r = F.linear(h, hyper["linear1_weight"], hyper["linear1_bias"]).sigmoid()
         counts = state["counts"]
         return masked(widened(r.view(len(features), -1), len(counts)), counts)
+
+    def _layer(self, hyper: Params, name: str, x: Tensor) -> Tensor:
+        scale, shift = (hyper[f"{name}_{part}"].view(-1, 1, 1) for part in ("norm", "bias"))
+        return (_normalised(x) * scale + shift).relu()
+
+
+def _convolved(x: Tensor, weight: Tensor) -> Tensor:
+    """`[B, C, side, side]`. Of a single place the kernel's middle alone sees anything."""
+    if x.shape[2] == 1:
+        return F.linear(x.flatten(1), weight[:, :, 1, 1])[:, :, None, None]
+    return F.conv2d(x, weight, padding=1)
 
 
 def _normalised(x: Tensor, eps: float = 1e-5) -> Tensor:

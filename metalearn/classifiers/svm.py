@@ -26,7 +26,7 @@ from metalearn.classifiers.protocol import positive
 from metalearn.errors import UsageError
 from metalearn.types import Batch, Params
 
-_CENTRE = 1e-10  # slack times multiplier at the end, of C
+_CENTRE = 1e-11  # slack times multiplier at the end, of the size of A
 _RIDGE = 1e-9  # of the mean of K's diagonal, added to it: where K is singular, less is noise
 
 
@@ -65,25 +65,38 @@ class SVM:
         real = weight > 0
         # Padding has features of 0, so no part in W, and room on both sides of its sum.
         x, hot = torch.where(real.unsqueeze(1), x, 0), hot * real
-        box = self.strength * torch.where(real, weight * hot, 1)
-        start = self.strength * weight / 2 * there * (hot - 1 / there.sum())
-        slack = torch.where(there > 0, box - start, 1)
-        point = (torch.stack([slack, torch.ones_like(slack)]), torch.zeros_like(weight))
         kernel = x @ x.T
-        kernel = kernel + _RIDGE * kernel.trace() / real.sum() * torch.eye(size).to(kernel)
-        point = self._optimum(kernel.detach(), (hot, box, there), *point)
+        # In units of A in which the mean of K's diagonal is 1, so that no scale of the features
+        # costs digits.
+        scale = kernel.detach().trace() / real.sum()
+        scale = torch.where(scale > 0, scale, 1)
+        kernel, strength = (
+            kernel / scale + _RIDGE * torch.eye(size).to(kernel),
+            self.strength * scale,
+        )
+        unit = strength.clamp(max=1)
+        box = strength * torch.where(real, weight * hot, 1)
+        start = unit * weight / 2 * there * (hot - 1 / there.sum())
+        slack = torch.where(there > 0, box - start, 1)
+        point = (torch.stack([slack, unit / (unit + slack)]), torch.zeros_like(weight))
+        point = self._optimum(kernel.detach(), (hot, box, there), unit, *point)
         systems = _systems(kernel, there, point[0])
         rest = _rest(kernel, hot, box, *point)
-        step = _newton(systems, rest, point[0], self.strength * _CENTRE)[0]
-        dual = there * (box - point[0][0] - step[0])
+        step = _newton(systems, rest, point[0], unit * _CENTRE / 10)[0]
+        dual = there * (box - point[0][0] - step[0]) / scale
         state = {"weight": widened(x.T @ dual.T, size), "counts": counts}
         return tree.map(lambda t: t.to(dtype), state)
 
     def _optimum(
-        self, kernel: Tensor, problem: tuple[Tensor, ...], values: Tensor, shift: Tensor
+        self,
+        kernel: Tensor,
+        problem: tuple[Tensor, ...],
+        unit: Tensor,
+        values: Tensor,
+        shift: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """From any such values on: the slacks of the bounds of A and their multipliers,
-        `[2, N, S]`, and the multipliers of its sums, `[S]`."""
+        `[2, N, S]`, and the multipliers of its sums, `[S]`. unit: of the size of A."""
         hot, box, there = problem
         for _ in range(self.steps):
             systems = _systems(kernel, there, values)
@@ -91,9 +104,11 @@ class SVM:
             steps, _ = _newton(systems, rest, values, 0.0)
             gap = values.prod(0).sum()
             left = (values + _length(values, steps) * steps).prod(0).sum() / gap
-            centre = (left**3 * gap / values[0].numel()).clamp(min=self.strength * _CENTRE)
+            mean = gap / values[0].numel()
+            centre = torch.maximum(left**3 * mean, unit * _CENTRE)
             steps, d_shift = _newton(systems, rest, values, centre - steps.prod(0))
-            length = 0.995 * _length(values, steps)
+            # The nearer the end, the nearer to the bounds.
+            length = (1 - (mean / unit).clamp(1e-6, 5e-3)) * _length(values, steps).clamp(max=1)
             values, shift = values + length * steps, shift + length * d_shift
         return values, shift
 

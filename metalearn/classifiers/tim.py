@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from metalearn.backbones.heads import unit
-from metalearn.classifiers.classes import absent, class_means, masked, membership, shares
-from metalearn.classifiers.descent import descended, entropy
+from metalearn.classifiers.classes import class_means, masked, membership, shares, widened
+from metalearn.classifiers.descent import SHUT, descended, entropies_slope
 from metalearn.classifiers.protocol import at_least, positive
 from metalearn.types import Batch, Params
 
@@ -60,27 +60,40 @@ class TIM:
         if unlabelled is None:
             return state
         z, part, there = unit(unlabelled.x), shares(unlabelled), counts[: self.ways] > 0
-        every, kept = torch.cat([x, z]).T, there.unsqueeze(1)
         hot = membership(support._replace(weight=None), x.dtype)[: self.ways] * shares(support)
+        hot, part = (
+            widened(self.cross_entropy * hot, len(x) + len(z)),
+            torch.cat([0 * x[:, 0], part]),
+        )
+        # A row a class, as fast as it gets; the temperature is in the features.
+        every, shut = self.temperature * torch.cat([x, z]), SHUT * ~there.unsqueeze(1)
+        of_scores = entropies_slope(hot, part, 1.0, self.conditional, self.order)
 
-        def loss(prototypes: Tensor) -> Tensor:
-            # A row a class, as fast as it gets; without what all classes share.
-            scores = torch.where(kept, self._scores(prototypes, every), absent(x))
-            log_p, p = scores[:, : len(x)].log_softmax(0), scores[:, len(x) :].softmax(0)
-            marginal, each = entropy(p @ part, self.order), entropy(p, self.order) @ part
-            error = -(log_p * hot).sum()
-            return self.cross_entropy * error - marginal + self.conditional * each
+        def gradient(prototypes: Tensor) -> Tensor:
+            slope = of_scores(self._scores(prototypes, every.T, shut))
+            return self._pulled(prototypes, slope @ every, slope)
 
-        moved = descended(loss, prototypes, self.rate, self.steps, self.ways)
+        moved = descended(gradient, prototypes, self.rate, self.steps, self.ways)
         return {**state, "prototypes": moved}
 
-    def _scores(self, w: Tensor, z: Tensor) -> Tensor:
-        """`[N, B]` of prototypes `[N, D]` and features of unit length `[D, B]`."""
+    def _scores(self, w: Tensor, z: Tensor, shut: Tensor | float = 0.0) -> Tensor:
+        """`[N, B]` of prototypes `[N, D]` and features `[D, B]`, whose length is the temperature,
+        without what all classes share; and what is added for each class, `[N, 1]`."""
         if self.similarity == "cosine":
-            return self.temperature * unit(w) @ z
-        return self.temperature * (w @ z - w.square().sum(1, keepdim=True) / 2)
+            return unit(w) @ z + shut
+        return w @ z + (shut - self.temperature / 2 * w.square().sum(1, keepdim=True))
+
+    def _pulled(self, w: Tensor, along: Tensor, slope: Tensor) -> Tensor:
+        """The gradient in the prototypes, from that in the scores and its product with the
+        features, `[N, D]`."""
+        if self.similarity == "cosine":
+            squares = w.square().sum(1, keepdim=True)
+            length = torch.where(squares > 0, squares, 1).sqrt()
+            direction = w / length
+            return (along - direction * (direction * along).sum(1, keepdim=True)) / length
+        return along - self.temperature * slope.sum(1, keepdim=True) * w
 
     def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
         """`[Q, S]` of features `[Q, D]`, but for what all classes share."""
-        scores = self._scores(state["prototypes"], unit(features).T)
+        scores = self._scores(state["prototypes"], self.temperature * unit(features).T)
         return masked(scores.T, state["counts"])

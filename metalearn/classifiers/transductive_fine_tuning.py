@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from metalearn.backbones.heads import unit
-from metalearn.classifiers.classes import absent, class_means, masked, membership, shares
-from metalearn.classifiers.descent import descended, entropy
+from metalearn.classifiers.classes import class_means, masked, membership, shares, widened
+from metalearn.classifiers.descent import SHUT, descended, entropies_slope
 from metalearn.classifiers.protocol import at_least, positive
 from metalearn.types import Batch, Params
 
@@ -52,14 +52,15 @@ class TransductiveFineTuning:
         hot = membership(support._replace(weight=None), x.dtype)[: self.ways] * shares(support)
         # Without queries the layer descends on the support set alone.
         z, part = (x[:0], x[:0, 0]) if unlabelled is None else (unlabelled.x, shares(unlabelled))
-        every, kept = torch.cat([x, unit(z)]).T / self.temperature, counts[: self.ways, None] > 0
+        every = torch.cat([x, unit(z)]) / self.temperature
+        hot, part = widened(hot, len(every)), torch.cat([0 * x[:, 0], part])
+        shut = SHUT * (counts[: self.ways, None] == 0)
+        of_scores = entropies_slope(hot, part, 0.0, 1.0)
 
-        def loss(weight: Tensor) -> Tensor:
-            scores = torch.where(kept, weight @ every, absent(x))
-            log_p, p = scores[:, : len(x)].log_softmax(0), scores[:, len(x) :].softmax(0)
-            return entropy(p) @ part - (log_p * hot).sum()
+        def gradient(weight: Tensor) -> Tensor:
+            return of_scores(weight @ every.T + shut) @ every
 
-        weight = descended(loss, unit(means), self.rate, self.steps, self.ways)
+        weight = descended(gradient, unit(means), self.rate, self.steps, self.ways)
         return {"weight": weight, "counts": counts}
 
     def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from metalearn.commands.network import build_module, find_weights
 from metalearn.commands.sweep import split_options
 from metalearn.data import ImageDataset, TensorDataset
 from metalearn.errors import UsageError
-from metalearn.evaluation.comparison.methods import METHODS, Measured, of_classifier
+from metalearn.evaluation.comparison.learned import of_classifier
+from metalearn.evaluation.comparison.methods import METHODS, Measured
 from metalearn.evaluation.comparison.plan import PROTOTYPES, Case, ComparisonPlan
 from metalearn.evaluation.comparison.prototypes import prototype_tuning
 from metalearn.evaluation.comparison.setting import Setting
@@ -60,6 +61,7 @@ def run(overrides: Sequence[str], console: Console) -> int:
         asked = asked.within(folder)
         failed: dict[str, str] = {}
         left = [m for m in asked.methods if not result_file(folder, m).exists()]
+        shared = None if asked.config["isolate"] else setting_of(asked)
         if not left and (folder / FILE).exists():
             _say(console, f"{folder} has finished before; resume=never compares anew")
             show(_read(folder / FILE), console)
@@ -67,7 +69,7 @@ def run(overrides: Sequence[str], console: Console) -> int:
         for method in left:
             _say(console, f"{method} ({asked.methods.index(method) + 1} of {len(asked.methods)})")
             try:
-                perform(asked, method, console)
+                perform(asked, method, console, shared)
             except Failed as error:
                 failed[method] = str(error)
                 _say(console, f"{method} failed: {error}")
@@ -113,26 +115,36 @@ def result_file(folder: Path, method: str) -> Path:
     return folder / "methods" / f"{method}.json"
 
 
-def perform(asked: ComparisonPlan, method: str, console: Console) -> None:
+def perform(
+    asked: ComparisonPlan, method: str, console: Console, shared: Setting | None = None
+) -> None:
     """Measure a method, and keep its result. Raises Failed or Stopped.
 
     Training is a process apart: what it used does not count when adapting is measured.
+    shared: for methods that are measured in this process.
     """
-    for act in (_train, _measure) if method in asked.runs else (_measure,):
+    acts = [functools.partial(_measure, asked, method)]
+    if method in asked.runs:
+        acts.insert(0, functools.partial(_train, asked, method))
+    for act in acts:
         if asked.config["isolate"]:
             why = asked.folder / "methods" / f".{method}.failed"
-            apart(functools.partial(act, asked, method, None), why)
+            apart(functools.partial(act, None, None), why)
         else:
-            guarded(functools.partial(act, asked, method, console))
+            guarded(functools.partial(act, console, shared))
 
 
-def _train(asked: ComparisonPlan, method: str, console: Console | None) -> None:
+def _train(
+    asked: ComparisonPlan, method: str, console: Console | None, shared: Setting | None
+) -> None:
     compare_trained.train(asked.runs[method], console or Console(emoji=False))
 
 
-def _measure(asked: ComparisonPlan, method: str, console: Console | None) -> None:
+def _measure(
+    asked: ComparisonPlan, method: str, console: Console | None, shared: Setting | None
+) -> None:
     started = time.monotonic()
-    here = setting_of(asked)
+    here = shared or setting_of(asked)
     drawn = asked.config["sampling"]["queries"]
     found = [_measured(here.drawing(queries), method).plain() for queries in drawn]
     shots = {

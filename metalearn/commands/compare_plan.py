@@ -27,7 +27,8 @@ EVERY = "classifiers"
 _ABOVE_ZERO = (
     "sampling.concentration evaluation.timed evaluation.timed_seconds linear_probe.rate "
     "logistic_regression.strength linear_probe.steps tuning.episodes tuning.network_episodes "
-    "tuning.prototype_steps tuning.copies meta.seconds meta.shots"
+    "tuning.prototype_steps tuning.copies meta.seconds meta.shots classifier_training.tasks "
+    "classifier_training.rate"
 )
 
 

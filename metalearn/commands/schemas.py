@@ -9,6 +9,7 @@ from metalearn.evaluation.comparison.settings import (
     ComparedEpisodes,
     ComparedEvaluation,
     ComparedSampling,
+    LearningSettings,
     MetaSettings,
     ProbeSettings,
     RegressionSettings,
@@ -117,6 +118,7 @@ class ComparisonSettings:
     classifiers: dict[str, Any] = field(default_factory=dict)
     evaluation: ComparedEvaluation = field(default_factory=ComparedEvaluation)
     logistic_regression: RegressionSettings = field(default_factory=RegressionSettings)
+    classifier_training: LearningSettings = field(default_factory=LearningSettings)
     linear_probe: ProbeSettings = field(default_factory=ProbeSettings)
     tuning: TuningSettings = field(default_factory=TuningSettings)
     meta: MetaSettings = field(default_factory=MetaSettings)

@@ -1,7 +1,7 @@
 """Episodes of features in the place of images: each image passes through the network once."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalearn.data import TensorDataset
+from metalearn.data import ImageDataset, TensorDataset
 from metalearn.episodes import FewShotEpisodes
-from metalearn.episodes.gather import in_order
+from metalearn.episodes.gather import EpisodeIds, in_order
 from metalearn.functional import PureModule
 from metalearn.functional.outputs import tensor_of
 from metalearn.types import Batch, Episodes, Inputs, Params, map_tensors
@@ -28,7 +28,39 @@ class Used(NamedTuple):
     row: np.ndarray
 
 
-def used(sources: Iterable[FewShotEpisodes], split: str, episodes: int) -> Used:
+@dataclass(frozen=True)
+class Remembered:
+    """Episodes of `source` that are drawn once, for methods that all see the same."""
+
+    source: FewShotEpisodes
+    ids: dict[tuple[str, int], EpisodeIds] = field(default_factory=dict, repr=False)
+
+    @property
+    def dataset(self) -> ImageDataset | TensorDataset:
+        """That of the source."""
+        return self.source.dataset
+
+    @property
+    def shape(self) -> tuple[int | None, int | None, int]:
+        """That of the source."""
+        return self.source.shape
+
+    def check(self, split: str) -> None:
+        """As the source does."""
+        self.source.check(split)
+
+    def draw(self, split: str, index: int) -> EpisodeIds:
+        """The classes and examples of episode `index`."""
+        if (split, index) not in self.ids:
+            self.ids[split, index] = self.source.draw(split, index)
+        return self.ids[split, index]
+
+    def fingerprint(self, split: str, index: int) -> bytes:
+        """The class and example numbers, as little-endian int64."""
+        return self.draw(split, index).encode(varied=self.source.sizes is not None)
+
+
+def used(sources: Iterable[FewShotEpisodes | Remembered], split: str, episodes: int) -> Used:
     """The images in the first `episodes` episodes of every source; all are of one data set."""
     marked: np.ndarray | None = None
     for source in sources:
@@ -83,7 +115,7 @@ class FeatureEpisodes:
         out.
     """
 
-    source: FewShotEpisodes
+    source: FewShotEpisodes | Remembered
     features: Tensor
     row: np.ndarray
     split: str
@@ -119,7 +151,8 @@ class FeatureEpisodes:
             labels = torch.from_numpy(found)
             further = {name: t[places] for name, t in self.targets.items()}
             y = {"label": labels, **further} if further else labels
-            return Batch(self.features[places], y)
+            x = self.features.index_select(0, places.flatten()).unflatten(0, places.shape)
+            return Batch(x, y)
 
         episodes = Episodes(
             examples([ids.support for ids in drawn]), examples([ids.query for ids in drawn])

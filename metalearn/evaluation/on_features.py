@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from metalearn import tree
 from metalearn.algorithms import Metric
 from metalearn.backbones.norms import inductive
 from metalearn.classifiers import Classifier
@@ -18,11 +19,12 @@ from metalearn.episodes import FewShotEpisodes, ImageTransform, Manifest, Transf
 from metalearn.episodes.gather import inputs_of
 from metalearn.evaluation.features import FeatureEpisodes, extract, used
 from metalearn.evaluation.protocol import EvalReport, evaluate
+from metalearn.functional.torch_private import TorchDispatchMode
 from metalearn.inner import protocol
 from metalearn.inner.protocol import MetaAlgorithm, OnFeatures
 from metalearn.types import Episodes, Inputs, Meta, map_tensors
 
-_AT_ONCE = 2**25  # numbers of one operation over the tasks that are adapted at a time
+_AT_ONCE = 2**20  # numbers of the largest tensor over the tasks that are adapted at a time
 _TOGETHER = 128  # images that pass through a network at a time
 _WORTH = 2  # times that an image is used, from which on its features are computed apart
 
@@ -34,10 +36,14 @@ class Head(NamedTuple):
     meta: Meta
 
 
-def classifying(classifier: Classifier, features: int | None = None) -> Head:
-    """`classifier` as it starts, with nothing meta-learned. features: D, where it asks for it."""
+def classifying(
+    classifier: Classifier, features: int | None = None, dtype: torch.dtype | None = None
+) -> Head:
+    """`classifier` as it starts, with nothing meta-learned. features: D, where it asks for it.
+    dtype: of what it starts from; None for torch's usual."""
     algo = Metric(nn.Flatten(), classifier, features=features)
-    return Head(algo, algo.init())
+    meta, dtype = algo.init(), torch.get_default_dtype() if dtype is None else dtype
+    return Head(algo, tree.map_meta(lambda t: t.to(dtype), meta))
 
 
 def head_on_host(algo: MetaAlgorithm, whole: Meta) -> Head:
@@ -53,12 +59,29 @@ def head_on_host(algo: MetaAlgorithm, whole: Meta) -> Head:
 
 
 def measure(head: Head, manifest: Manifest, at: Sequence[int] | None = None) -> EvalReport:
-    """`evaluate` with as many tasks at a time as there is room for: features are small."""
-    support, query, _ = manifest.source.batch(manifest.split, [0])
-    each = support.shape[1] * query.shape[1:].numel()
-    tasks = max(1, min(256, _AT_ONCE // each))
+    """`evaluate` with as many tasks at a time as stay in the cache."""
+    first = manifest.source.batch(manifest.split, range(1))
+    with Largest() as made:
+        evaluate(*head, first, engine=Engine("loop"), at=at)
+    tasks = max(1, min(256, _AT_ONCE // made.numbers))
     report = evaluate(*head, manifest.batches(tasks), engine=Engine("vmap"), at=at)
     return replace(report, manifest_hash=manifest.hash)
+
+
+class Largest(TorchDispatchMode):
+    """While it is entered: the numbers of the largest tensor that an operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """`func`, looked at."""
+        made = func(*args, **(kwargs or {}))
+        for t in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(t, torch.Tensor):
+                self.numbers = max(self.numbers, t.numel())
+        return made
 
 
 def makes_the_whole(algo: MetaAlgorithm, meta: Meta, episodes: Episodes) -> OnFeatures | None:

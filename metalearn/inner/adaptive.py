@@ -30,7 +30,7 @@ from metalearn.types import Params
 
 def moving(average: Params, values: Params, keep: float) -> Params:
     """keep * average + (1 - keep) * values."""
-    return tree.map(lambda a, v: keep * a + (1 - keep) * v, average, values)
+    return tree.map(lambda a, v: torch.lerp(a, v, 1 - keep), average, values)
 
 
 def weight_so_far(keep: float, step: Tensor) -> Tensor:
@@ -78,9 +78,9 @@ def adam(
         mean = moving(under_prefix("mean", state), grads, beta1)
         square = moving(under_prefix("square", state), tree.map(torch.square, grads), beta2)
         weight1, weight2 = weight_so_far(beta1, step), weight_so_far(beta2, step)
-        along = over_root(
-            tree.map(lambda m: m / weight1, mean), tree.map(lambda s: s / weight2, square), epsilon
-        )
+        # m' / sqrt(v' + epsilon^2), with what divides m' brought under the root.
+        scale, least = weight1**2 / weight2, (epsilon * weight1) ** 2
+        along = tree.map(lambda m, v: m / torch.addcmul(least, v, scale).sqrt(), mean, square)
         state = {**with_prefix("mean", mean), **with_prefix("square", square), "step": step}
         return tree.scale(along, -rate), state
 

@@ -13,9 +13,8 @@ from metalearn import tree
 from metalearn.algorithms import MAML, MetaAlgorithm
 from metalearn.backbones import heads
 from metalearn.backbones.norms import describe
-from metalearn.classifiers import Classifier, Cosine, LinearProbe, LogisticRegression
+from metalearn.classifiers import Cosine, LinearProbe, LogisticRegression
 from metalearn.engine.task import tasks_of
-from metalearn.evaluation.comparison.base import knowing_base
 from metalearn.evaluation.comparison.setting import Cost, Network, Setting
 from metalearn.evaluation.features import Change, standardised, unit_length
 from metalearn.evaluation.on_features import Choice, Head, choose, classifying, measure
@@ -215,14 +214,6 @@ def _unit_length_in_double(episodes: Episodes) -> Episodes:
         return t.double() if t.is_floating_point() else t
 
     return unit_length(episodes).map(double)
-
-
-def of_classifier(setting: Setting, classifier: Classifier, told: str) -> Measured:
-    """A classifier as it starts, with nothing meta-learned, on the features as they are."""
-    knowing = knowing_base(classifier, setting, network := setting.bare())
-    measured = on_features(setting, network, lambda _, size: Fitted(classifying(knowing, size)))
-    measured.notes.append(told)
-    return measured
 
 
 def fine_tune_head(setting: Setting) -> Measured:

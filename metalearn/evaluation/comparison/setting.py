@@ -5,8 +5,9 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from metalearn.episodes.augmentation import Augmentation, with_copies
 from metalearn.episodes.gather import inputs_of
 from metalearn.errors import UsageError
 from metalearn.evaluation.comparison.plan import BALANCED, Case, ComparisonPlan
-from metalearn.evaluation.features import Change, FeatureEpisodes, extract, used
+from metalearn.evaluation.features import Change, FeatureEpisodes, Remembered, Used, extract, used
 from metalearn.functional import PureModule, pure
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.runtime.memory import peak_memory_bytes, reset_peak_memory
@@ -64,6 +65,8 @@ class Setting:
     prepared image to the network, and what became of the weights that it starts from. device:
     where networks run; heads on features run on the host. queries: how they are drawn.
     augmentation, copies: of support images, which `images` puts behind them; None, 0 for none.
+    kept: what the methods of one process share: episodes that were drawn, features, what was
+    learned on them.
     """
 
     plan: ComparisonPlan
@@ -74,6 +77,13 @@ class Setting:
     queries: str = BALANCED
     augmentation: Augmentation | None = None
     copies: int = 0
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returned the first time for this key."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
 
     @property
     def split(self) -> str:
@@ -155,8 +165,7 @@ class Setting:
         Each image that any of the cases needs passes through the network once; the features stay
         in the comparison's folder.
         """
-        every = (self.drawing(case.queries).source(case.shots) for case in self.cases)
-        found = used(every, split, episodes)
+        found: Used = self.once(("used", split, episodes), lambda: self._used(split, episodes))
         total = hashlib.sha256(
             f"{self.dataset.digest} {split} {describe(network.net.module)} {network.path}".encode()
         )
@@ -166,16 +175,27 @@ class Setting:
             total.update(name.encode())
             total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         path = self.plan.folder / "features" / f"{split}-{total.hexdigest()[:16]}.safetensors"
-        if path.exists():
-            features = load_file(path)["features"]
-        else:
-            features = self.extracted(network, self._batches(split, *found[:2]))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.{os.getpid()}.part")
-            save_file({"features": features}, part)
-            os.replace(part, path)
-        source = FeatureEpisodes(self.source(shots), features, found.row, split, change)
+        features = self.once(path, lambda: self._features(network, split, found, path))
+        source = FeatureEpisodes(self._drawn(shots), features, found.row, split, change)
         return Manifest(source, split, episodes)
+
+    def _used(self, split: str, episodes: int) -> Used:
+        every = (self.drawing(case.queries)._drawn(case.shots) for case in self.cases)
+        return used(every, split, episodes)
+
+    def _drawn(self, shots: int) -> Remembered:
+        return self.once((shots, self.queries), lambda: Remembered(self.source(shots)))
+
+    def _features(self, network: Network, split: str, found: Used, path: Path) -> Tensor:
+        """Read, or computed and written."""
+        if path.exists():
+            return load_file(path)["features"]
+        features = self.extracted(network, self._batches(split, *found[:2]))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        save_file({"features": features}, part)
+        os.replace(part, path)
+        return features
 
     def _batches(self, split: str, classes: Any, examples: Any) -> Iterator[Inputs]:
         for start in range(0, len(classes), _BATCH):

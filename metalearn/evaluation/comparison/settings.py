@@ -52,6 +52,16 @@ class ProbeSettings:
 
 
 @dataclass
+class LearningSettings:
+    """How a classifier that draws weights is meta-trained on features of the base classes: steps of
+    Adam, each on so many tasks. 0 steps: it is compared as it is drawn."""
+
+    steps: int = 200
+    tasks: int = 8
+    rate: float = 1e-3
+
+
+@dataclass
 class TuningSettings:
     """The grids of fine-tuning, and how many episodes of the val split choose in them.
 
