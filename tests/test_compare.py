@@ -19,6 +19,7 @@ from metalearn.classifiers import PTMAP, Cosine, DistributionCalibration, Ridge,
 from metalearn.commands.build import build
 from metalearn.commands.compare import setting_of
 from metalearn.commands.compare_plan import plan
+from metalearn.commands.config import conf_folder
 from metalearn.data import ImageDataset
 from metalearn.evaluation import evaluate
 from metalearn.evaluation.comparison import methods
@@ -224,6 +225,58 @@ def test_what_was_meta_learned_is_measured_on_features_as_on_images(workplace: P
     assert found["norm_policy"] == "frozen; group for protonet_scratch"
 
 
+def test_methods_that_are_all_meta_trained_may_have_norms_of_the_task(workplace: Path) -> None:
+    asked = (
+        "norm=support",
+        "episodes.shots=[1]",
+        "evaluation.network_episodes=6",
+        "meta.shots=1",
+        '+meta.overrides.ridge=["algorithm=metric","classifier=ridge"]',
+    )
+    names = "methods=[ridge]"
+    outcome = compare(names, *asked)
+    assert outcome.code == 0, outcome.err
+    found = made()
+    (row,), (cost,) = found["rows"], found["costs"]
+    assert (row["method"], row["family"], row["episodes"]) == ("ridge", "meta-learning", 6)
+    assert found["norm_policy"] == "support"
+    _, built = build(yaml.safe_load(Path("run/ridge/config.yaml").read_text()))
+    meta = load_weights(Path("run/ridge/weights.safetensors"), built.meta)
+    report = evaluate(built.algo, meta, setting(names, *asked).images(1, "test", 6))
+    np.testing.assert_allclose(accuracies("ridge", 1), report.accuracies, atol=1e-6)
+    training = found["training"]["ridge"]
+    assert cost["tasks_per_second"] == training["tasks"] / training["seconds"]
+
+
+def test_a_classifier_that_is_meta_trained_knows_the_width_of_the_comparison() -> None:
+    asked = ("methods=[frn]", '+meta.overrides.frn=["algorithm=metric","classifier=frn"]')
+    for backbone, channels in (
+        (["backbone.filters=12"], 12),
+        (["backbone=cifar_resnet", "dataset=cifar_fs"], None),
+    ):
+        run = plan([*asked, *backbone]).runs["frn"]
+        assert run["classifier"]["channels"] == channels
+        assert run["backbone"].get("filters") == channels
+
+
+def test_a_whole_comparison_by_name() -> None:
+    made = plan(["comparison=omniglot", "methods=[maml,relation]", "meta.seconds=7"])
+    assert made.methods == ["maml", "relation"] and not made.config["classifiers"]
+    assert made.config["evaluation"]["network_episodes"] == 1000
+    for run in made.runs.values():
+        assert run["training"]["seconds"] == 7 and run["training"]["steps"] >= 10**6
+        assert (run["backbone"]["norm"], run["seed"]) == ("support", 0)
+        assert run["dataset"]["_target_"].endswith("omniglot") and not run["outer"]["schedule"]
+    assert made.runs["relation"]["classifier"]["_target_"].endswith("Relation")
+    written = yaml.safe_load((conf_folder() / "comparison" / "omniglot.yaml").read_text("utf-8"))
+    assert set(written["methods"]) == set(written["meta"]["overrides"])
+    assert len(written["methods"]) >= 15
+    for words in written["meta"]["overrides"].values():
+        for group, _, name in (word.partition("=") for word in words):
+            if group in ("algorithm", "classifier", "loss"):
+                assert (conf_folder() / group / f"{name}.yaml").exists(), name
+
+
 def test_classifiers_by_name_on_balanced_and_on_dirichlet_queries(workplace: Path) -> None:
     names = ["nearest_centroid", "ridge_like", "ptmap", "soft_kmeans"]
     asked = (
@@ -381,7 +434,12 @@ def test_the_configuration_is_printed(workplace: Path) -> None:
         ("tuning.steps=[-1]", "must be 0 or more each"),
         ("meta.seconds=0", "meta.seconds=0.0 must be above 0"),
         ("meta.scratch=[mml]", "meta.scratch has mml, not in meta.overrides (did you mean maml?)"),
-        ("norm=transductive", "norm=transductive is not known; use frozen, running, group or none"),
+        ("norm=batch", "norm=batch is not known; use frozen, running, group, none, support or"),
+        (
+            "norm=support",
+            "norm=support gives single images no features, which untrained needs; use "
+            "frozen, running, group or none, or only methods of meta.overrides",
+        ),
         ("backbone.norm=frozen", "backbone.norm is one for all methods; use norm=..."),
         ("outputs=3", "outputs is set by the comparison; use episodes.ways=..."),
         ("dataset=sinusoid", "dataset=sinusoid sets inner, which metalearn compare does not have"),

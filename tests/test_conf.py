@@ -23,7 +23,11 @@ from metalearn.data.store import build_store
 from tests.command import metalearn
 from tests.data.idx import write
 
-OTHERS = ("pretrain.yaml", "compare.yaml")  # commands of their own, with tests of their own
+OTHERS = (
+    "pretrain.yaml",
+    "compare.yaml",
+    "comparison",
+)  # commands of their own, with tests of their own
 FILES = sorted(
     path.relative_to(conf_folder())
     for path in conf_folder().rglob("*.yaml")

@@ -1,15 +1,13 @@
 """`metalearn list algorithms`: what the code says of every method that a configuration names."""
 
-import inspect
+import re
 import statistics
-import sys
-from pathlib import Path
 
 import pytest
 
-from metalearn import algorithms
 from metalearn.commands.config import conf_folder
 from metalearn.commands.methods import GROUPS, methods
+from scripts.method_pages import FOLDER, files, key, norm_of, pages
 from tests.command import metalearn
 
 ROWS = {row.choice: row for row in methods()}
@@ -21,6 +19,10 @@ def test_every_algorithm_and_classifier_has_a_row(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("COLUMNS", "220")
     out = metalearn("list", "algorithms").out
     assert all(choice in out for choice in files) and f"{len(files)} methods" in out
+    shown = [
+        ROWS[name].transductive for name in re.findall(r"^(?:algorithm|classifier)=\w+", out, re.M)
+    ]
+    assert len(shown) == len(files) and shown == sorted(shown) and any(shown)
     assert "algorithm=boil" in metalearn("list", "algorithm").out
     assert "no group algoritms (did you mean algorithms?)" in metalearn("list", "algoritms").mistake
 
@@ -53,8 +55,41 @@ def test_every_paper_that_a_configuration_names_is_cited_in_the_code() -> None:
     assert all(row.what for row in ROWS.values())
 
 
-def test_the_file_of_an_algorithm_is_short() -> None:
-    made = [getattr(algorithms, name) for name in algorithms.__all__ if name != "MetaAlgorithm"]
-    files = {sys.modules[inspect.unwrap(m).__module__].__file__ for m in made}
-    lengths = [len(Path(file).read_text("utf-8").splitlines()) for file in files]
-    assert statistics.median(lengths) <= 70
+def test_the_file_of_a_method_is_short() -> None:
+    lengths = dict(file for row in ROWS.values() for file in files(row))
+    assert statistics.median(lengths.values()) <= 70
+    own = {name: count for name, count in lengths.items() if "/algorithms/" in name}
+    assert statistics.median(own.values()) <= 70
+
+
+def test_every_method_has_the_page_that_the_command_writes_today() -> None:
+    made = pages(list(ROWS.values()))
+    assert len(made) == len(ROWS) + 1  # and the table of all
+    old = [n for n, text in made.items() if not (FOLDER / n).is_file() or _held(n) != text]
+    assert old == [], "run python -m scripts.method_pages"
+    assert (
+        "†" not in made["README.md"].partition("<!-- methods -->")[2].partition("Transductive:")[0]
+    )
+    kept = {path.name for path in FOLDER.glob("*.md") if _held(path.name).startswith("# `")}
+    assert kept == made.keys() - {"README.md"}
+
+
+def _held(name: str) -> str:
+    return (FOLDER / name).read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", [key(row) for row in ROWS.values()])
+def test_a_page_has_the_equation_and_says_where_a_figure_is_missing(name: str) -> None:
+    told, _, rest = _held(f"{name}.md").partition("\n## What it is\n")
+    assert re.search(r"\n\n    (?=\S).*(=|<-|min over)", told)
+    assert re.search(r"\.py`: \d+ lines", rest) and "```yaml" in rest
+    figures = rest.partition("## Figures")[2]
+    for whose, missing in (("ours", "Ours: not measured yet."), ("", "Published: not sourced.")):
+        rows = [line.split(" | ")[1] for line in figures.splitlines() if line.startswith("| ")][2:]
+        assert any((row == "ours") == bool(whose) for row in rows) != (missing in figures)
+
+
+def test_the_norm_of_a_row_is_that_of_its_method() -> None:
+    told = "frozen; group for protonet_scratch, maml_scratch; none for mine"
+    found = [norm_of(told, name) for name in ("maml", "maml_scratch", "mine")]
+    assert found == ["frozen", "group", "none"]

@@ -49,6 +49,9 @@ def SoftKMeans(
 ) -> Metric:
     """Prototypes that the queries of the task refine: transductive.
 
+        z_jn = softmax over n of  -|f(x_j) - c_n|^2 / temperature   for the queries x_j
+        c_n <- (sum of f(x_i) over class n + sum over j of z_jn f(x_j)) / (K_n + sum over j of z_jn)
+
     refinements, temperature, learn_temperature: as in `classifiers.SoftKMeans`.
 
     Ren et al.: Meta-Learning for Semi-Supervised Few-Shot Classification, 2018, with the queries

@@ -32,6 +32,11 @@ _ABOVE_ZERO = (
 )
 
 
+_OF_IMAGES = ("frozen", "running", "group", "none")
+_OF_TASKS = ("support", "transductive")
+"""Norm policies by which an image has features of its own, and ones by which it has none."""
+
+
 def plan(overrides: Sequence[str]) -> ComparisonPlan:
     """What `metalearn compare <overrides>` is to do. Raises UsageError."""
     _check_overrides(overrides, "", ("backbone.norm", "backbone.ways", "outputs"))
@@ -49,6 +54,7 @@ def plan(overrides: Sequence[str]) -> ComparisonPlan:
     for node in (headed, bare):
         check_backbone(node)
     methods = _methods(config)
+    _check_norm(config, methods)
     runs = {
         name: _run(config, name, headed, bare, [o for o in overrides if o.startswith("hydra.")])
         for name in methods
@@ -71,7 +77,7 @@ def _with_classifiers(overrides: Sequence[str]) -> list[str]:
         methods = [*named, *(name for name in choices if name not in named)]
         overrides = [*overrides, f"methods=[{','.join(methods)}]"]
         wanted = dict.fromkeys(methods)
-    taken = {*FEATURES, *TUNED, *own}
+    taken = {*FEATURES, *TUNED, *own, *asked["meta"]["overrides"]}
     chosen = [name for name in wanted if name in choices and name not in taken]
     return [*(f"+classifier@classifiers.{name}={name}" for name in chosen), *overrides]
 
@@ -94,6 +100,17 @@ def _norm(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {"norm": config[key]} if "norm" in config["backbone"] else {}
 
 
+def _check_norm(config: Mapping[str, Any], methods: Sequence[str]) -> None:
+    """Raise UsageError for a norm policy that a method of the comparison cannot have."""
+    own = {name.removesuffix(SCRATCH) for name in config["meta"]["overrides"]}
+    others = [name for name in methods if name.removesuffix(SCRATCH) not in own]
+    if config["norm"] in _OF_TASKS and others:
+        raise UsageError(
+            f"norm={config['norm']} gives single images no features, which {others[0]} needs; use "
+            f"{', '.join(_OF_IMAGES[:-1])} or {_OF_IMAGES[-1]}, or only methods of meta.overrides"
+        )
+
+
 def _check_overrides(overrides: Sequence[str], where: str, taken: Sequence[str]) -> None:
     for override in overrides:
         name = override.partition("=")[0].lstrip("+")
@@ -110,7 +127,7 @@ def _check_overrides(overrides: Sequence[str], where: str, taken: Sequence[str])
 def _check(config: dict[str, Any]) -> None:
     torch_device(config["device"])
     for norm in ("norm", "scratch_norm"):
-        check_choice(norm, config[norm], ("frozen", "running", "group", "none"))
+        check_choice(norm, config[norm], (*_OF_IMAGES, *_OF_TASKS))
     for name in _ABOVE_ZERO.split():
         if not at(config, name) > 0:
             raise UsageError(f"{name}={at(config, name)} must be above 0")
@@ -193,8 +210,12 @@ def _run(
     meta, shape = config["meta"], config["episodes"]
     own = meta["overrides"][name.removesuffix(SCRATCH)]
     _check_overrides([*meta["common"], *own], f"meta.overrides.{name}: ", _ONE_FOR_ALL)
+    # What follows the backbone's width follows that of the comparison.
+    filters = headed.get("filters")
+    width = "~backbone.filters" if filters is None else f"backbone.filters={filters}"
     run = compose(
         [
+            width,
             f"episodes.ways={shape['ways']}",
             f"episodes.shots={meta['shots']}",
             f"episodes.queries={shape['queries']}",

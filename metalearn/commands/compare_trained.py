@@ -35,6 +35,7 @@ def measure(setting: Setting, name: str) -> Measured:
         "seconds": result["seconds"],
         "steps": result["steps"],
         "tasks": result["steps"] * config["training"]["meta_batch"],
+        "tasks_per_second": result["tasks_per_second"],
         "selected_step": result["selected_step"],
         "validation_score": result["validation_score"],
         "peak_memory_bytes": result["peak_memory_bytes"],

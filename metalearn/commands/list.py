@@ -25,7 +25,7 @@ GROUPS = (
         "dataset",
     ),
     *("sampling", "augmentation", "images", "outer", "outer/schedule", "pretrain/optimizer"),
-    *("pretrain/schedule", "pretrain/recipe", "tracker", "experiment", "debug"),
+    *("pretrain/schedule", "pretrain/recipe", "tracker", "experiment", "comparison", "debug"),
 )
 
 

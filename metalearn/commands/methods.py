@@ -26,7 +26,9 @@ _FEATURES = 8  # D of the features that methods are tried on
 
 
 class Described(NamedTuple):
-    """One row. choice: the override that chooses it. citation: of its paper, from the code."""
+    """One row. choice: the override that chooses it. citation: of its paper, from the code. file:
+    of the configuration. parts: what it names that is of the method: the target itself, and those
+    of a strategy or an inner rule that it brings."""
 
     choice: str
     family: str
@@ -35,6 +37,13 @@ class Described(NamedTuple):
     what: str
     paper: str
     citation: str
+    file: Path
+    parts: tuple[Callable[..., Any], ...]
+
+    @property
+    def transductive(self) -> bool:
+        """As its marks say."""
+        return self.marks.startswith("transductive")
 
 
 def methods(override: str | None = None) -> list[Described]:
@@ -61,11 +70,14 @@ def built(group: str, path: Path, module: nn.Module, features: nn.Module) -> Met
 
 
 def table(rows: list[Described]) -> Table:
-    """For people."""
+    """For people: the inductive ones, and after a gap the transductive."""
     shown = Table(*("override", "family", "marks", "strategies", "what it is", "paper"), box=None,
                   pad_edge=False)  # fmt: skip
-    for row in rows:
-        shown.add_row(*row[:-1])
+    told = sorted(rows, key=lambda row: row.transductive)
+    for row, before in zip(told, [None, *told], strict=False):
+        if before is not None and row.transductive and not before.transductive:
+            shown.add_row()
+        shown.add_row(row.choice, row.family, row.marks, row.strategies, row.what, row.paper)
     return shown
 
 
@@ -88,9 +100,12 @@ def _described(group: str, path: Path) -> Described:
     text = _comment(path)
     paper = _PAPER.search(text)
     what = text[: paper.start()] if paper else text
-    docs = [inspect.getdoc(sys.modules[made.__module__]) or "", inspect.getdoc(made) or ""]
-    others = [f"{group}/{chosen[group]}.yaml" for group in ("gradient", "inner") if group in chosen]
-    docs += [_docs(conf_folder() / path) for path in others]
+    others = [
+        conf_folder() / group / f"{chosen.get(group)}.yaml" for group in ("gradient", "inner")
+    ]
+    brought = (_read(other) for other in others if other.is_file())
+    parts = (made, *(target(node["_target_"]) for node in brought if "_target_" in node))
+    docs = [doc for part in parts for doc in documented(part)]
     return Described(
         f"{group}={path.stem}",
         family,
@@ -99,7 +114,14 @@ def _described(group: str, path: Path) -> Described:
         what.strip().rstrip("."),
         _short(paper[1]) if paper else "",
         _citation("\n\n".join(docs), paper[1]) if paper else "",
+        path,
+        parts,
     )
+
+
+def documented(part: Callable[..., Any]) -> tuple[str, str]:
+    """What the module of `part` says, and what it says itself."""
+    return sys.modules[part.__module__].__doc__ or "", inspect.getdoc(part) or ""
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -156,15 +178,6 @@ def _strategies(algo: MetaAlgorithm, chosen: str | None) -> list[str]:
     if chosen is not None and kinds.get(chosen, algo.kinds[0]) != algo.kinds[0]:
         return [chosen]
     return [name for name, kind in kinds.items() if kind in algo.kinds]
-
-
-def _docs(path: Path) -> str:
-    """What the target of a file's object says, and the module that it stands in."""
-    node = _read(path) if path.is_file() else {}
-    if "_target_" not in node:
-        return ""
-    made: Callable[..., Any] = target(node["_target_"])
-    return "\n\n".join(filter(None, (inspect.getdoc(made), sys.modules[made.__module__].__doc__)))
 
 
 def _comment(path: Path) -> str:

@@ -60,7 +60,9 @@ class Truncated:
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """FOMAML: d theta_K / d theta = 1. Learned inner rates still get their gradient.
+    """FOMAML: no second derivatives. Learned inner rates still get their gradient.
+
+        d theta_K / d theta = 1,   d L_query(theta_K) / d theta = grad L_query(theta_K)
 
     Finn, Abbeel, Levine 2017, section 5.2; Nichol, Achiam, Schulman 2018, eq. 8.
     """

@@ -24,7 +24,9 @@ def meta_sgd(
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
 ) -> InnerRule:
-    """A learned rate for every single weight: theta <- theta - alpha * grad, elementwise.
+    """A learned rate for every single weight.
+
+        theta_{k+1} = theta_k - alpha * grad L_support(theta_k),   elementwise           (eq. 2)
 
     rate: where every entry of alpha starts. hyper: `rate.<weight>`, shaped like the weight.
 
@@ -47,7 +49,9 @@ def lslr(
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
 ) -> InnerRule:
-    """A learned rate for every layer and step: theta_l <- theta_l - alpha[l, k] * grad_l.
+    """A learned rate for every layer and step.
+
+        theta^l_{k+1} = theta^l_k - alpha[l, k] * grad_l L_support(theta_k)
 
     rate: where every entry starts. hyper: `rate.<layer>`, `[steps]`, a layer being a module
     that holds weights itself. Steps beyond those learned use the last one's rate.

@@ -30,7 +30,7 @@ from metalearn.runtime.files import write_atomic
 from metalearn.tracking import Tracker
 from metalearn.training.folder import save_weights, weights_sha256
 from metalearn.training.outer import Outer, meta_step
-from metalearn.training.result import write_result
+from metalearn.training.result import repeating, write_result
 from metalearn.training.settings import TrainingSettings
 from metalearn.training.stage import Pace, Position, Validation, warn_of_emulation
 from metalearn.training.starting import tell
@@ -222,12 +222,15 @@ class Episodic:
         digest = save_weights(folder / "weights.safetensors", self.best)
         test = self.evaluate(self.best, self.test)
         tracker.episodes(position.step, "test", last_step(test))
+        if repeat := repeating(config, position, self.tuned.batching):
+            self._tell(f"a clock ended it; {repeat} takes the same steps again")
         extra: dict[str, Any] = {
             "steps": position.step,
             "selected_step": position.best_step,
             "validation_score": position.best_score,
             "seconds": position.seconds,
             "tasks_per_second": position.step * self.size / position.seconds,
+            "repeat": repeat,
             "commit": position.commit,
             "weights_sha256": digest,
             "last_weights_sha256": weights_sha256(self.meta),

@@ -18,6 +18,7 @@ from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.runtime.memory import peak_memory_bytes
 from metalearn.tracking import read_records
 from metalearn.training.folder import config_hash
+from metalearn.training.stage import Position
 
 
 def surroundings(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -30,6 +31,20 @@ def surroundings(config: Mapping[str, Any], device: torch.device) -> dict[str, A
         "threads": torch.get_num_threads(),
         "peak_memory_bytes": peak_memory_bytes(device),
     }
+
+
+def repeating(config: Mapping[str, Any], position: Position, batching: Any) -> str | None:
+    """The overrides with which the command takes just the steps of this run, where a clock ended
+    it: no clock says how many. None where none did. batching: as it was chosen."""
+    training = config["training"]
+    seconds, most = training.get("seconds"), training["steps"]
+    if seconds is None or position.step >= most or position.seconds < seconds:
+        return None
+    words = [f"training.steps={position.step}", "training.seconds=null"]
+    # A schedule over as many steps stays as long as it was.
+    schedule = config["outer"].get("schedule") or {}
+    words += [f"outer.schedule.{key}={most}" for key, value in schedule.items() if value == most]
+    return " ".join([*words, *([f"batching={batching}"] if config["batching"] == "auto" else [])])
 
 
 def write_result(

@@ -219,3 +219,20 @@ def test_records_that_are_lost_are_told(workplace: Path, how: str) -> None:
         line for line in left or [] if line in lines and b'"test"' not in line
         and b'"summary"' not in line
     ]  # fmt: skip
+
+
+def test_a_run_that_a_clock_ended_says_how_to_take_its_steps_again(workplace: Path) -> None:
+    clocked = ("training.steps=100000", "training.seconds=0.05", "training.validate_every=100000")
+    asked = ("train", *SMALL, *clocked, "evaluation.untrained=false")
+    first = metalearn(*asked, "run_dir=first")
+    assert folder(first) == Path("first")
+    result = json.loads(Path("first/result.json").read_text())
+    steps = result["steps"]
+    repeat = f"training.steps={steps} training.seconds=null outer.schedule.T_max=100000"
+    assert steps < 100000 and result["repeat"] == repeat
+    assert f"a clock ended it; {repeat} takes the same steps again" in first.out
+    again = folder(metalearn(*asked, *repeat.split(), "run_dir=again"))
+    other = json.loads((again / "result.json").read_text())
+    assert other["repeat"] is None and other["steps"] == steps
+    for name in ("weights_sha256", "last_weights_sha256", "loss", "validation_score"):
+        assert other[name] == result[name]

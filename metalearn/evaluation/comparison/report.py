@@ -89,7 +89,7 @@ MARK = " †"
 """Behind the name of a transductive method."""
 
 ACCURACY = ("method", "accuracy %", "episodes", "to the best", "ms a task")
-COSTS = ("method", "adapted", "learned", "training s", "MiB", "training MiB")
+COSTS = ("method", "adapted", "learned", "training s", "tasks/s", "MiB", "training MiB")
 
 LEGEND = (
     "Accuracy: mean over episodes with its 95% interval. To the best: the mean difference of "
@@ -98,9 +98,9 @@ LEGEND = (
     "ms a task: median, one task at a time, from the support images on the device to a fitted "
     "classifier; features of the support set count, loading images and predicting queries do not.",
     "Adapted: numbers that descend in each task. Learned: numbers that the outer loop learned. "
-    "Training: of the outer loop, its validation included; tuning on validation episodes where a "
-    "method has a grid. MiB: peak memory of the process while it adapts to one task, and in "
-    "meta-training.",
+    "Training, tasks/s: of the outer loop, its validation included; tuning on validation episodes "
+    "where a method has a grid. MiB: peak memory of the process while it adapts to one task, and "
+    "in meta-training.",
 )
 
 
@@ -133,6 +133,7 @@ def tables(comparison: Mapping[str, Any]) -> list[Titled]:
             f"{cost['adapted']:,}",
             f"{cost['learned']:,}",
             short(cost["seconds"]),
+            short(cost.get("tasks_per_second")),
             mebibytes(cost["peak_memory_bytes"]),
             mebibytes(cost["training_peak_memory_bytes"]),
         )

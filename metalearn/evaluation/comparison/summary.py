@@ -29,7 +29,9 @@ def conditions(setting: Setting, command: str) -> dict[str, Any]:
     if setting.plan.runs:
         for split in ("train", "val"):
             setting.source(config["meta"]["shots"]).check(split)
-    bare = setting.bare()
+    asked = setting.plan
+    meta_trained = set(asked.methods) <= set(asked.runs)  # and so without features of the backbone
+    bare = setting.network(asked.bare) if meta_trained else setting.bare()
     measured = config["evaluation"]["episodes"]
     device = setting.device
     return {
@@ -99,6 +101,7 @@ def _cost(result: Mapping[str, Any], family: str) -> dict[str, Any]:
         "adapted": result["adapted"],
         "learned": result["learned"],
         "seconds": training.get("seconds", training.get("tuning_seconds")),
+        "tasks_per_second": training.get("tasks_per_second"),
         "peak_memory_bytes": max(one["peak_memory_bytes"] for one in result["shots"].values()),
         "training_peak_memory_bytes": training.get("peak_memory_bytes"),
         "measuring_seconds": result["seconds"],
