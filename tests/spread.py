@@ -17,5 +17,9 @@ def spread(*factors: Iterable, share: int) -> list:
     for case in itertools.product(*(enumerate(factor) for factor in factors)):
         marks = [] if sum(place for place, _ in case) % share == 0 else [pytest.mark.slow]
         values = [value for _, value in case]
-        cases.append(pytest.param(*values, marks=marks, id="-".join(map(str, values))))
+        cases.append(pytest.param(*values, marks=marks, id="-".join(map(_name, values))))
     return cases
+
+
+def _name(value: object) -> str:
+    return str(getattr(value, "__name__", value))
