@@ -33,6 +33,7 @@ from metalearn import Batch, Engine, Episodes
 from metalearn.algorithms import MAML
 from metalearn.errors import UsageError
 from metalearn.functional.outputs import outputs_of, tensor_of
+from metalearn.functional.torch_private import TorchDispatchMode
 from metalearn.gradients import Adjoint
 from metalearn.inner import sgd
 
@@ -184,6 +185,25 @@ def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return (off / max(sum(float(t.double().square().sum()) for t in b.values()), 1e-300)) ** 0.5
 
 
+class Narrowing(TorchDispatchMode):
+    """Sees whether a float64 becomes a float32."""
+
+    seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        wide = any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in args)
+        self.seen |= wide and kwargs.get("dtype") == torch.float32
+        return func(*args, **kwargs)
+
+
+def narrows(module: nn.Module, x: Tensor) -> bool:
+    """Whether a forward pass in float64 does."""
+    with torch.no_grad(), Narrowing() as mode:
+        module(x)
+    return mode.seen
+
+
 def examine(family: Family) -> Row:
     """Everything about one family."""
     row, started = Row(family.package, family.name, family.network), time.process_time()
@@ -202,11 +222,13 @@ def examine(family: Family) -> Row:
         of_tasks = plain_loop(module, episodes)
         want = of_tasks[0]
         row = dataclasses.replace(row, loop=apart(loop, want))
+        if row.loop is not None and row.loop >= CLOSE and narrows(module, one.support.x[0]):
+            row = dataclasses.replace(row, reason="it computes in float32 inside")
         mean = {n: sum(g[n] for g in of_tasks) / TASKS for n in want}
         try:
             row = dataclasses.replace(row, vmap=apart(ours(module, episodes, "vmap"), mean))
         except UsageError as error:
-            row = dataclasses.replace(row, reason=f"loop alone: {error}")
+            row = dataclasses.replace(row, reason=f"{row.reason} loop alone: {error}".strip())
         single = ours(module.float(), tasks(family, torch.float32).map(lambda t: t[:1]), "loop")
         if all(g.isfinite().all() for g in single.values()):
             row = dataclasses.replace(row, single=apart(single, want))

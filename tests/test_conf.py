@@ -20,6 +20,7 @@ from metalearn.commands.list import GROUPS
 from metalearn.data import data_folder
 from metalearn.data.class_splits import listed
 from metalearn.data.store import build_store
+from metalearn.errors import UsageError
 from tests.command import metalearn
 from tests.data.idx import write
 
@@ -136,18 +137,27 @@ ALIASES = {
 MADE_FOR = {"displacement": "reptile", "implicit": "imaml"}  # kind: an algorithm it is for
 
 
-@pytest.mark.parametrize("path", FILES, ids=[str(path.with_suffix("")) for path in FILES])
-def test_a_config_composes_and_takes_one_step(
-    path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+WHOLE = ("tracker", "debug", "experiment", ".")  # groups of which only a run shows anything
+SHARE = 4
+NAMES = {str(path.with_suffix("")): path for path in FILES}
+RUNS = [
+    pytest.param(path, id=name, marks=[] if place % SHARE == 0 or group in WHOLE else slow)
+    for place, (name, path) in enumerate(NAMES.items())
+    for group, slow in [(path.parent.as_posix(), pytest.mark.slow)]
+]
+
+
+@pytest.fixture
+def chosen(path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The overrides for a run with the file, and with data that are here."""
     group = path.parent.as_posix()
-    chosen = [] if group == "." else [f"{group}={path.stem}"]
-    kind = target(composed(*chosen)["gradient"]["_target_"]).kind
+    words = [] if group == "." else [f"{group}={path.stem}"]
+    kind = target(composed(*words)["gradient"]["_target_"]).kind
     if kind in MADE_FOR and group == "gradient":
-        chosen.append(f"algorithm={MADE_FOR[kind]}")
+        words.append(f"algorithm={MADE_FOR[kind]}")
     if path.stem == "superclass":
-        chosen.append("dataset=fc100")
-    dataset = composed(*chosen)["dataset"]
+        words.append("dataset=fc100")
+    dataset = composed(*words)["dataset"]
     name = dataset["_target_"].rpartition(".")[2]
     for archive in (REAL[part] for part in (name, *dataset.get("sets", ())) if part in REAL):
         data = data_folder()
@@ -155,7 +165,28 @@ def test_a_config_composes_and_takes_one_step(
             pytest.skip(f"no {archive} in METALEARN_DATA or ../shared/data")
     if name in ("cub", "folder", "mini_imagenet", "mnist", "tiered_imagenet"):
         monkeypatch.setenv("METALEARN_CACHE", str(workplace / "cache"))
-        chosen += stand_in(name, workplace)
+        words += stand_in(name, workplace)
+    return words
+
+
+@pytest.mark.parametrize("path", NAMES.values(), ids=NAMES)
+def test_a_config_composes_and_takes_one_step(path: Path, chosen: list[str]) -> None:
+    config = compose([*chosen, *small(chosen)])
+    if config["capture"] != "none" and not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="needs a CUDA device; use capture=none on a CPU"):
+            build(config)
+        return
+    _, stage = build(config)
+    (batch,) = stage.batches(range(1), 0)
+    gradient, metrics = stage.engine(stage.gradient, stage.algo, stage.meta, batch)
+    assert metrics["loss"].isfinite().all()
+    assert all(t.isfinite().all() for part in gradient.values() for t in part.values())
+
+
+@pytest.mark.parametrize("path", RUNS)
+def test_a_config_is_trained_and_tested(path: Path, chosen: list[str]) -> None:
+    """Of most files `-m slow`: they were seen to take a step."""
+    group = path.parent.as_posix()
     outcome = metalearn("train", *chosen, *small(chosen))
     if composed(*chosen)["capture"] != "none" and not torch.cuda.is_available():
         assert "needs a CUDA device; use capture=none on a CPU" in outcome.mistake

@@ -4,8 +4,9 @@
                             a sigmoid                                                 (eq. 1)
 
 with c_n the mean of the maps of class n (a sum in the paper, which depends on the shots), beside
-f(x) along the channels. The paper's loss is loss=mean_squared of r to the one-hot class (eq. 2).
-Its batch norm is a layer norm here, so that no answer depends on the queries beside it.
+f(x) along the channels. The paper's batch norm is a layer norm here, so that no answer depends on
+the queries beside it. Its loss is the squared error of r to the one-hot class (eq. 2); with the
+layer norm that was seen to leave all relations equal, and the cross-entropy of r to train.
 
 Sung, Yang, Zhang, Xiang, Torr, Hospedales: Learning to Compare: Relation Network for Few-Shot
 Learning, 2018.

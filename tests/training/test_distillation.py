@@ -150,16 +150,20 @@ def test_which_teachers_are_refused(taught: Path) -> None:
 
 
 def test_the_backbone_of_a_command_may_be_a_teachers_too(workplace, monkeypatch) -> None:
-    Path("mine.py").write_text("from metalearn.backbones import Conv4 as Net\n")
+    Path("a_teachers_own.py").write_text("from metalearn.backbones import Conv4 as Net\n")
     monkeypatch.syspath_prepend(str(workplace))
-    asked = [*SMALL, "backbone._target_=mine.Net"]
+    asked = [*SMALL, "backbone._target_=a_teachers_own.Net"]
     assert metalearn("pretrain", *asked, "run_dir=teacher").code == 0
 
     def teacher(*given: str) -> Teacher | None:
         asked = compose([*given, "distillation.teacher=teacher", "run_dir=student"], "pretrain")
         return build(asked)[1].teacher
 
-    with pytest.raises(UsageError, match="add distillation.trust=mine, or"):
+    with pytest.raises(UsageError, match="add distillation.trust=a_teachers_own, or"):
         teacher(*SMALL)
-    for given in (asked, [*SMALL, "distillation.trust=mine"], [*SMALL, "distillation.trust=true"]):
+    for given in (
+        asked,
+        [*SMALL, "distillation.trust=a_teachers_own"],
+        [*SMALL, "distillation.trust=true"],
+    ):
         assert isinstance(teacher(*given).module, Conv4)
