@@ -35,7 +35,7 @@ def plot_speed(rows: Sequence[Row], path: Path) -> None:
     heights = {m: 0.7 + bars * sum(c.model == m for c in cells) for m in (c.model for c in cells)}
     columns = _columns(heights, min(2, len(heights)))
     tallest = max(sum(heights[m] for m in column) for column in columns)
-    figure = _figure(5.2 * len(columns), min(0.9 + tallest, 60.0))
+    figure = _figure(5.2 * len(columns), min(0.9 + tallest, 60.0), layout="constrained")
     side_by_side = figure.add_gridspec(1, len(columns))
     colors = colors_of(names)
     for place, column in enumerate(columns):
@@ -101,7 +101,7 @@ def colors_of(names: Sequence[str]) -> dict[str, str]:
 
 def plot_memory(records: Sequence[Mapping], path: Path) -> None:
     """Peak tensor memory over K, a line a strategy; dashed without the copies of fast weights."""
-    figure = _figure(6.4, 4.2)
+    figure = _figure(6.4, 4.2, layout="constrained")
     axes = figure.add_subplot()
     _style(axes)
     names = list(dict.fromkeys(r["strategy"] for r in records))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -226,8 +226,9 @@ def _scale(axes: Axes, name: str, training: list[float], validation: list[float]
         axes.set_yscale("log")
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=150)
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:
+    """layout: where something stands beside the axes; it takes as long as the picture itself."""
+    figure = Figure(figsize=(width, height), dpi=150, layout=layout)
     FigureCanvasAgg(figure)  # no pyplot: nothing global to collect figures or need a display
     return figure
 
@@ -241,11 +242,11 @@ def _style(axes: Axes) -> None:
 def _save(figure: Figure, path: Path | str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Fixed margins, in inches: a search for the best ones takes as long as the picture itself.
-    width, height = figure.get_size_inches()
-    rows = len(figure.axes)
-    figure.subplots_adjust(
-        left=0.8 / width, right=1 - 0.15 / width, bottom=0.5 / height, top=1 - 0.35 / height,
-        hspace=0.3 * rows / (height - 0.85 - 0.3 * (rows - 1)),
-    )  # fmt: skip
+    if figure.get_layout_engine() is None:  # fixed margins, in inches
+        width, height = figure.get_size_inches()
+        rows = len(figure.axes)
+        figure.subplots_adjust(
+            left=0.8 / width, right=1 - 0.15 / width, bottom=0.5 / height, top=1 - 0.35 / height,
+            hspace=0.3 * rows / (height - 0.85 - 0.3 * (rows - 1)),
+        )  # fmt: skip
     figure.savefig(path, format="png")

@@ -39,10 +39,10 @@ def plot_comparison(
     methods = list(dict.fromkeys(row["method"] for row in rows))
     looks = _looks(rows)
     if len(shots) == 1:
-        figure = _figure(7.2, 1.4 + 0.3 * len(methods))
+        figure = _figure(7.2, 1.4 + 0.3 * len(methods), layout="constrained")
         _draw_points(figure.add_subplot(), rows, looks, shots[0], chance)
     else:
-        figure = _figure(9.2, max(4.2, 1.2 + 0.27 * len(methods)))
+        figure = _figure(9.2, max(4.2, 1.2 + 0.27 * len(methods)), layout="constrained")
         _draw_lines(figure.add_subplot(), rows, methods, shots, looks, chance)
     figure.axes[0].set_title(title, loc="left", fontweight="bold", fontsize=11)
     _save(figure, path)
