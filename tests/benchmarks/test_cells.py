@@ -1,12 +1,19 @@
 """What `cells=` and `frameworks=` name."""
 
+from typing import Any
+
 import pytest
 
 from metalearn.benchmarks import cells
 from metalearn.benchmarks.cells import Cell
 from metalearn.benchmarks.frameworks import default, parse
 from metalearn.benchmarks.frameworks.base import framework
+from metalearn.benchmarks.frameworks.ours import ours
+from metalearn.engine import Engine
+from metalearn.engine.autotune import Autotuned
+from metalearn.engine.plan import Plan
 from metalearn.errors import UsageError
+from metalearn.gradients import Unroll
 
 
 def test_the_grid() -> None:
@@ -60,3 +67,18 @@ def test_frameworks() -> None:
     }.items():
         with pytest.raises(UsageError, match=line.replace("?", r"\?")):
             parse(text)
+
+
+def test_ours_runs_by_the_plan_for_a_long_training() -> None:
+    """An engine that is called now and then compiles nothing yet."""
+    asked = []
+
+    class Asked(Engine):
+        def autotune(self, *args: Any, coming: int | None = None) -> Autotuned:
+            asked.append(coming)
+            return Autotuned(Plan(tasks=0), {})
+
+    for batching in ("auto", "loop"):
+        step = ours(Cell("mlp", 1, 2), Asked(batching), Unroll())
+        assert step()[1]["loss"].shape == step()[1]["loss"].shape == (2,)
+    assert asked == [None]

@@ -1,7 +1,8 @@
 """This library: a strategy of `metalearn.gradients`, by its name."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -60,12 +61,22 @@ def engine_and_strategy(name: str) -> tuple[Engine, Strategy | ForeignStrategy]:
 def ours(
     cell: Cell, engine: Engine, strategy: Strategy | ForeignStrategy, device: str = "cpu"
 ) -> Callable[[], Any]:
-    """One meta-step of `cell` as a function without arguments."""
+    """One meta-step of `cell` as a function without arguments: with `auto` by the plan for a long
+    training, which the first call chooses. Left alone the engine would see few calls, and compile
+    nothing."""
     loss = mean_squared if cell.model == "mlp" else cross_entropy
     algo = MAML(module(cell.model), cell.steps, sgd(cell.rate), loss)
     meta = tree.map_meta(lambda t: t.to(device), algo.init())
     tasks = episodes(cell).map(lambda t: t.to(device))
-    return lambda: engine(strategy, algo, meta, tasks)
+
+    @functools.cache
+    def tuned() -> Engine:
+        if engine.batching != "auto" or not hasattr(strategy, "task"):
+            return engine
+        plan = engine.autotune(cast(Strategy, strategy), algo, meta, tasks).plan
+        return engine.with_plan(plan)
+
+    return lambda: tuned()(strategy, algo, meta, tasks)
 
 
 EMULATED = 5.0
