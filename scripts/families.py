@@ -100,7 +100,15 @@ def made(family: Family) -> nn.Module:
         for weight in module.parameters():
             weight.add_(0.02 * torch.randn_like(weight))
     for part in module.modules():
-        for name in ("p", "drop_prob", "dropout", "drop", "dropout_p", "attention_dropout"):
+        for name in (
+            "p",
+            "drop_prob",
+            "drop_rate",
+            "dropout",
+            "drop",
+            "dropout_p",
+            "attention_dropout",
+        ):
             if isinstance(getattr(part, name, None), float):
                 setattr(part, name, 0.0)
     return module
