@@ -313,3 +313,15 @@ def test_any_last_layer_will_do(name, build):
 def test_metal_needs_outputs():
     with pytest.raises(UsageError, match="has none to train"):
         algorithms.MeTAL(nn.Flatten())
+
+
+def test_leo_on_features_that_are_given_takes_their_type():
+    """Its network keeps no weights of its own, whose type what is learned would take."""
+    algo = algorithms.LEO(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), 1, 1, code=4)
+    meta = algo.init()
+    assert not meta["init"] and {t.dtype for t in meta["hyper"].values()} == {torch.float32}
+    tasks = classification(2, 3, 2, 5, (4,)).map(
+        lambda t: t.float() if t.is_floating_point() else t
+    )
+    gradient, _ = Adjoint()(algo, meta, tasks)
+    assert all(t.isfinite().all() for t in gradient["hyper"].values())
