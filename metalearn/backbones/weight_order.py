@@ -35,13 +35,18 @@ def in_order(given: Params, wanted: Params, of_head: Collection[str]) -> dict[st
     rest = theirs[len(body) :]
     if not body or [a.kinds for a in body] != [b.kinds for b in theirs[: len(body)]]:
         return None
-    if any(len(shape) > 2 for layer in rest for _, shape in layer.kinds):
+    if not all(_linear(layer) for layer in rest):
         return None  # of a larger body
     pairs = list(zip(body, theirs, strict=False))
     head = [layer for layer in ours if layer.names[0] in of_head]
     if [a.kinds for a in head] == [b.kinds for b in rest]:
         pairs += zip(head, rest, strict=True)
     return {a: b for mine, other in pairs for a, b in zip(mine.names, other.names, strict=True)}
+
+
+def _linear(layer: _Layer) -> bool:
+    kinds = dict(layer.kinds)
+    return kinds.keys() <= {"weight", "bias"} and len(kinds.get("weight", ())) == 2
 
 
 def _layers(tensors: Params) -> list[_Layer]:

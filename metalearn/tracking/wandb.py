@@ -18,7 +18,7 @@ import numpy as np
 
 from metalearn.tracking.reach import missing_key, one_line, unreachable
 from metalearn.tracking.tracker import RunInfo, Status
-from metalearn.tracking.wandb_service import leave, release_id, set_up
+from metalearn.tracking.wandb_service import release_id, set_up
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -128,7 +128,6 @@ class WandB:
         # wandb would ask a server that is gone again and again.
         if self._all_taken.wait(wait) and (gone := self._gone()):
             self._warn_once(f"not uploaded ({gone})")
-            leave(self._folder / "wandb")
             wait = 0.0
         self._thread.join(wait)
         if self._thread.is_alive():

@@ -1,9 +1,6 @@
-"""wandb's own process, which uploads: its start, and its end without an upload."""
+"""wandb's own process, which uploads: its start, and its end where a start was refused."""
 
-import contextlib
 import os
-import time
-from pathlib import Path
 from typing import Any
 
 
@@ -23,22 +20,3 @@ def release_id() -> None:
     import wandb
 
     wandb.teardown()
-
-
-def leave(folder: Path) -> None:
-    """End wandb's service without an upload, for which the process would wait at its exit, as soon
-    as its file in `folder` grows no more."""
-    import wandb
-
-    service: Any = wandb.setup()
-    for name in ("_connection", "_proc", "_process"):  # seen in 0.31
-        service = getattr(service, name, None)
-    if service is None:
-        return  # another version: it waits
-    sizes = [-1, -2]
-    while sizes[-1] != sizes[-2] and len(sizes) < 20:
-        time.sleep(0.1)
-        sizes.append(sum(path.stat().st_size for path in folder.rglob("*.wandb")))
-    service.terminate()
-    with contextlib.suppress(Exception, SystemExit):  # by the exit code of the service
-        wandb.teardown()

@@ -56,8 +56,9 @@ def test_what_is_no_such_network_is_refused() -> None:
     file = of_another(net(), *WORDS)
     wider = of_another(net(width=7), *WORDS)
     deeper = {**file, "_last.weight": torch.zeros(4, 4, 3, 3)}
+    normed = {**file, "_last.weight": torch.ones(4), "_last.bias": torch.zeros(4)}
     turned = dict(sorted(file.items(), key=lambda pair: pair[0].startswith("_bn0")))
-    for other in (wider, deeper, turned):
+    for other in (wider, deeper, normed, turned):
         module = net()
         before = {n: t.clone() for n, t in module.state_dict().items()}
         with pytest.raises(UsageError, match="choose the backbone that it was saved from"):
