@@ -28,6 +28,7 @@ from metalearn.evaluation.comparison.setting import Setting
 from metalearn.evaluation.on_features import classifying, measure
 from metalearn.tracking import read_records
 from metalearn.training.folder import load_weights
+from tests import preloaded
 from tests.command import Outcome, metalearn
 
 SMALL = (
@@ -314,9 +315,7 @@ def test_the_seed_draws_the_weights_and_not_the_episodes(workplace: Path) -> Non
 
 def test_a_killed_comparison_goes_on_and_ends_with_the_same_numbers(workplace: Path) -> None:
     assert compare(CHEAP, "run_dir=whole").code == 0
-    command = [sys.executable, "-m", "metalearn.cli", "compare", *SMALL, CHEAP]
-    root = str(Path(__file__).parents[1])
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": root}) as killed:
+    with preloaded.metalearn("compare", *SMALL, CHEAP) as killed:
         end = time.monotonic() + 600
         while not Path("run/methods/untrained.json").exists() and time.monotonic() < end:
             time.sleep(0.01)

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -15,6 +13,7 @@ import pytest
 
 from metalearn.data import DataError
 from metalearn.data.store import build_store, open_store, verify
+from tests.preloaded import Process
 
 CLASSES = ["a", "b", "c"]
 
@@ -90,9 +89,8 @@ def test_a_killed_build_is_never_taken_for_whole(tmp_path: Path) -> None:
         "    print('half', flush=True); time.sleep(60)\n"
         "build_store(Path(sys.argv[1]), 'tiny', ['a', 'b'], slow())\n"
     )
-    command = [sys.executable, "-c", program, str(tmp_path / "store")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stdout.readline() == b"half\n"
+    with Process(program, str(tmp_path / "store")) as process:
+        assert process.stdout.readline() == "half\n"
         process.send_signal(signal.SIGKILL)
     lock, *left = sorted(tmp_path.iterdir(), reverse=True)
     assert lock.name == ".store.lock" and len(left) == 1
@@ -196,15 +194,11 @@ print(build_store(Path(sys.argv[1]) / "store", "both", ["one"], images()).digest
 
 
 def test_two_processes_do_the_work_once(tmp_path: Path) -> None:
-    builders = [
-        subprocess.Popen(
-            [sys.executable, "-c", BUILDER, str(tmp_path), str(number)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(3)
-    ]
-    digests = {process.communicate(timeout=600)[0] for process in builders}
+    builders = [Process(BUILDER, str(tmp_path), str(number)) for number in range(3)]
+    digests = set()
+    for process in builders:
+        with process:
+            digests.add(process.communicate()[0])
     assert [process.returncode for process in builders] == [0, 0, 0] and len(digests) == 1
     assert len(list(tmp_path.glob("began-*"))) == 1
     assert sorted(p.name for p in tmp_path.iterdir() if "began" not in p.name) == ["store"]

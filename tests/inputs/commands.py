@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from unittest import mock
 
 from PIL import Image
 
+from tests import preloaded
 from tests.command import FAST, Outcome, metalearn
 from tests.inputs import files
 from tests.inputs.case import Case, Place
@@ -360,43 +360,33 @@ PRETRAIN = [
 ]
 
 
-def process(*words: str) -> "subprocess.Popen[str]":
-    """The real command, as a process of its own."""
-    path = str(Path(__file__).parents[2])
-    return subprocess.Popen(
-        [sys.executable, "-m", "metalearn.cli", *words],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finished(process: "subprocess.Popen[str]") -> Outcome:
-    out, err = process.communicate(timeout=600)
+def finished(process: preloaded.Process) -> Outcome:
+    with process:
+        out, err = process.communicate()
+    assert process.returncode is not None
     return Outcome(process.returncode, out, err)
 
 
 def killed(place: Place) -> Outcome:
     """Two prepare the same data; the one that writes is killed, the one that waits takes over.
     What it made is verified."""
-    first = process("data", "prepare")
+    first = preloaded.metalearn("data", "prepare")
     deadline = time.monotonic() + 600
     while not list(place.cache.glob(".*.building-*/images.npy")):
-        assert time.monotonic() < deadline and first.poll() is None, "too late to kill it"
+        assert time.monotonic() < deadline and first.returncode is None, "too late to kill it"
         time.sleep(0.02)
-    second = process("data", "prepare")
+    second = preloaded.metalearn("data", "prepare")
     first.send_signal(signal.SIGKILL)
     assert finished(first).code == -signal.SIGKILL
     assert finished(second).code == 0
-    return finished(process("data", "verify"))
+    return finished(preloaded.metalearn("data", "verify"))
 
 
 PROCESSES = [
     Case(
         "`python -m metalearn.cli data prepare dataset=omniglo`, a process of its own",
         "did you mean omniglot?",
-        lambda place: finished(process("data", "prepare", "dataset=omniglo")),
+        lambda place: finished(preloaded.metalearn("data", "prepare", "dataset=omniglo")),
         slow=True,
     ),
     Case(

@@ -2,13 +2,13 @@
 
 import os
 import select
-import subprocess
-import sys
+import signal
 import threading
 import time
 from pathlib import Path
 
 from metalearn.runtime.files import one_at_a_time, write_atomic
+from tests.preloaded import Process
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -45,20 +45,17 @@ with one_at_a_time(Path(sys.argv[1])):
 
 def test_a_lock_dies_with_its_process_and_leaves_no_file(tmp_path: Path) -> None:
     """The second waits for as long as the first lives, also where that is killed."""
-    words = [sys.executable, "-c", WAIT, str(tmp_path / "lock")]
-    with (
-        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first,
-        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as second,
-    ):
+    lock = str(tmp_path / "lock")
+    with Process(WAIT, lock) as first, Process(WAIT, lock) as second:
         ready = {p: select.select([p.stdout], [], [], 0)[0] for p in (first, second)}
         while not any(ready.values()):
-            assert first.poll() is None and second.poll() is None
+            assert first.returncode is None and second.returncode is None
             ready = {p: select.select([p.stdout], [], [], 0.1)[0] for p in (first, second)}
         holder, waiter = (first, second) if ready[first] else (second, first)
-        assert holder.stdout and holder.stdout.readline() == b"held\n"
+        assert holder.stdout.readline() == "held\n"
         assert not select.select([waiter.stdout], [], [], 1.0)[0]
-        holder.kill()
-        assert waiter.stdout and waiter.stdout.readline() == b"held\n"
+        holder.send_signal(signal.SIGKILL)
+        assert waiter.stdout.readline() == "held\n"
         waiter.communicate()
         assert waiter.returncode == 0
     assert list(tmp_path.iterdir()) == []

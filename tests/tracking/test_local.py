@@ -2,12 +2,11 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from metalearn.tracking import JsonLines, RunInfo, read_records
+from tests.preloaded import Process
 
 
 def info(folder, resume_step=None):
@@ -109,11 +108,7 @@ def test_a_killed_writer_loses_no_finished_record(tmp_path):
         "    step += 1\n    sink.episodes(step, 'train', {'loss': [0.1] * 3000})\n"
         "    print(step, flush=True)\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    with process, process.stdout:
+    with Process(script, str(tmp_path)) as process:
         confirmed = max(int(process.stdout.readline()) for _ in range(40))
         process.send_signal(signal.SIGKILL)
     steps = [record["step"] for record in read_records(tmp_path / "metrics.jsonl")]

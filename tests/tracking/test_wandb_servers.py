@@ -10,8 +10,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ from typing import Any, ClassVar
 import pytest
 
 from metalearn.tracking import read_records
+from tests.preloaded import Process
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 LIMIT = 600  # seconds until a process is given up
@@ -141,16 +140,13 @@ def run(folder: Path, mode: str, *numbers: float, **environment: str):
     """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     folder.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), mode, *map(str, numbers)],
-        env=clean | environment, capture_output=True, text=True, timeout=LIMIT,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    gone = time.monotonic()  # one clock for all processes
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
+    with Process(SCRIPT, str(folder), mode, *map(str, numbers), env=clean | environment) as run:
+        out, err = run.communicate()
+        gone = time.monotonic()  # one clock for all processes
+        assert run.returncode == 0, err
+    (line,) = out.splitlines()
     times: dict[str, Any] = json.loads(line) | {"gone": gone}
-    return done, times
+    return err, times
 
 
 def beside_offline(folder: Path, addresses: dict[str, str], *numbers: float):
@@ -166,11 +162,11 @@ def beside_offline(folder: Path, addresses: dict[str, str], *numbers: float):
         offline = together.submit(run, folder / "offline", "offline", numbers[0], LIMIT, LIMIT)
         quiet, other = offline.result()
         done = {name: future.result() for name, future in online.items()}
-    assert quiet.stderr == ""
+    assert quiet == ""
     for name in done:
         kinds = [record["kind"] for record in read_records(folder / name / "metrics.jsonl")]
         assert kinds == ["scalars", "episodes"] * 20 + ["episodes", "summary"]
-    (warnings,) = zip(*(process.stderr.splitlines() for process, _ in done.values()), strict=True)
+    (warnings,) = zip(*(err.splitlines() for err, _ in done.values()), strict=True)
     told = zip(done, warnings, done.values(), strict=True)
     return {name: (warning, times) for name, warning, (_, times) in told}, other
 

@@ -2,8 +2,7 @@
 
 import hashlib
 import pickle
-import subprocess
-import sys
+import signal
 from contextlib import ExitStack
 from unittest.mock import patch
 
@@ -22,6 +21,7 @@ from metalearn.training.folder import (
     save_weights,
 )
 from metalearn.types import Meta
+from tests.preloaded import Process
 
 
 def config(**changes) -> dict:
@@ -138,18 +138,13 @@ with held(Path(sys.argv[1]), {}, "auto"):
 def test_a_second_process_is_refused(tmp_path) -> None:
     folder = tmp_path / "a"
     line = f"another process is running in {folder}; wait for it or choose another run_dir"
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as other:
-        assert other.stdout and other.stdout.readline() == "held\n"
+    with Process(HOLD, str(folder)) as other:
+        assert other.stdout.readline() == "held\n"
         with pytest.raises(UsageError) as caught, held(folder, {}, "auto"):
             pytest.fail("both hold the folder")
         assert str(caught.value) == line
-        other.kill()  # a killed process lets go
-        other.wait()
+        other.send_signal(signal.SIGKILL)  # a killed process lets go
+        other.communicate()
     with held(folder, {}, "auto"):
         with pytest.raises(UsageError), held(folder, {}, "auto"):
             pytest.fail("held twice")

@@ -18,6 +18,7 @@ from metalearn.commands.config import compose
 from metalearn.tracking import read_records
 from metalearn.training import episodic, result
 from metalearn.training.run import finished
+from tests.preloaded import metalearn
 
 LIMIT = 900  # seconds; a machine that is busy with other runs is slow, not broken
 
@@ -69,17 +70,15 @@ def signalled(
 ) -> tuple[int, str, str]:
     """The command, and `number` to it once it has recorded step `at`: exit code, both outputs."""
     metrics = Path(overrides[-1].removeprefix("run_dir=")) / "metrics.jsonl"
-    words = [sys.executable, "-m", "metalearn.cli", job, *overrides]
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with metalearn(job, *overrides) as process:
         limit = time.monotonic() + LIMIT
-        while process.poll() is None and time.monotonic() < limit:
+        while process.returncode is None and time.monotonic() < limit:
             if metrics.exists() and f'"step": {at},' in metrics.read_text():
                 process.send_signal(number)
                 break
             time.sleep(0.005)
-        out, err = process.communicate(timeout=LIMIT)
+        out, err = process.communicate()
+    assert process.returncode is not None
     return process.returncode, out, err
 
 
