@@ -1,14 +1,24 @@
-"""The pages that are tests leave nothing in the user's cache."""
+"""What all tests share, the pages that are tests among them."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 
+@pytest.fixture(scope="session")
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded data sets of the whole session, shared by the processes that tests run in."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data-cache"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def cache_of_a_page(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, data_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Decoded data sets of a README in a folder of its own."""
+    """A README leaves nothing in the user's cache."""
     if isinstance(request.node, pytest.DoctestItem):
-        monkeypatch.setenv("METALEARN_CACHE", str(tmp_path))
+        monkeypatch.setenv("METALEARN_CACHE", str(data_cache))

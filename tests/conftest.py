@@ -10,15 +10,6 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-@pytest.fixture(scope="session")
-def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Decoded data sets of the whole session, shared by the processes that tests run in."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data-cache"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
 @pytest.fixture
 def workplace(tmp_path: Path, data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, the session's data cache, and no W&B account."""

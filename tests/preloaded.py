@@ -17,7 +17,7 @@ from typing import Self
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["metalearn.cli", "metalearn.commands.train", "metalearn.commands.compare", "matplotlib.pyplot"]
+    ["torch._dynamo", "metalearn.cli", "metalearn.commands.train", "metalearn.commands.compare"]
 )
 COMMAND = "from metalearn.cli import main; main()"
 

@@ -22,6 +22,7 @@ from metalearn.commands.list import GROUPS
 from metalearn.data import data_folder
 from metalearn.data.class_splits import listed
 from metalearn.data.store import build_store
+from metalearn.engine import Engine
 from metalearn.errors import UsageError
 from tests.command import metalearn
 from tests.data.idx import write
@@ -58,8 +59,8 @@ def small(overrides: list[str]) -> list[str]:
     extra = [*ONE_STEP, "run_dir=run"]
     if not any(override.startswith("tracker=") for override in overrides):
         extra.append("tracker=disabled")
-    if not any(override.startswith(("engine=", "experiment=")) for override in overrides):
-        extra.append("batching=loop")  # nothing is measured for one step
+    if not any(override.startswith("engine=") for override in overrides):
+        extra.append("batching=loop")  # nothing is measured or compiled for one step
     if "filters" in config["backbone"]:
         extra.append("backbone.filters=4")
     if "depth" in config["backbone"]:
@@ -190,6 +191,7 @@ def test_a_config_composes_and_takes_one_step(path: Path, chosen: list[str]) -> 
         with pytest.raises(UsageError, match="needs a CUDA device; use capture=none on a CPU"):
             build(config)
         return
+    Engine(composed(*chosen)["batching"])
     _, stage = build(config)
     (batch,) = stage.batches(range(1), 0)
     gradient, metrics = stage.engine(stage.gradient, stage.algo, stage.meta, batch)

@@ -90,7 +90,7 @@ def ends(algo, meta: Meta, tasks: Episodes) -> list[dict]:
 
 @pytest.mark.parametrize(
     "steps, build, algorithm, batching",
-    spread([1, 4], [net, normed], [MAML, ANIL], BATCHINGS, share=2),
+    spread([1, 4], [net, normed], [MAML, ANIL], BATCHINGS, share=4),
 )
 def test_a_dense_solve(steps, build, algorithm, batching):
     """At any end point: the linear algebra does not ask whether the inner loop has arrived."""
@@ -108,7 +108,7 @@ def test_a_dense_solve(steps, build, algorithm, batching):
         torch.testing.assert_close(metrics[name], value, rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("algorithm", [MAML, ANIL])
+@pytest.mark.parametrize("algorithm", [MAML, pytest.param(ANIL, marks=pytest.mark.slow)])
 def test_unroll_of_a_loop_that_has_arrived(algorithm):
     """Strongly convex: one layer, and a proximal term."""
     tasks = episodes()
