@@ -143,8 +143,7 @@ class MAML:
         """What adapts, where it starts."""
         if self.adapting is None:
             return {n: w for n, w in init.items() if n not in self._norms()}
-        own = {n: buffers[n] for n, _ in self.net.module.named_buffers() if n in buffers}
-        return chosen({**init, **own}, set(self.adapting) - set(self._norms()))
+        return chosen({**init, **buffers}, set(self.adapting) - set(self._norms()))
 
     def init(self) -> Meta:
         """The module's own weights, the rule's starting rates, what the objective learns, and

@@ -9,7 +9,7 @@ from torch import nn
 from metalearn import adapt, algorithms
 from metalearn.backbones.heads import CosineHead
 from metalearn.errors import UsageError
-from metalearn.gradients import Adjoint, Unroll
+from metalearn.gradients import Adjoint, Checkpointed, Unroll
 from metalearn.inner import lslr, sgd
 from metalearn.types import META_STEP, Given
 from tests.inner.cases import moved
@@ -263,6 +263,30 @@ def test_unicorn_mamls_answers_are_permuted_with_the_labels():
     assert (logits[:, 0] - logits[:, 1]).abs().min() > 1e-4
     start = algo.predict(meta, algo.begin(meta, Given(support)), query.x)
     torch.testing.assert_close(start, start[:, :1].expand_as(start))
+
+
+@pytest.mark.parametrize("batching", ["loop", "vmap"])
+def test_unicorn_maml_on_a_network_that_is_a_head(batching):
+    """What adapts are buffers of the head, and no other weight is there: one vector for all ways
+    changes no softmax, so that nothing is learned."""
+    algo = algorithms.UnicornMAML(
+        network(lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 3))), 2, sgd(RATE)
+    )
+    tasks, meta = classification(2, 3, 2, 5, (4,)), algo.init()
+    losses = []
+    for t in range(2):
+        support, query = task(tasks, t)[:2]
+        w, b = meta["init"]["1.weight"].repeat(3, 1), meta["init"]["1.bias"].repeat(3)
+        for _ in range(2):
+            w, b = w.detach().requires_grad_(), b.detach().requires_grad_()
+            at = F.cross_entropy(support.x @ w.T + b, support.y)
+            d_w, d_b = torch.autograd.grad(at, (w, b))
+            w, b = w - RATE * d_w, b - RATE * d_b
+        losses.append(F.cross_entropy(query.x @ w.T + b, query.y).detach())
+    for strategy in (Adjoint, Unroll, Checkpointed):
+        got, metrics = on(strategy(), batching)(algo, meta, tasks)
+        torch.testing.assert_close(metrics["loss"], torch.stack(losses), rtol=1e-10, atol=0)
+        assert all(g.abs().max() < 1e-12 for g in got["init"].values())
 
 
 @pytest.mark.parametrize(
