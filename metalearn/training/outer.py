@@ -28,6 +28,8 @@ class Outer:
         not finite, as float16 makes it now and then; `skipped` counts these steps in a row.
     sharpness: how far up the meta-gradient `init` is moved before the one that is followed is
         taken; 0 for not at all. Each meta-step then costs two.
+
+    Raises UsageError for a sharpness below 0, or of no starting weights.
     """
 
     def __init__(
@@ -41,6 +43,11 @@ class Outer:
     ):
         if not isinstance(sharpness, int | float) or not 0 <= sharpness < math.inf:
             raise UsageError(f"outer.sharpness={sharpness} must be 0 or more")
+        if sharpness and not meta["init"]:
+            raise UsageError(
+                f"outer.sharpness={sharpness} moves the starting weights, and there are none that "
+                "are learned; use outer.sharpness=0"
+            )
         self.sharpness = sharpness
         self.names = [(part, name) for part in ("init", "hyper") for name in meta[part]]
         self.learned = [meta[part][name] for part, name in self.names]

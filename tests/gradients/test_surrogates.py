@@ -130,3 +130,6 @@ def test_a_sharp_outer_step_follows_the_gradient_at_the_worst_point_near_by():
     torch.testing.assert_close(meta["init"], want, rtol=1e-12, atol=0)
     with pytest.raises(UsageError, match=r"outer.sharpness=-1 must be 0 or more"):
         Outer(meta, lambda tensors: torch.optim.SGD(tensors, 0.1), sharpness=-1)
+    nothing = {**meta, "init": {}, "hyper": meta["init"]}
+    with pytest.raises(UsageError, match=r"outer.sharpness=0.1 moves the starting weights, and"):
+        Outer(nothing, lambda tensors: torch.optim.SGD(tensors, 0.1), sharpness=0.1)
