@@ -43,6 +43,9 @@ _LARGE = 3000
 """Operations from which the calls of the kernels are compiled apart and optimised less: a C++
 compiler's time grows faster than a function, to more than six minutes for that of a ViT-Tiny."""
 
+_MOST = 10_000
+"""Operations above which a piece is refused: one of 11,471 was compiled for five minutes."""
+
 
 def _check_compiler(device: torch.device) -> None:
     """Raise UsageError where nothing could be compiled."""
@@ -67,7 +70,7 @@ class Compiled:
 
     images_last: take images and weights of convolutions with their channels last in memory; all
     else, and without it these too, is taken without gaps.
-    Raises UsageError where nothing can be compiled.
+    Raises UsageError where nothing can be compiled, or too much.
     """
 
     nested: Callable[[Sequence[Any]], Any]
@@ -91,6 +94,11 @@ class Compiled:
             graph = make_fx(flat, DECOMPOSITIONS)(*(t.detach() for t in tensors))
         self.constants = lift_constants(graph)
         drop_unused(graph)
+        if (count := len(graph.graph.nodes)) > _MOST:
+            raise UsageError(
+                f"{count} operations are too many to compile at once; leave +whole out of "
+                "batching, or take fewer inner steps"
+            )
         keep_layout(graph)
         reshape_not_view(graph)
         write_apart(graph)

@@ -177,6 +177,15 @@ def test_a_large_piece_is_compiled_in_two_parts(monkeypatch):
 
 
 @compiles
+def test_too_large_a_piece_is_one_line(monkeypatch):
+    """Which would be compiled for minutes."""
+    monkeypatch.setattr(compiler, "_MOST", 40)
+    algo, episodes = MAML(network(layers), STEPS, sgd(0.1)), classification(shape=(4,))
+    with pytest.raises(UsageError, match=r"\d+ operations are too many to compile at once; leave"):
+        on(Adjoint(), "vmap+compile+whole")(algo, algo.init(), episodes)
+
+
+@compiles
 def test_a_search_that_stops():
     algo = MAML(network(lambda: nn.Linear(4, 3)), 3, sgd(0.1), proximal=1.5)
     meta, episodes = algo.init(), classification(shape=(4,))
