@@ -205,7 +205,7 @@ def test_a_server_that_vanishes_during_the_run_delays_its_end_alone(tmp_path):
         thread = threading.Thread(target=vanishing.serve_forever)
         thread.start()
         address = {"online": f"http://127.0.0.1:{vanishing.server_port}"}
-        told, other = beside_offline(tmp_path, address, 4, LIMIT, 3.0)
+        told, other = beside_offline(tmp_path, address, 4, LIMIT, 60.0)
         assert Vanishing.gone.is_set()  # the run did begin online
         Vanishing.over.set()
         vanishing.shutdown()
@@ -217,5 +217,5 @@ def test_a_server_that_vanishes_during_the_run_delays_its_end_alone(tmp_path):
     written = kept.read_bytes()  # all of it: an evaluation is the last
     assert written.count(b"episodes/train/accuracy") >= 80 and b"test/accuracy" in written
     # The exit alone by `finish_timeout`: wandb writes its file until then.
-    assert times["closed"] - times["trained"] < 3 + some(other, "trained", "closed")
-    assert times["gone"] - times["closed"] < 3 + some(other, "closed", "gone")
+    assert times["closed"] - times["trained"] < 60 + some(other, "trained", "closed")
+    assert times["gone"] - times["closed"] < 60 + some(other, "closed", "gone")
