@@ -46,7 +46,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "wide_resnet": ("backbone.depth=10", "backbone.width=1"),
     "vit_tiny": ("+backbone.options.depth=1", "+backbone.options.embed_dim=12"),
     "timm": ("backbone.name=test_resnet",),
-    "torchvision": ("backbone.name=mobilenet_v3_small",),
+    "torchvision": ("backbone.name=mobilenet_v3_small", "+backbone.options.width_mult=0.25"),
 }
 """Every backbone, as small as it goes."""
 
@@ -146,6 +146,8 @@ def combination(number: int, seed: int, heavy: bool = True) -> list[str]:
             words |= {"episodes.ways": "3", "sampling.sizes.min_ways": "2"}
     if words.get("sampling") == "meta_dataset":
         words["sampling.sizes.max_support"] = "60"  # its 500 would be no tiny run
+    if words.get("gradient") == "evolution":
+        words["gradient.pairs"] = "2"  # its 20 are 160 adaptations in a run of two steps
     fitting = _keys(words)
     for key in rng.sample(sorted(VALUES), 8):
         # Keys that the chosen groups lack are refused alike: a few of them are enough.

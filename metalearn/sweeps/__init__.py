@@ -1,0 +1,1 @@
+"""What is said of many runs at once: read from their folders, arranged, tested, written."""

@@ -1,0 +1,113 @@
+"""Finished runs as they lie in their folders: settings, result, and every test episode."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from metalearn.errors import UsageError
+from metalearn.training.result import last_word
+
+_NOT_METHOD = ("seed", "run_dir", "name", "resume", "tracker", "sources", "device")
+_NOT_METHOD += ("training.workers", "training.keep", "training.checkpoint_every")
+"""Settings that two runs of one method may differ in."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """values: `[E]`, the accuracy in each test episode, the loss where that is regression."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    result: Mapping[str, Any]
+    values: np.ndarray
+
+    @property
+    def seed(self) -> int:
+        """Of its draws."""
+        return self.result["seed"]
+
+    @property
+    def measure(self) -> str:
+        """`accuracy` or `loss`."""
+        return "accuracy" if "accuracy" in self.result else "loss"
+
+    @property
+    def condition(self) -> str:
+        """What it was tested on, a column of a table."""
+        told, ways = self.result, self.result.get("ways")
+        task = f"{ways}-way {told['shots']}-shot" if ways else f"{told['shots']}-shot"
+        return f"{told['dataset']} {task}"
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """Every setting of the method by its path in the configuration; a class by its name."""
+        return dict(_flat(self.config))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if path in _NOT_METHOD or key == "_partial_":
+            continue
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}.")
+        elif key == "_target_":
+            yield prefix.rstrip("."), last_word(value)
+        else:
+            yield path, value
+
+
+def read_runs(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[Path]]:
+    """Every finished run in `paths` and below them, and the folders of those that have not
+    finished. Later measurements of a run by `evaluate` count where their own folder is named.
+
+    Raises UsageError for a path without any run, and for a result that cannot be read.
+    """
+    runs: dict[Path, FinishedRun] = {}
+    waiting: list[Path] = []
+    for path in paths:
+        results = [path / "result.json"]
+        if not results[0].is_file():
+            found = sorted(path.rglob("result.json"))
+            results = [r for r in found if "evaluations" not in r.relative_to(path).parts]
+        begun = [path, *(c.parent for c in sorted(path.rglob("config.yaml")))]
+        begun = [f for f in begun if (f / "config.yaml").is_file()]
+        waiting += [f for f in begun if not (f / "result.json").is_file() and f not in waiting]
+        if not results and not begun:
+            raise UsageError(f"{path} holds no run: neither result.json nor config.yaml is there")
+        for result in results:
+            if (result.parent / "episodes.csv").is_file():  # pre-training has none
+                runs.setdefault(result.parent.resolve(), _read(result.parent))
+    if not runs:
+        raise UsageError(
+            f"no run in {', '.join(map(str, paths))} has finished; the command that started one "
+            "goes on with it"
+        )
+    return list(runs.values()), waiting
+
+
+def _read(folder: Path) -> FinishedRun:
+    settings = folder / "config.yaml"
+    if not settings.is_file():  # of an evaluation, whose run has it
+        settings = folder.parents[1] / "config.yaml"
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        config = yaml.safe_load(settings.read_text(encoding="utf-8"))
+        with (folder / "episodes.csv").open(encoding="utf-8", newline="") as file:
+            measure = "accuracy" if "accuracy" in result else "loss"
+            values = np.array([float(row[measure]) for row in csv.DictReader(file)])
+        run = FinishedRun(folder, config, result, values)
+        assert run.condition and run.seed is not None and run.settings
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UsageError(
+            f"{folder} cannot be read ({type(error).__name__}: {error}); leave it out, or train it "
+            "anew"
+        ) from None
+    return run
