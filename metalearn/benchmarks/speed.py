@@ -63,10 +63,7 @@ class Settings:
 
 
 def race(
-    cells: Sequence[Cell],
-    settings: Settings,
-    folder: Path,
-    tell: Callable[[str], None],
+    cells: Sequence[Cell], settings: Settings, folder: Path, tell: Callable[[str], None]
 ) -> list[Record]:
     """Measure the cells that `folder/cells.jsonl` does not hold yet; all records of these cells.
 

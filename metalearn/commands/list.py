@@ -46,9 +46,7 @@ def main(arguments: list[str], console: Console) -> None:
 
 
 def choices(
-    groups: Sequence[str],
-    state: Callable[[str], str] | None = None,
-    override: str | None = None,
+    groups: Sequence[str], state: Callable[[str], str] | None = None, override: str | None = None
 ) -> Table:
     """The choices of each config group with the first comments of their files.
 

@@ -15,12 +15,7 @@ from torch.nn.parameter import is_lazy
 from metalearn.algorithms.losses import Loss, auto, present
 from metalearn.backbones import CifarResNet, timm_model, torchvision_model
 from metalearn.backbones.adaptation import Adaptation, everything
-from metalearn.backbones.defaults import (
-    cifar_default,
-    described,
-    timm_default,
-    torchvision_default,
-)
+from metalearn.backbones.defaults import cifar_default, described, timm_default, torchvision_default
 from metalearn.backbones.heads import head_name
 from metalearn.backbones.weight_order import as_trained, renamed
 from metalearn.backbones.weights import Report, Weights, check_pin, load_into, read_weights

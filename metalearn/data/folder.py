@@ -14,14 +14,7 @@ from metalearn.data import lists, pickles
 from metalearn.data.class_splits import by_fractions
 from metalearn.data.dataset import SPLITS, Classes, ImageDataset, without_rotations
 from metalearn.data.files import TAKEN, Files, Folder, open_files
-from metalearn.data.image_files import (
-    Fit,
-    images_in,
-    pixels,
-    read_pixels,
-    shared_folders,
-    survey,
-)
+from metalearn.data.image_files import Fit, images_in, pixels, read_pixels, shared_folders, survey
 from metalearn.data.layout import (
     ClassFolder,
     Layout,

@@ -94,10 +94,7 @@ def find_archive(name: str, root: Path) -> Path:
 
 
 def decode(
-    archives: list[Path],
-    folder: Path,
-    size: int,
-    expected: dict[str, int] | None = None,
+    archives: list[Path], folder: Path, size: int, expected: dict[str, int] | None = None
 ) -> ImageStore:
     """Build the store from the archives, which must hold `expected` characters, 20 drawings each.
 

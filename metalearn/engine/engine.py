@@ -12,24 +12,14 @@ from torch import Tensor
 from metalearn.engine.autotune import Autotuned, autotune, is_many, remembered
 from metalearn.engine.batching import at_once, default_plan, mean_gradient
 from metalearn.engine.checks import check_run
-from metalearn.engine.compiled_step import (
-    Apart,
-    CompiledStep,
-    structure_of,
-    tensors_of,
-)
+from metalearn.engine.compiled_step import Apart, CompiledStep, structure_of, tensors_of
 from metalearn.engine.cuda_graph import captured, check_capture, forgetting
 from metalearn.engine.execution import Execution, kinds, setting
 from metalearn.engine.frozen_body import Body, ThroughFeatures, frozen_body
 from metalearn.engine.lite import check_kept, check_lite, through_few
 from metalearn.engine.made import Made
 from metalearn.engine.plan import Batching, Plan, parse
-from metalearn.engine.strategy import (
-    ForeignStrategy,
-    Strategy,
-    check_algorithm,
-    check_protocol,
-)
+from metalearn.engine.strategy import ForeignStrategy, Strategy, check_algorithm, check_protocol
 from metalearn.engine.task import Task, TaskGradient, tasks_of
 from metalearn.errors import UsageError
 from metalearn.functional.precision import Precision, check_precision, computing_in

@@ -71,12 +71,7 @@ class Execution:
     cache: Cache | None = field(default=None, compare=False, repr=False)
 
     def __call__(
-        self,
-        piece: Callable[..., Any],
-        algo: MetaAlgorithm,
-        meta: Meta,
-        *args: Any,
-        **options: Any,
+        self, piece: Callable[..., Any], algo: MetaAlgorithm, meta: Meta, *args: Any, **options: Any
     ) -> Any:
         """`piece(algo, meta, *args, **options)`; under `vmap` every tensor of `args` has a T."""
         if not self.vmapped and not self.compile:
@@ -93,12 +88,7 @@ class Execution:
         return self._of_tensors(partial(piece, algo), given, leaves, options)(*tensors)
 
     def compiled(
-        self,
-        piece: Callable[..., Any],
-        algo: MetaAlgorithm,
-        meta: Meta,
-        *args: Any,
-        **options: Any,
+        self, piece: Callable[..., Any], algo: MetaAlgorithm, meta: Meta, *args: Any, **options: Any
     ) -> tuple[Compiled, list[Tensor]]:
         """`piece` compiled, and the tensors to call that with: those of `meta` and `args`."""
         given = meta, args

@@ -85,8 +85,6 @@ def write_apart(graph: torch.fx.GraphModule) -> None:
         if any(n > 1 and step == 0 for n, step in zip(x.shape, x.stride(), strict=True)):
             with graph.graph.inserting_before(node):
                 apart = graph.graph.call_function(
-                    _aten.clone.default,
-                    (node.args[0],),
-                    {"memory_format": torch.contiguous_format},
+                    _aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
                 )
             node.replace_input_with(node.args[0], apart)

@@ -22,14 +22,7 @@ from torch.func import vjp
 
 from metalearn import tree
 from metalearn.engine.execution import Execution
-from metalearn.engine.frozen_body import (
-    QUERY,
-    SUPPORT,
-    UNLABELLED,
-    Body,
-    features,
-    makes_the_whole,
-)
+from metalearn.engine.frozen_body import QUERY, SUPPORT, UNLABELLED, Body, features, makes_the_whole
 from metalearn.engine.strategy import Strategy
 from metalearn.engine.task import Run, Task, TaskGradient, tasks_of
 from metalearn.errors import UsageError, check_whole
@@ -40,15 +33,7 @@ from metalearn.functional.module import without_padding
 from metalearn.functional.precision import inner_pass, outer_pass
 from metalearn.inner.loop import dropping
 from metalearn.inner.protocol import MetaAlgorithm, on_features
-from metalearn.types import (
-    Batch,
-    Episodes,
-    Meta,
-    MetaGradients,
-    Metrics,
-    Params,
-    map_tensors,
-)
+from metalearn.types import Batch, Episodes, Meta, MetaGradients, Metrics, Params, map_tensors
 
 _DRAW = 2**40  # of a task's seed; its inner steps have smaller numbers
 _TRIED = 8  # examples on which it is tried whether a network treats each by itself

@@ -66,12 +66,7 @@ class Run(Protocol):
     """How pieces are run. All but `meta` belongs to one task, or to each of T under `vmap`."""
 
     def __call__(
-        self,
-        piece: Piece,
-        algo: MetaAlgorithm,
-        meta: Meta,
-        *args: Any,
-        **options: Any,
+        self, piece: Piece, algo: MetaAlgorithm, meta: Meta, *args: Any, **options: Any
     ) -> Any:
         """What `piece(algo, meta, *args, **options)` returns."""
         ...

@@ -9,11 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from metalearn.errors import UsageError, reason_of
-from metalearn.functional.torch_private import (
-    compiled_from,
-    has_forward_pre_hook,
-    kept_by_hook,
-)
+from metalearn.functional.torch_private import compiled_from, has_forward_pre_hook, kept_by_hook
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 

@@ -24,7 +24,7 @@ KEYS: dict[str, str | None] = {
 
 
 OF_TARGET: dict[str, dict[str, Any]] = {
-    "metalearn.data.folder": {"min_images": 1, "class_folder": "path"},
+    "metalearn.data.folder": {"min_images": 1, "class_folder": "path"}
 }
 """What newer nodes of a target hold, with the values that do as before."""
 
@@ -125,11 +125,7 @@ def _renew_backbone(node: Any) -> None:
     """What only some backbones have, with the value that does as before, in place."""
     if not isinstance(node, dict):
         return
-    for network, last_map in (
-        ("Conv4", "flatten"),
-        ("ResNet12", "mean"),
-        ("CifarResNet", "mean"),
-    ):
+    for network, last_map in (("Conv4", "flatten"), ("ResNet12", "mean"), ("CifarResNet", "mean")):
         if str(node.get("_target_")).endswith(f".{network}"):
             node.setdefault("last_map", last_map)
     if "match" in node:

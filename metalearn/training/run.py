@@ -134,7 +134,7 @@ def _train(config: Mapping[str, Any], stage: Stage, folder: Path, console: Conso
             tracker.close("interrupted")
             say(
                 f"stopped at step {position.step} of {pace.steps} after a checkpoint; "
-                "the same command goes on from there",
+                "the same command goes on from there"
             )
             raise SystemExit(stop.code)
         try:
@@ -205,11 +205,7 @@ def use_threads(position: Position, say: Callable[[str], None]) -> None:
 
 
 def fit(
-    stage: Stage,
-    position: Position,
-    folder: Path,
-    tracker: Tracker,
-    stop: Ending | None = None,
+    stage: Stage, position: Position, folder: Path, tracker: Tracker, stop: Ending | None = None
 ) -> bool:
     """Train until the steps or the seconds are over, an early stop, SIGTERM or SIGHUP.
 
