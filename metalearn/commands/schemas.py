@@ -6,7 +6,6 @@ from typing import Any
 from omegaconf import MISSING
 
 from metalearn.evaluation.comparison.settings import (
-    ComparedEpisodes,
     ComparedEvaluation,
     ComparedSampling,
     LearningSettings,
@@ -41,36 +40,21 @@ class TrackerSettings:
 
 
 @dataclass
-class RunSettings:
-    """A whole run. What is Any here is a config group, checked against its `_target_`.
+class SharedSettings:
+    """What every run has. What is Any, here and below, is a config group, checked against its
+    `_target_`.
 
     sources: filled in, the sha256 of each file of the user's own code (`training/sources.py`).
     """
 
-    algorithm: Any = MISSING
-    classifier: Any = None
-    gradient: Any = MISSING
-    inner: Any = MISSING
     backbone: Any = MISSING
-    head: Any = field(default_factory=dict)
-    adaptation: Any = field(default_factory=dict)
-    loss: Any = field(default_factory=dict)
     dataset: Any = MISSING
-    sampling: Any = field(default_factory=dict)
     augmentation: Any = MISSING
     images: ImageSettings = field(default_factory=ImageSettings)
-    outer: Any = MISSING
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
-    episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     name: str | None = None
     seed: int = 0
     device: str = "auto"
-    precision: str = "fp32"
-    batching: Any = "auto"
-    capture: str = "none"
-    lite: Any = None
     run_dir: str | None = None
     resume: str = "auto"
     outputs: int | None = None
@@ -78,42 +62,47 @@ class RunSettings:
 
 
 @dataclass
-class PretrainSettings:
-    """A whole run of pre-training; Any as in `RunSettings`."""
+class RunSettings(SharedSettings):
+    """A whole run of meta-training."""
 
-    backbone: Any = MISSING
-    dataset: Any = MISSING
-    augmentation: Any = MISSING
-    images: ImageSettings = field(default_factory=ImageSettings)
+    algorithm: Any = MISSING
+    classifier: Any = None
+    gradient: Any = MISSING
+    inner: Any = MISSING
+    head: Any = field(default_factory=dict)
+    adaptation: Any = field(default_factory=dict)
+    loss: Any = field(default_factory=dict)
+    sampling: Any = field(default_factory=dict)
+    outer: Any = MISSING
+    episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    precision: str = "fp32"
+    batching: Any = "auto"
+    capture: str = "none"
+    lite: Any = None
+
+
+@dataclass
+class PretrainSettings(SharedSettings):
+    """A whole run of pre-training."""
+
     optimizer: Any = MISSING
     schedule: Any = MISSING
-    tracker: TrackerSettings = field(default_factory=TrackerSettings)
     held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
     training: PretrainingSettings = field(default_factory=PretrainingSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
     manifold_mixup: ManifoldMixupSettings = field(default_factory=ManifoldMixupSettings)
     episodes: FewShotSettings = field(default_factory=FewShotSettings)
     evaluation: MeasuringSettings = field(default_factory=MeasuringSettings)
-    name: str | None = None
-    seed: int = 0
-    device: str = "auto"
     precision: str = "fp32"
-    run_dir: str | None = None
-    resume: str = "auto"
-    outputs: int | None = None
-    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
-class ComparisonSettings:
+class ComparisonSettings(SharedSettings):
     """Methods beside one another, on one backbone and the same episodes."""
 
-    backbone: Any = MISSING
-    dataset: Any = MISSING
-    augmentation: Any = MISSING
-    images: ImageSettings = field(default_factory=ImageSettings)
-    tracker: TrackerSettings = field(default_factory=TrackerSettings)
-    episodes: ComparedEpisodes = field(default_factory=ComparedEpisodes)
+    episodes: FewShotSettings = field(default_factory=FewShotSettings)
     sampling: ComparedSampling = field(default_factory=ComparedSampling)
     classifiers: dict[str, Any] = field(default_factory=dict)
     evaluation: ComparedEvaluation = field(default_factory=ComparedEvaluation)
@@ -123,16 +112,9 @@ class ComparisonSettings:
     tuning: TuningSettings = field(default_factory=TuningSettings)
     meta: MetaSettings = field(default_factory=MetaSettings)
     methods: list[str] | None = None
-    name: str | None = None
-    seed: int = 0
-    device: str = "auto"
     norm: str = "frozen"
     scratch_norm: str = "group"
-    run_dir: str | None = None
-    resume: str = "auto"
     isolate: bool = True
-    outputs: int | None = None
-    sources: dict[str, str] = field(default_factory=dict)
 
 
 SCHEMAS: dict[str, type] = {
