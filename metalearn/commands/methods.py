@@ -129,7 +129,7 @@ def read(path: Path) -> dict[str, Any]:
     values that another group gives."""
     values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     for default in values.get("defaults", ()):
-        if isinstance(default, str) and default != "_self_":
+        if isinstance(default, str) and default != "_self_" and "@" not in default:
             values = {**read(path.with_name(f"{default}.yaml")), **values}
     return _known(values)
 

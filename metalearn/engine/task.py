@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Batch, Episodes, Given, Meta, MetaGradients, Metrics
+from metalearn.types import Batch, Episodes, Given, GradientAndMetrics, Meta
 
 
 class Task(NamedTuple):
@@ -86,5 +86,5 @@ class Run(Protocol):
         ...
 
 
-TaskGradient = Callable[[MetaAlgorithm, Meta, Task, Run], tuple[MetaGradients, Metrics]]
+TaskGradient = Callable[[MetaAlgorithm, Meta, Task, Run], GradientAndMetrics]
 """(algo, meta, one task or a part with T, run) -> its gradient and scalar metrics, or `[T]`."""
