@@ -118,9 +118,8 @@ def factory(node: Any, name: str) -> Callable[..., Any]:
                 raise cause from None
             if cause is None:
                 raise
-            raise UsageError(
-                f"{name} cannot be made: {reason_of(cause)}; correct its values"
-            ) from cause
+            told = f"{name} cannot be made: {reason_of(cause)}"
+            raise UsageError(f"{told}; correct its values") from cause
 
     return made
 

@@ -62,9 +62,7 @@ def main(arguments: list[str], console: Console) -> None:
     """`metalearn bench engine|episodes [name=value ...]`."""
     what, *rest = arguments or [""]
     if what not in (benchmarks := {"engine": bench_engine, "episodes": bench_episodes}):
-        raise UsageError(
-            f"no benchmark {what!r}; use metalearn bench engine or episodes [name=value ...]"
-        )
+        raise UsageError(f"no benchmark {what!r}; use metalearn bench engine or episodes")
     teller(console)(f"written to {benchmarks[what](rest, console)}")
 
 

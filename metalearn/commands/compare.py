@@ -183,6 +183,5 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return decode_floats(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise UsageError(
-            f"{path} is damaged ({error}); remove it, and the same command makes it again"
-        ) from None
+        use = "remove it, and the same command makes it again"
+        raise UsageError(f"{path} is damaged ({error}); {use}") from None

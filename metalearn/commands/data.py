@@ -55,10 +55,8 @@ def main(arguments: list[str], console: Console) -> None:
     own = OWN.get(action, ())
     given = {n: v for n, is_, v in (a.partition("=") for a in overrides) if is_ and n in own}
     config = compose([a for a in overrides if a.partition("=")[0] not in given])
-    if action == "show":
-        show(config, console, **given)
-    elif action == "manifest":
-        manifest(config, console, **given)
+    if action in OWN:
+        (show if action == "show" else manifest)(config, console, **given)
     else:
         prepare(config, console, verify=action == "verify")
 
@@ -94,9 +92,8 @@ def _write(path: Path, beginning: bytes, write: Callable[[Path], object]) -> Non
                     raise UsageError(f"{path} is another file, and stays; use another out=<file>")
         write(path)
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path} ({error.strerror or error}); use out=<file>"
-        ) from None
+        reason = error.strerror or error
+        raise UsageError(f"cannot write {path} ({reason}); use out=<file>") from None
 
 
 def _describe(dataset: ImageDataset, table: Table, verify: bool) -> None:

@@ -154,10 +154,8 @@ def make_module(
         torch.manual_seed(seed)
         module = make(own, "backbone")
         if not isinstance(module, nn.Module):
-            kind = type(module).__name__
-            raise UsageError(
-                f"backbone {name} is no torch.nn.Module, but a {kind}; let its target return one"
-            )
+            kind = f"no torch.nn.Module, but a {type(module).__name__}"
+            raise UsageError(f"backbone {name} is {kind}; let its target return one")
         for weight, tensor in module.named_parameters():
             if not is_lazy(tensor) and not tensor.numel():
                 raise UsageError(

@@ -133,9 +133,8 @@ def _checked(config: Mapping[str, Any]) -> Data:
     if training["select"] == "few_shot" and not shots:
         raise UsageError("training.select=few_shot needs episodes.shots; use accuracy or last")
     if training["select"] == "accuracy" and not held_out["val"]:
-        raise UsageError(
-            "training.select=accuracy needs held_out.val above 0; use few_shot or last"
-        )
+        need = "needs held_out.val above 0"
+        raise UsageError(f"training.select=accuracy {need}; use few_shot or last")
     data = read_data(config)
     if "sets" in config["dataset"]:
         raise UsageError(_REFUSED)

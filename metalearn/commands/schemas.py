@@ -5,27 +5,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from metalearn.evaluation.comparison.settings import (
-    ComparedEvaluation,
-    ComparedSampling,
-    LearningSettings,
-    MetaSettings,
-    ProbeSettings,
-    RegressionSettings,
-    TuningSettings,
-)
-from metalearn.training.settings import (
-    DistillationSettings,
-    EpisodeSettings,
-    EvaluationSettings,
-    FewShotSettings,
-    HeldOutSettings,
-    ImageSettings,
-    ManifoldMixupSettings,
-    MeasuringSettings,
-    PretrainingSettings,
-    TrainingSettings,
-)
+from metalearn.evaluation.comparison import settings as compared
+from metalearn.evaluation.comparison.settings import LearningSettings, RegressionSettings
+from metalearn.training import settings
+from metalearn.training.settings import DistillationSettings, ManifoldMixupSettings
 
 
 @dataclass
@@ -50,7 +33,7 @@ class SharedSettings:
     backbone: Any = MISSING
     dataset: Any = MISSING
     augmentation: Any = MISSING
-    images: ImageSettings = field(default_factory=ImageSettings)
+    images: settings.ImageSettings = field(default_factory=settings.ImageSettings)
     tracker: TrackerSettings = field(default_factory=TrackerSettings)
     name: str | None = None
     seed: int = 0
@@ -74,9 +57,9 @@ class RunSettings(SharedSettings):
     loss: Any = field(default_factory=dict)
     sampling: Any = field(default_factory=dict)
     outer: Any = MISSING
-    episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    episodes: settings.EpisodeSettings = field(default_factory=settings.EpisodeSettings)
+    training: settings.TrainingSettings = field(default_factory=settings.TrainingSettings)
+    evaluation: settings.EvaluationSettings = field(default_factory=settings.EvaluationSettings)
     precision: str = "fp32"
     batching: Any = "auto"
     capture: str = "none"
@@ -89,12 +72,12 @@ class PretrainSettings(SharedSettings):
 
     optimizer: Any = MISSING
     schedule: Any = MISSING
-    held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
-    training: PretrainingSettings = field(default_factory=PretrainingSettings)
+    held_out: settings.HeldOutSettings = field(default_factory=settings.HeldOutSettings)
+    training: settings.PretrainingSettings = field(default_factory=settings.PretrainingSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
     manifold_mixup: ManifoldMixupSettings = field(default_factory=ManifoldMixupSettings)
-    episodes: FewShotSettings = field(default_factory=FewShotSettings)
-    evaluation: MeasuringSettings = field(default_factory=MeasuringSettings)
+    episodes: settings.FewShotSettings = field(default_factory=settings.FewShotSettings)
+    evaluation: settings.MeasuringSettings = field(default_factory=settings.MeasuringSettings)
     precision: str = "fp32"
 
 
@@ -102,15 +85,15 @@ class PretrainSettings(SharedSettings):
 class ComparisonSettings(SharedSettings):
     """Methods beside one another, on one backbone and the same episodes."""
 
-    episodes: FewShotSettings = field(default_factory=FewShotSettings)
-    sampling: ComparedSampling = field(default_factory=ComparedSampling)
+    episodes: settings.FewShotSettings = field(default_factory=settings.FewShotSettings)
+    sampling: compared.ComparedSampling = field(default_factory=compared.ComparedSampling)
     classifiers: dict[str, Any] = field(default_factory=dict)
-    evaluation: ComparedEvaluation = field(default_factory=ComparedEvaluation)
+    evaluation: compared.ComparedEvaluation = field(default_factory=compared.ComparedEvaluation)
     logistic_regression: RegressionSettings = field(default_factory=RegressionSettings)
     classifier_training: LearningSettings = field(default_factory=LearningSettings)
-    linear_probe: ProbeSettings = field(default_factory=ProbeSettings)
-    tuning: TuningSettings = field(default_factory=TuningSettings)
-    meta: MetaSettings = field(default_factory=MetaSettings)
+    linear_probe: compared.ProbeSettings = field(default_factory=compared.ProbeSettings)
+    tuning: compared.TuningSettings = field(default_factory=compared.TuningSettings)
+    meta: compared.MetaSettings = field(default_factory=compared.MetaSettings)
     methods: list[str] | None = None
     norm: str = "frozen"
     scratch_norm: str = "group"
