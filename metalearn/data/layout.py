@@ -101,10 +101,7 @@ def by_folders(
         if top not in owner:
             continue
         if not nested:
-            raise DataError(
-                f"{found[label][0]} lies in {top} itself; put every image into the folder of its "
-                "class"
-            )
+            raise DataError(f"{found[label][0]} lies in {top} itself; give each class a folder")
         new = f"{top}/{_class(own, class_folder)}"
         kept[new] += found[label]
         owners[new] = owner[top]

@@ -96,9 +96,7 @@ def _by_split(files: Files, official: Lists) -> dict[str, list[str]] | None:
         )
     every = [name for split in SPLITS for name in found[split]]
     if twice := [name for name in every if every.count(name) > 1]:
-        raise DataError(
-            f"{files.path} has class {twice[0]} in two of train, val and test; keep it in one"
-        )
+        raise DataError(f"{files.path} has class {twice[0]} in two of its splits; keep it in one")
     bare = all(set(found[split]) == set(official[split]) for split in SPLITS)
     return {
         name if bare else f"{split}/{name}": names

@@ -272,9 +272,7 @@ class Engine:
         if self.precision != "fp32":
             raise UsageError(f"gradient={name} has no precision={self.precision}; use fp32")
         if self.batching not in ("auto", "loop", Plan()):
-            raise UsageError(
-                f"gradient={name} loops over tasks; use batching=auto or batching=loop"
-            )
+            raise UsageError(f"gradient={name} loops over tasks; use batching=auto or loop")
         return strategy.all_tasks(algo, meta, episodes)
 
 

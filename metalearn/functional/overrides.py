@@ -160,9 +160,7 @@ class Exact(TorchFunctionMode):
             return RULES[func](fold(seed, self.draws), *args, **kwargs)
         if func in UNKNOWN and kwargs.get("training", True):
             name = resolve_name(func)
-            raise UsageError(
-                f"{name} cannot repeat what it drew; use dropout, or call eval() on it"
-            )
+            raise UsageError(f"{name} cannot repeat what it drew; use dropout, or call its eval()")
         return func(*args, **kwargs)
 
     def _dropout(self, x: Tensor, p: float) -> Tensor:
