@@ -4,10 +4,10 @@ Nothing else in the project but wandb_service.py imports wandb, and both only wh
 """
 
 import contextlib
-import functools
 import os
 import queue
 import secrets
+import string
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +67,7 @@ class WandB:
         self.project, self.entity, self.group, self.tags = project, entity, group, tuple(tags)
         self.timeout, self.finish_timeout = timeout, finish_timeout
         self.train_episodes = train_episodes
-        self._warn = warn or functools.partial(print, file=sys.stderr, flush=True)
+        self._warn = warn or (lambda line: print(line, file=sys.stderr, flush=True))
         self._warned = False
         self._warning = threading.Lock()
         self._run_folder = "offline-run-*" if mode == "offline" else "run-*"
@@ -87,7 +87,8 @@ class WandB:
         if self.mode == "disabled":
             return {}
         # A sweep agent tells its run by WANDB_RUN_ID, and must find it under that id.
-        identity = run.wandb_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(8)
+        letters = (secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+        identity = run.wandb_id or os.environ.get("WANDB_RUN_ID") or "".join(letters)
         self._folder = run.folder
         # Not joined at exit (daemon), so that not even a hanging server keeps the process.
         self._thread = threading.Thread(
