@@ -103,7 +103,9 @@ def last_k(k: int = 1, outer: Learned = "all") -> Adaptation:
     def chosen(module: nn.Module, head: str | None) -> list[nn.Parameter]:
         layers = _layers(module, head)
         if k > len(layers):
-            raise UsageError(f"adaptation.k={k}, but {len(layers)} layers stand beside the head")
+            raise UsageError(
+                f"adaptation.k={k}, but the network has {len(layers)} layers beside its head"
+            )
         return sum(layers[-k:], [])
 
     return Adaptation("last_k", chosen, outer)

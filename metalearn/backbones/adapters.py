@@ -164,7 +164,9 @@ def align(module: nn.Module, head: str | None) -> nn.Module:
     Raises UsageError for a network without a head, or one that takes no features.
     """
     if head is None:
-        raise UsageError("adaptation=url needs a head on the features; use algorithm=maml")
+        raise UsageError(
+            "adaptation=url maps what a head takes, and here are features alone; use algorithm=maml"
+        )
     last = module.get_submodule(head)
     weight = getattr(last, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:
