@@ -130,7 +130,9 @@ def _layout(
             told = None
     by_rows = told is not None and told["train"].endswith(".csv")
     if "." in labels and not by_rows:
-        raise DataError(f"{labels['.'][0]} lies in {path} itself; give each class a folder")
+        raise DataError(
+            f"{labels['.'][0]} lies in {path} itself; put every image into the folder of its class"
+        )
     if told is None:
         layout = by_folders(_name(path), labels, class_folder)
     else:

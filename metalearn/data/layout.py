@@ -101,7 +101,10 @@ def by_folders(
         if top not in owner:
             continue
         if not nested:
-            raise DataError(f"{found[label][0]} lies in {top} itself; give each class a folder")
+            raise DataError(
+                f"{found[label][0]} lies in {top} itself; put every image into the folder of its "
+                "class"
+            )
         new = f"{top}/{_class(own, class_folder)}"
         kept[new] += found[label]
         owners[new] = owner[top]
