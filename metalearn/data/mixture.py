@@ -34,9 +34,9 @@ class Mixture:
     def __post_init__(self) -> None:
         if len(self.sets) < 2:
             raise DataError("mixture: it needs two data sets or more; use dataset=<the one>")
+        if self.size < 1 or self.channels not in (1, 3):
+            raise DataError(f"mixture: size={self.size} must be 1 or more, channels 1 or 3")
         check_size("mixture", self.size)
-        if self.channels not in (1, 3):
-            raise DataError(f"mixture: channels={self.channels} must be 1 or 3")
         for name, dataset in self.sets.items():
             if dataset.image_shape[0] > self.channels:
                 raise DataError(f"mixture: {name} is in colour; use dataset.channels=3")

@@ -33,7 +33,7 @@ LARGEST = 4096
 def check_size(name: str, size: int) -> None:
     """Raise DataError for images that have no pixel, or are too large."""
     if size < 1:
-        raise DataError(f"{name}: size must be 1 or more, not {size}")
+        raise DataError(f"{name}: size must be 1 or more, not size={size}")
     if size > LARGEST:
         raise DataError(f"{name}: size={size} must be {LARGEST} or less")
 
