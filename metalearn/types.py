@@ -140,6 +140,10 @@ class MetaGradients(TypedDict):
     hyper: Params
 
 
+GradientAndMetrics = tuple[MetaGradients, Metrics]
+"""Of one task, with scalar metrics; or the mean over T tasks, with metrics `[T]`."""
+
+
 Kind = Literal["exact", "truncated", "implicit", "displacement", "surrogate"]
 """What a strategy computes, and so what an algorithm has to be made for.
 

@@ -13,7 +13,7 @@ Rajeswaran, Finn, Kakade, Levine: Meta-Learning with Implicit Gradients, 2019, e
 
 import copy
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,17 +31,6 @@ from metalearn.inner.rules import InnerRule, at_step, sgd
 from metalearn.types import META_STEP, Batch, Given, Inputs, Kind, Meta, Metrics, Outputs, Params
 
 
-def kinds_with(proximal: float, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
-    """`kinds`, and "implicit" where there is a proximal term and whatever is exact is defined.
-
-    Raises UsageError for a negative or infinite strength.
-    """
-    if not 0 <= proximal < math.inf:
-        raise UsageError(f"algorithm.proximal={proximal} must be 0 or more, and finite")
-    implicit = proximal > 0 and "exact" in kinds and "implicit" not in kinds
-    return (*kinds, "implicit") if implicit else kinds
-
-
 def chosen(weights: Params, adapting: Collection[str] | None) -> Params:
     """Those of `weights` that are named; all of them for None."""
     return weights if adapting is None else {n: w for n, w in weights.items() if n in adapting}
@@ -54,11 +43,6 @@ def check_adapting(adapting: Collection[str] | None, weights: Params) -> None:
         raise UsageError(f"{name} adapts, but is no weight that is learned{nearest(name, weights)}")
 
 
-def drift(start: Params, fast: Params) -> Tensor:
-    """|theta_k - theta|^2 over the weights that adapt."""
-    return torch.stack([(fast[n] - w).square().sum() for n, w in start.items()]).sum()
-
-
 def annealed(share: Tensor, steps: int) -> Tensor:
     """The weights `[K + 1]` of the query loss after each step: equal but 0 before the first where
     `share`, of the annealing that is done, is 0; the last alone where it is 1 or more.
@@ -68,14 +52,6 @@ def annealed(share: Tensor, steps: int) -> Tensor:
     each = (1 - share).clamp(min=0) / steps
     last = 1 - each * (steps - 1)
     return torch.cat([each.new_zeros(1), each.expand(steps - 1), last.view(1)])
-
-
-def batch_norm_weights(net: PureModule) -> Iterator[str]:
-    """The names of the weights of batch norm that are learned."""
-    for path, part in net.module.named_modules():
-        if isinstance(part, BatchNorm):
-            names = (f"{path}.{key}" if path else key for key, _ in part.named_parameters())
-            yield from (name for name in names if name in net.params)
 
 
 class Objective(Protocol):
@@ -124,7 +100,10 @@ class MAML:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "net", pure(self.module))
-        object.__setattr__(self, "kinds", kinds_with(self.proximal, self.kinds))
+        if not 0 <= self.proximal < math.inf:
+            raise UsageError(f"algorithm.proximal={self.proximal} must be 0 or more, and finite")
+        if self.proximal and "exact" in self.kinds and "implicit" not in self.kinds:
+            object.__setattr__(self, "kinds", (*self.kinds, "implicit"))
         check_whole("algorithm.steps", self.steps)
         start = self._start(self.net.params, self.net.buffers)
         check_adapting(self.adapting, {**self.net.params, **start})
@@ -136,8 +115,12 @@ class MAML:
             raise UsageError("step_norms=true needs batch norm; use backbone.norm=transductive")
 
     def _norms(self) -> list[str]:
-        """The weights that have a value of their own for each step."""
-        return [*batch_norm_weights(self.net)] if self.step_norms else []
+        """The weights that have a value of their own for each step: of batch norm."""
+        if not self.step_norms:
+            return []
+        parts = self.net.module.named_modules()
+        norms = {f"{path}." if path else "" for path, part in parts if isinstance(part, BatchNorm)}
+        return [name for name in self.net.params if name[: name.rfind(".") + 1] in norms]
 
     def _start(self, init: Params, buffers: Params) -> Params:
         """What adapts, where it starts."""
@@ -176,7 +159,8 @@ class MAML:
         loss = self.loss(self.outputs(meta, weights, support.x, support.weight), support)[0]
         if not self.proximal:
             return loss
-        return loss + self.proximal / 2 * drift(self.begin(meta, given), fast)
+        moved = [(fast[n] - w).square().sum() for n, w in self.begin(meta, given).items()]
+        return loss + self.proximal / 2 * torch.stack(moved).sum()
 
     def inner_loss(self, meta: Meta, fast: Params, given: Given, step: int | Tensor) -> Tensor:
         """The objective's value; without one, the support loss."""

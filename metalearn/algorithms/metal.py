@@ -56,10 +56,7 @@ class AdaptiveLoss:
 
 
 def MeTAL(  # a method of the field, named as the others are
-    module: nn.Module,
-    steps: int = 5,
-    rule: InnerRule = sgd(0.01),
-    loss: Loss = cross_entropy,
+    module: nn.Module, steps: int = 5, rule: InnerRule = sgd(0.01), loss: Loss = cross_entropy
 ) -> MAML:
     """MAML on the learned loss. The network ends in a layer of N outputs, its last matrix. Raises
     UsageError where it has none."""

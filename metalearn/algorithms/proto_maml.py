@@ -74,11 +74,8 @@ class ProtoMAML:
         weights = tree.clone(self.net.params)
         like = next(iter({**weights, **self.net.buffers}.values()), torch.zeros(()))
         head = {WEIGHT: like.new_zeros(1, 1), BIAS: like.new_zeros(1)}
-        return Meta(
-            init=weights,
-            hyper=self.rule.hyper({**chosen(weights, self.adapting), **head}, self.steps),
-            buffers=tree.clone(self.net.buffers),
-        )
+        hyper = self.rule.hyper({**chosen(weights, self.adapting), **head}, self.steps)
+        return Meta(init=weights, hyper=hyper, buffers=tree.clone(self.net.buffers))
 
     def _features(
         self, meta: Meta, fast: Params, x: Inputs, weight: Tensor | None = None

@@ -58,12 +58,7 @@ def torchvision_default(name: str) -> Weights:
     except (OSError, RuntimeError) as error:
         raise _unreachable(f"torchvision's weights {best} ({best.url})", error) from None
     how = best.transforms()
-    images = {
-        "size": how.crop_size[0],
-        "channels": 3,
-        "mean": list(how.mean),
-        "std": list(how.std),
-    }
+    images = {"size": how.crop_size[0], "channels": 3, "mean": list(how.mean), "std": list(how.std)}
     return Weights(tensors, f"torchvision {best}", None, images)
 
 

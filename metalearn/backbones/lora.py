@@ -31,17 +31,9 @@ class LowRank(nn.Module):
             self.down: nn.Module = nn.Linear(base.in_features, rank, bias=False, **like)
             self.up: nn.Module = nn.Linear(rank, base.out_features, bias=False, **like)
         else:
-            self.down = nn.Conv2d(
-                base.in_channels,
-                rank,
-                cast(Any, base.kernel_size),
-                cast(Any, base.stride),
-                cast(Any, base.padding),
-                cast(Any, base.dilation),
-                bias=False,
-                padding_mode=base.padding_mode,
-                **like,
-            )
+            names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+            same: dict[str, Any] = {name: getattr(base, name) for name in names}
+            self.down = nn.Conv2d(base.in_channels, rank, bias=False, **same, **like)
             self.up = nn.Conv2d(rank, base.out_channels, 1, bias=False, **like)
         nn.init.zeros_(cast(Tensor, self.up.weight))
 
@@ -72,21 +64,19 @@ def insert(module: nn.Module, head: str | None, rank: int, alpha: float) -> nn.M
     Raises UsageError where no layer is left.
     """
 
+    def takes(path: str, part: nn.Module) -> bool:
+        kind: Any = type(part)
+        if isinstance(part, nn.Conv2d):
+            plain = kind.forward is nn.Conv2d.forward and not has_own_convolution(kind)
+            return path != head and plain and part.groups == 1
+        return path != head and kind.forward is nn.Linear.forward
+
     def path_beside(part: nn.Module) -> LowRank:
         return LowRank(cast(nn.Linear | nn.Conv2d, part), rank, alpha)
 
-    if not wrap(module, lambda path, part: path != head and _takes(part), path_beside):
+    if not wrap(module, takes, path_beside):
         raise UsageError(
             "adaptation=lora finds no linear layer or convolution beside the head; "
             "use adaptation=head"
         )
     return module
-
-
-def _takes(module: nn.Module) -> bool:
-    kind: Any = type(module)
-    if isinstance(module, nn.Conv2d):
-        own = kind.forward is not nn.Conv2d.forward
-        own = own or has_own_convolution(kind)
-        return module.groups == 1 and not own
-    return kind.forward is nn.Linear.forward

@@ -48,7 +48,10 @@ def torchvision_model(
         given["num_classes"] = outputs
     net = _built(lambda: torchvision.models.get_model(name, weights=None, **given), name)
     if outputs is None:
-        _drop_head(net, name)
+        path, last = list(net.named_modules())[-1]
+        if not isinstance(last, nn.Linear):
+            raise UsageError(f"{name} does not end in a linear layer; give it outputs")
+        net.set_submodule(path, nn.Identity())
     if channels != 3:
         first = next(part for part in net.modules() if isinstance(part, nn.Conv2d))
         first.weight = nn.Parameter(adapt_input_conv(channels, first.weight.detach()))
@@ -67,12 +70,8 @@ def timm_model(
     """The timm classifier `name`, such as "resnet18d" or "vit_tiny_patch16_224".
 
     outputs: N of the head; None leaves it out, and the output is the pooled features `[B, D]`.
-    channels, size: of the square input images `[B, channels, size, size]`.
-    norm: of the batch norms: "transductive" (the batch at hand), "running" or "frozen" (running
-        averages, which the outer loop moves or leaves), see `metalearn.backbones.norms`.
-    options: further arguments of the model, such as `patch_size`.
-
-    Raises UsageError for an unknown name, or images that the network cannot take.
+    options: further arguments of the model, such as `patch_size`. The other arguments, and the
+    errors, are those of `torchvision_model`.
     """
     import timm
 
@@ -100,17 +99,8 @@ def _built(build: Callable[[], nn.Module], name: str) -> nn.Module:
     try:
         return build()
     except Exception as error:  # of any of a thousand networks
-        raise UsageError(
-            f"backbone {name}: {reason_of(error)}; correct backbone.options"
-        ) from error
-
-
-def _drop_head(net: nn.Module, name: str) -> None:
-    path, part = list(net.named_modules())[-1]
-    if not isinstance(part, nn.Linear):
-        raise UsageError(f"{name} does not end in a linear layer; give it outputs")
-    parent, _, child = path.rpartition(".")
-    setattr(net.get_submodule(parent), child, nn.Identity())
+        use = "correct backbone.options"
+        raise UsageError(f"backbone {name}: {reason_of(error)}; {use}") from error
 
 
 def _ready(net: nn.Module, name: str, channels: int, size: int, norm: str) -> nn.Module:

@@ -50,13 +50,8 @@ class ThreeConvBlock(nn.Module):
             nn.init.kaiming_normal_(layer.weight, SLOPE, "fan_out", "leaky_relu")
             return [layer, norm2d(norm, outputs)]
 
-        self.body = nn.Sequential(
-            *conv(inputs, 3),
-            nn.LeakyReLU(SLOPE),
-            *conv(outputs, 3),
-            nn.LeakyReLU(SLOPE),
-            *conv(outputs, 3),
-        )
+        first, second = ([*conv(fan_in, 3), nn.LeakyReLU(SLOPE)] for fan_in in (inputs, outputs))
+        self.body = nn.Sequential(*first, *second, *conv(outputs, 3))
         self.shortcut = nn.Sequential(*conv(inputs, 1))
         self.pool = nn.MaxPool2d(2)
         self.activation = nn.LeakyReLU(SLOPE)
@@ -105,21 +100,16 @@ class ResNet12(nn.Module):
                 f"drop_rate={drop_rate} must lie in [0, 1), block_size={block_size} be 1 or more"
             )
         if size < 16:
-            raise UsageError(
-                f"images of {size}x{size} are too small for ResNet12; use 16x16 or more"
-            )
+            raise UsageError(f"images of {size}x{size} are too small for ResNet12; use 16x16")
 
         def drop(block: int) -> nn.Module:
             if not drop_rate:
                 return nn.Identity()
             return nn.Dropout(drop_rate) if block < 2 else DropBlock(drop_rate, block_size)
 
-        self.features = nn.Sequential(
-            *(
-                ThreeConvBlock(fan_in, fan_out, norm, drop(block))
-                for block, (fan_in, fan_out) in enumerate(pairwise((channels, *widths)))
-            )
-        )
+        pairs = enumerate(pairwise((channels, *widths)))
+        blocks = (ThreeConvBlock(*width, norm, drop(block)) for block, width in pairs)
+        self.features = nn.Sequential(*blocks)
         self.last_map = last_map
         width = widths[-1] * ((size // 16) ** 2 if last_map == "flatten" else 1)
         self.head = nn.Identity() if ways is None else nn.Linear(width, ways)

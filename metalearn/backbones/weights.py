@@ -64,13 +64,8 @@ class Report:
             f"weights: {self.source}{digest}{copy}: {len(self.matched)} of {count} tensors "
             f"matched, {self.share:.1%} of the numbers of the body; {self.head}"
         ]
-        for told, names in (
-            ("adapted", self.changed),
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
-        ):
-            if names:
-                lines.append(f"  {told}: {_listed(names)}")
+        told = {"adapted": self.changed, "missing": self.missing, "unexpected": self.unexpected}
+        lines += [f"  {word}: {_listed(names)}" for word, names in told.items() if names]
         if self.names:
             lines.append(f"  {in_words(self.names, self.matched[:2])}")
         return "\n".join(lines)

@@ -59,13 +59,12 @@ def parse(text: str) -> tuple[Cell, ...]:
             tasks = _numbers(part, values)
         else:
             models = part.split(",")
-            for model in models:
-                if model not in (*MODELS, *SMALL):
-                    known = ("quick", "full", *MODELS)
-                    raise UsageError(
-                        f"cells={text}: {model!r} is not known{nearest(model, known)}; "
-                        f"use quick, full or parts such as {MODELS[1]}/K=1,5/T=4"
-                    )
+            if unknown := [model for model in models if model not in (*MODELS, *SMALL)]:
+                near = nearest(unknown[0], ("quick", "full", *MODELS))
+                raise UsageError(
+                    f"cells={text}: {unknown[0]!r} is not known{near}; use quick, full or parts "
+                    f"such as {MODELS[1]}/K=1,5/T=4"
+                )
     return tuple(Cell(m, k, t) for m in models for k in steps for t in tasks)
 
 

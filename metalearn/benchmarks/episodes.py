@@ -124,30 +124,28 @@ def measure(
     np.random.seed(0)
     made = makers(dataset, shape)
     counts: dict[str, int] = {}
-    for name, make in made.items():
-        count, took = META_BATCH, 0.0
-        while took < seconds / 4:  # the last of these warms up
-            started = time.perf_counter()
-            make(count)
-            took = time.perf_counter() - started
+
+    def seconds_of(name: str, count: int) -> float:
+        started = time.perf_counter()
+        made[name](count)
+        return time.perf_counter() - started
+
+    for name in made:
+        count = META_BATCH
+        while (took := seconds_of(name, count)) < seconds / 4:  # the last of these warms up
             count *= 2
-        counts[name] = max(META_BATCH, round(count / 2 * seconds / took / META_BATCH) * META_BATCH)
+        counts[name] = max(META_BATCH, round(count * seconds / took / META_BATCH) * META_BATCH)
     rates: dict[str, list[float]] = {name: [] for name in made}
     for _ in range(repeats):
-        for name, make in made.items():
-            started = time.perf_counter()
-            make(counts[name])
-            rates[name].append(counts[name] / (time.perf_counter() - started))
+        for name, count in counts.items():
+            rates[name].append(count / seconds_of(name, count))
     best = statistics.median(rates["ours"])
-    return [
-        {
-            "dataset": dataset.name,
-            "maker": name,
-            "episodes_per_second": found,
-            "ours_is": best / statistics.median(found),
-        }
-        for name, found in rates.items()
-    ]
+    rows = []
+    for name, found in rates.items():
+        ratio = best / statistics.median(found)
+        row = {"maker": name, "episodes_per_second": found, "ours_is": ratio}
+        rows.append({"dataset": dataset.name, **row})
+    return rows
 
 
 def share(dataset: ImageDataset, shape: Shape, tasks: int = 4, repeats: int = 15) -> dict[str, Any]:
@@ -179,15 +177,9 @@ def share(dataset: ImageDataset, shape: Shape, tasks: int = 4, repeats: int = 15
         return statistics.median(waiting[1:]), statistics.median(stepping[1:])
 
     (made, stepped), (waited, beside) = timed(0), timed(1)
-    return {
-        "dataset": dataset.name,
-        "tasks": tasks,
-        "making": made,
-        "step": stepped,
-        "share": made / (made + stepped),
-        "waiting": waited,
-        "step_beside": beside,
-    }
+    told = {"making": made, "step": stepped, "share": made / (made + stepped)}
+    told |= {"waiting": waited, "step_beside": beside}
+    return {"dataset": dataset.name, "tasks": tasks, **told}
 
 
 def _ours(dataset: ImageDataset, shape: Shape) -> FewShotEpisodes:
@@ -200,16 +192,12 @@ def _taskset(images: Images, shape: Shape) -> Any:
     data = imported("learn2learn").data
     dataset = data.MetaDataset(images, indices_to_labels=dict(enumerate(images.labels.tolist())))
     steps = data.transforms
-    return data.Taskset(
-        dataset,
-        [
-            steps.NWays(dataset, shape.ways),
-            steps.KShots(dataset, shape.shots + shape.queries),
-            steps.LoadData(dataset),
-            steps.RemapLabels(dataset),
-            steps.ConsecutiveLabels(dataset),
-        ],
-    )
+    drawn = [
+        steps.NWays(dataset, shape.ways),
+        steps.KShots(dataset, shape.shots + shape.queries),
+    ]
+    made = [steps.LoadData, steps.RemapLabels, steps.ConsecutiveLabels]
+    return data.Taskset(dataset, [*drawn, *(step(dataset) for step in made)])
 
 
 def _support_and_queries(data: Tensor, labels: Tensor, shape: Shape) -> Sequence[Tensor]:

@@ -15,6 +15,12 @@ from pathlib import Path
 import torch
 
 from metalearn.engine.matmul import mkl_at_half_speed, product
+from metalearn.runtime.memory import (
+    free_memory_bytes,
+    peak_memory_bytes,
+    reset_peak_memory,
+    used_memory_bytes,
+)
 
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile", "avx_vnni")
 
@@ -49,10 +55,8 @@ PACKAGES = {"metalearn": "metalearn-torch", **{name: name for name in _PEERS}}
 
 def version(package: str) -> str | None:
     """The version of an installed distribution, or None."""
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def matmul_rates(device: str, max_side: int = 2048) -> dict[str, float]:
@@ -76,21 +80,17 @@ def _matmul_rate(
 ) -> float:
     side = max_side // 8
     while True:
-        seconds = _seconds(torch.rand(side, side, device=device).to(dtype), multiply)
+        a, times = torch.rand(side, side, device=device).to(dtype), []
+        for _ in range(6):
+            synchronise(device)
+            start = time.perf_counter()
+            multiply(a, a)
+            synchronise(device)
+            times.append(time.perf_counter() - start)
+        seconds = statistics.median(times[2:])
         if side >= max_side or 8 * seconds > _LONG:
             return 2 * side**3 / seconds
         side *= 2
-
-
-def _seconds(a: torch.Tensor, multiply: Callable[..., object]) -> float:
-    times = []
-    for _ in range(6):
-        synchronise(a.device.type)
-        start = time.perf_counter()
-        multiply(a, a)
-        synchronise(a.device.type)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
 
 
 def synchronise(device: str) -> None:
@@ -109,34 +109,20 @@ def trim() -> None:
 
 
 def peak_growth(device: str, run: Callable[[], object]) -> int | None:
-    """The peak of memory during `run`, in bytes above what was in use before it.
-
-    On a CPU from the resident set of the process (Linux), on CUDA from torch's allocator.
-    None where the system does not report it.
-    """
+    """The peak of memory during `run`, in bytes above what was in use before it: of the resident
+    set of the process (Linux), or of torch's allocator on CUDA. None where no system tells it."""
     trim()
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    clear = Path("/proc/self/clear_refs")
-    try:
-        clear.write_text("5")
-    except OSError:
-        run()
-        return None
-    before = _kib("/proc/self/status", "VmRSS")
+    on = torch.device(device)
+    told, before = reset_peak_memory(on), used_memory_bytes(on)
     run()
-    return 1024 * (_kib("/proc/self/status", "VmHWM") - before)
+    synchronise(device)
+    return peak_memory_bytes(on) - before if told else None
 
 
 def limit_memory(share: float = 0.8) -> None:
     """Make this process fail, rather than another one, when memory runs out."""
-    free = int(_kib("/proc/meminfo", "MemAvailable") * 1024 * share)
     used = _kib("/proc/self/status", "VmData") * 1024
-    if free:
+    if free := int(memory_available() * share):
         resource.setrlimit(resource.RLIMIT_DATA, (free + used, resource.RLIM_INFINITY))
     score = Path("/proc/self/oom_score_adj")
     if score.exists():
@@ -144,17 +130,15 @@ def limit_memory(share: float = 0.8) -> None:
 
 
 def memory_available() -> int:
-    """Bytes of memory that are still free."""
-    return _kib("/proc/meminfo", "MemAvailable") * 1024
+    """Bytes of memory that are still free; 0 where the system does not say."""
+    return free_memory_bytes(torch.device("cpu")) or 0
 
 
 def _field(path: str, name: str) -> str:
-    try:
+    with contextlib.suppress(OSError):
         for line in Path(path).read_text().splitlines():
             if line.partition(":")[0].strip() == name:
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return ""
 
 

@@ -6,7 +6,6 @@ import statistics
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,14 +41,12 @@ class PeakBytes(TorchDispatchMode):
         return outputs
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage_key(storage)
-        if key in self.known:
-            return
-        size = storage.nbytes()
-        self.known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, key, size)
+        key, size = storage_key(storage), storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
         self.known.discard(key)
@@ -74,15 +71,9 @@ def measure(cell: Cell, name: str, device: str = "cpu") -> dict[str, Any]:
         with PeakBytes(*inputs) as counter:
             gradient(algo, meta, tasks)
         peak = counter.peak
-    weights = sum(w.numel() * w.element_size() for w in meta["init"].values())
-    return {
-        "model": cell.model,
-        "steps": cell.steps,
-        "tasks": cell.tasks,
-        "strategy": name.partition(":")[0],
-        "peak": peak,
-        "fast_copies": cell.steps * weights,
-    }
+    copies = cell.steps * sum(w.numel() * w.element_size() for w in meta["init"].values())
+    told = {"strategy": name.partition(":")[0], "peak": peak, "fast_copies": copies}
+    return {"model": cell.model, "steps": cell.steps, "tasks": cell.tasks, **told}
 
 
 def by_steps(
@@ -104,7 +95,7 @@ def by_steps(
         for k in sorted(steps):
             if device == "cpu" and expected(mine, k) > memory_available() / 2:
                 break
-            mine.append(measure(replace(Cell(model, 1, 1), steps=k), name, device))
+            mine.append(measure(Cell(model, k, 1), name, device))
         found += mine
     names = {name.partition(":")[0]: name for name in strategies}
     for k in steps:

@@ -18,13 +18,14 @@ costs two tasks whatever T. The time does not depend on the values."""
 
 
 def module(model: str) -> nn.Module:
-    """The network `model`, with the weights of seed 0. Raises UsageError without timm."""
+    """The network `model`, with the weights of seed 0. Raises UsageError for another name."""
     size = int(model.partition("-")[2] or 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         match model.partition("-")[0]:
             case "mlp":
-                return _mlp((1, 40, 40, 1))
+                hidden = nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU()
+                return nn.Sequential(*hidden, nn.Linear(40, 1))
             case "tiny":
                 return BenchmarkConv4(1, 16, filters=4)
             case "smooth":
@@ -138,18 +139,9 @@ class BenchmarkResNet12(nn.Module):
         return self.head(self.blocks(x).mean((2, 3)))
 
 
-def _mlp(widths: tuple[int, ...]) -> nn.Module:
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(widths):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
 def _vit(size: int) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise UsageError("timm is not installed") from None
+    import timm  # slow to import, and needed for this one alone
+
     vit = timm.create_model("vit_tiny_patch16_224", img_size=size, patch_size=4, num_classes=5)
     for block in cast(Any, vit).blocks:
         block.attn.fused_attn = False  # fused attention has no double backward

@@ -74,15 +74,9 @@ def _bars(axes: Axes, cells: list, names: list[str], rows: Sequence[Row], colors
         axes.errorbar(median, places, xerr=[low, high], fmt="none", ecolor="#222222", elinewidth=1)
         for place, value, over in zip(places, median, high, strict=True):
             if np.isfinite(value):
-                axes.annotate(
-                    f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
-                    (value + over, place),
-                    xytext=(3, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=7,
-                    color="#333333",
-                )
+                told = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+                axes.annotate(told, (value + over, place), xytext=(3, 0), va="center",
+                              textcoords="offset points", fontsize=7, color="#333333")  # fmt: skip
     axes.set_yticks(range(len(cells)), [f"K={c.steps}\nT={c.tasks}" for c in cells], fontsize=9)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")

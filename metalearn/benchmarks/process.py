@@ -6,9 +6,9 @@ import os
 import select
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 
 class WorkerError(Exception):
@@ -35,29 +35,10 @@ class Process:
     """A worker process, started at the first command and again after a failure."""
 
     def __init__(self, job: Job, device: str, threads: int, log: Path):
-        self.job, self.log, self.process = job, log, None
+        self.job, self.log = job, log
+        self.process: subprocess.Popen[bytes] | None = None
         self.answer_to_hello: dict[str, Any] = {}
-        self.settings = {
-            "framework": job.framework,
-            "allocator": job.allocator,
-            "device": device,
-            "threads": threads,
-        }
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        environment = dict(os.environ)
-        if self.settings["device"] == "cpu":
-            environment["JAX_PLATFORMS"] = "cpu"
-        with self.log.open("ab") as log:
-            command = [sys.executable, "-W", "ignore", "-m", "metalearn.benchmarks.worker"]
-            return subprocess.Popen(
-                [*command, json.dumps(self.settings)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment,
-            )
+        self.settings = {**asdict(job), "device": device, "threads": threads}
 
     def ask(self, do: str, timeout: float, **arguments: Any) -> dict[str, Any]:
         """The answer to a command. Raises WorkerError; after a timeout the process is killed."""
@@ -66,8 +47,17 @@ class Process:
 
     def begin(self) -> None:
         """Start the process if it is not running, without waiting for it."""
-        if self.process is None:
-            self.process, self.answer_to_hello = self._start(), {}
+        if self.process is not None:
+            return
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        cpu = {"JAX_PLATFORMS": "cpu"} if self.settings["device"] == "cpu" else {}
+        command = [sys.executable, "-W", "ignore", "-m", "metalearn.benchmarks.worker"]
+        pipe, self.answer_to_hello = subprocess.PIPE, {}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, json.dumps(self.settings)],
+                stdin=pipe, stdout=pipe, stderr=log, env={**os.environ, **cpu},
+            )  # fmt: skip
 
     def hello(self, timeout: float) -> dict[str, Any]:
         """The worker's first answer, after it has loaded the framework. Raises WorkerError."""
@@ -81,7 +71,9 @@ class Process:
         try:
             self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
             self.process.stdin.flush()
-            line = _line(self.process.stdout, timeout)
+            if not select.select([self.process.stdout], [], [], timeout)[0]:
+                raise TimeoutError
+            line = self.process.stdout.readline()
         except BrokenPipeError:
             line = b""
         except TimeoutError:
@@ -107,10 +99,3 @@ class Process:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
         self.process = None
-
-
-def _line(pipe: IO[bytes], timeout: float) -> bytes:
-    """One line of output. Raises TimeoutError."""
-    if not select.select([pipe], [], [], timeout)[0]:
-        raise TimeoutError
-    return pipe.readline()

@@ -1,5 +1,6 @@
 """The measurements, a line of JSON for each cell, so that a benchmark can be resumed."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,10 +17,8 @@ def read(path: Path) -> list[Record]:
         return []
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return records
 
 
@@ -40,14 +39,13 @@ def hopeless(records: Iterable[Record], cell: Cell, settings: Mapping[str, Any],
     """Why `job` need not try: it ran out of time or memory on the same network with as few
     steps and tasks, or fewer. "" where it may try."""
     for record in records:
-        smaller = record["cell"]
         failed = record.get("workers", {}).get(job, {}).get("too_large")
         if (
             failed
             and record["settings"] == dict(settings)
-            and smaller["model"] == cell.model
-            and smaller["steps"] <= cell.steps
-            and smaller["tasks"] <= cell.tasks
+            and record["cell"]["model"] == cell.model
         ):
-            return f"not tried: failed at K={smaller['steps']} T={smaller['tasks']} ({failed})"
+            steps, tasks = record["cell"]["steps"], record["cell"]["tasks"]
+            if steps <= cell.steps and tasks <= cell.tasks:
+                return f"not tried: failed at K={steps} T={tasks} ({failed})"
     return ""

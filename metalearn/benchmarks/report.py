@@ -39,19 +39,12 @@ def rows(records: Iterable[Record]) -> list[Row]:
         for worker in record["workers"].values():
             if worker["reason"] or not worker.get("seconds"):
                 continue
-            seconds = spread(worker["seconds"])
-            found.append(
-                Row(
-                    cell,
-                    worker["framework"],
-                    worker["allocator"],
-                    Spread(*(cell.tasks / s for s in (seconds.median, seconds.high, seconds.low))),
-                    worker["memory"],
-                    max(worker["first"] - seconds.median, 0.0),
-                    record["flops"] / seconds.median,
-                    worker["gradient_error"],
-                )
-            )
+            median, low, high = spread(worker["seconds"])
+            name, tasks = (worker["framework"], worker["allocator"]), cell.tasks
+            rates = Spread(tasks / median, tasks / high, tasks / low)
+            compiling, flops = max(worker["first"] - median, 0.0), record["flops"] / median
+            error = worker["gradient_error"]
+            found.append(Row(cell, *name, rates, worker["memory"], compiling, flops, error))
     return found
 
 
@@ -92,7 +85,7 @@ def table(rows: Sequence[Row]) -> Table:
     for column in shown.columns[2:]:
         column.justify = "right"
     shown_cell = None
-    for row, (cell, *line) in zip(rows, _lines(rows)[1], strict=True):
+    for row, (cell, *line) in zip(rows, _lines(rows), strict=True):
         if cell != shown_cell:
             shown.add_row(f"[bold]{cell}")
             shown_cell = cell
@@ -105,34 +98,25 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 SHORT = ("", "allocator", "tasks/s", "±", "ours is", "peak MB", "compile s", "error")
-
-
 HEAD = (
     "cell", "framework", "allocator", "tasks/s", "quartiles", "ours is", "peak MB", "compile s",
     "GFLOP/s", "error",
 )  # fmt: skip
 
 
-def _lines(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[list[str]]]:
+def _lines(rows: Sequence[Row]) -> list[list[str]]:
+    """What stands below `HEAD`."""
     same = {theirs: ratios(rows, OURS, (ours, theirs)) for ours, theirs in compared(rows)}
     body = []
     for row in rows:
         ratio = same[row.allocator].get(row.cell, {}).get(row.framework)
-        body.append(
-            [
-                row.cell.name,
-                row.framework,
-                row.allocator,
-                f"{row.tasks.median:.3g}",
-                f"{row.tasks.low:.3g} to {row.tasks.high:.3g}",
-                "" if ratio is None else f"{ratio:.2f}x",
-                "" if row.memory is None else f"{row.memory / 1e6:.0f}",
-                f"{row.compile:.1f}",
-                f"{row.flops / 1e9:.3g}",
-                "" if row.error is None else f"{row.error:.0e}",
-            ]
-        )
-    return HEAD, body
+        told = "" if ratio is None else f"{ratio:.2f}x"
+        memory = "" if row.memory is None else f"{row.memory / 1e6:.0f}"
+        error = "" if row.error is None else f"{row.error:.0e}"
+        rates = [f"{row.tasks.median:.3g}", f"{row.tasks.low:.3g} to {row.tasks.high:.3g}"]
+        costs = [memory, f"{row.compile:.1f}", f"{row.flops / 1e9:.3g}", error]
+        body.append([row.cell.name, row.framework, row.allocator, *rates, told, *costs])
+    return body
 
 
 def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
@@ -148,13 +132,9 @@ def ratio_table(rows: Sequence[Row], ours: str = OURS) -> str:
     peers = list(dict.fromkeys(r.framework for r in rows if not r.framework.startswith(OURS)))
     body = []
     for cell in tables[0]:
-        values = [
-            " / ".join(
-                "-" if (r := t.get(cell, {}).get(peer)) is None else f"{r:.2f}" for t in tables
-            )
-            for peer in peers
-        ]
-        body.append([cell.name, *values])
+        found = [[t.get(cell, {}).get(peer) for t in tables] for peer in peers]
+        told = (["-" if r is None else f"{r:.2f}" for r in both] for both in found)
+        body.append([cell.name, *map(" / ".join, told)])
     return markdown_table(["cell", *peers], body)
 
 
@@ -201,7 +181,7 @@ def markdown(records: Sequence[Record], plot: str) -> str:
         names = dict.fromkeys(r.framework for r in found)
         for ours in (n for n in names if n.startswith(OURS)):
             parts += [f"`{ours}`:", ratio_table(found, ours)]
-        parts += ["## Everything that was timed", markdown_table(*_lines(found))]
+        parts += ["## Everything that was timed", markdown_table(HEAD, _lines(found))]
     if missing := left_out(records):
         parts += ["## Not timed", markdown_table(("cell", "framework", "reason"), missing)]
     return "\n\n".join(parts) + "\n"

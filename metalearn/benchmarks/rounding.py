@@ -1,7 +1,6 @@
 """How far the meta-gradient of each precision is from float64."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,14 +29,14 @@ def measure(cell: Cell, names: Sequence[str], device: str = "cpu") -> list[dict[
     exact = reference(cell, "cpu")
     found = []
     for name in names:
-        entry: dict[str, Any] = {"model": cell.model, "steps": cell.steps, "strategy": name}
+        error, cosine, reason = None, None, ""
         try:
             gradient = ours(cell, *engine_and_strategy(name), device)()[0]["init"]
             error, cosine = distance(gradient, exact)
-            found.append({**entry, "error": error, "cosine": cosine, "reason": ""})
-        except (UsageError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            found.append({**entry, "error": None, "cosine": None, "reason": reason})
+        except (UsageError, RuntimeError) as refusal:
+            reason = " ".join(str(refusal).split())[:200]
+        entry = {"model": cell.model, "steps": cell.steps, "strategy": name}
+        found.append({**entry, "error": error, "cosine": cosine, "reason": reason})
         if device == "cuda":
             torch.cuda.empty_cache()
     return found
@@ -50,10 +49,5 @@ def by_steps(
     device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """The table of errors, one task a cell."""
-    cell = Cell(models[0], 1, 1)
-    return [
-        entry
-        for model in models
-        for k in steps
-        for entry in measure(replace(cell, model=model, steps=k), names, device)
-    ]
+    cells = (Cell(model, k, 1) for model in models for k in steps)
+    return [entry for cell in cells for entry in measure(cell, names, device)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from metalearn.benchmarks.cells import Cell
 from metalearn.benchmarks.distance import distance
-from metalearn.benchmarks.frameworks.base import framework
+from metalearn.benchmarks.frameworks import framework
 from metalearn.benchmarks.frameworks.plain import flops
 from metalearn.benchmarks.machine import memory_available
 from metalearn.benchmarks.process import Job, Process, WorkerError
@@ -63,10 +64,7 @@ class Settings:
 
 
 def race(
-    cells: Sequence[Cell],
-    settings: Settings,
-    folder: Path,
-    tell: Callable[[str], None],
+    cells: Sequence[Cell], settings: Settings, folder: Path, tell: Callable[[str], None]
 ) -> list[Record]:
     """Measure the cells that `folder/cells.jsonl` does not hold yet; all records of these cells.
 
@@ -75,15 +73,9 @@ def race(
     path, saved = folder / "cells.jsonl", settings.saved()
     left = [cell for cell in cells if not done(read(path), cell, saved)]
     if left:
-        machine = Process(
-            Job("plain"), settings.device, settings.threads, folder / "logs/plain.log"
-        )
-        processes = {
-            job: Process(
-                job, settings.device, settings.threads, folder / "logs" / f"{job.name}.log"
-            )
-            for job in settings.jobs
-        }
+        logs, how = folder / "logs", (settings.device, settings.threads)
+        machine = Process(Job("plain"), *how, logs / "plain.log")
+        processes = {job: Process(job, *how, logs / f"{job.name}.log") for job in settings.jobs}
         try:
             for process in (machine, *processes.values()):  # all at once: it is mostly imports
                 process.begin()
@@ -122,14 +114,8 @@ def measure(
     before: Sequence[Record],
 ) -> Record:
     """The record of one cell."""
-    record: Record = {
-        "cell": asdict(cell),
-        "settings": settings.saved(),
-        "machine": dict(machine),
-        "status": "not measured",
-        "reason": "",
-        "workers": {},
-    }
+    record: Record = {"cell": asdict(cell), "settings": settings.saved(), "machine": dict(machine)}
+    record |= {"status": "not measured", "reason": "", "workers": {}}
     try:
         record["flops"] = flops(cell)
     except UsageError as error:
@@ -223,9 +209,9 @@ def _time(record: Record, processes: Mapping[Job, Process], settings: Settings) 
     crowded = settings.device == "cpu" and needs > memory_available() / 2
     for job in processes:
         entries[job.name]["seconds"] = []
-    order = list(processes)
-    for repeat in range(settings.repeats):
-        for job in order[repeat % max(len(order), 1) :] + order[: repeat % max(len(order), 1)]:
+    order = deque(processes)
+    for _ in range(settings.repeats):
+        for job in order:
             entry, process = entries[job.name], processes[job]
             if entry["reason"]:
                 continue
@@ -239,3 +225,4 @@ def _time(record: Record, processes: Mapping[Job, Process], settings: Settings) 
                     process.ask("rest", settings.budget)
             except WorkerError as error:
                 entry["reason"] = f"while timed: {error}"
+        order.rotate(-1)

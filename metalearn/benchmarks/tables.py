@@ -17,6 +17,7 @@ from metalearn.benchmarks.records import Record
 from metalearn.benchmarks.report import markdown_table
 from metalearn.benchmarks.speed import Settings
 from metalearn.runtime.files import write_atomic
+from metalearn.training.stage import teller
 
 Row = Mapping[str, Any]
 
@@ -55,20 +56,12 @@ def _makers(r: Row) -> list[str]:
 
 
 ERRORS = Layout(("network", "K", "strategy", "cosine", "relative error", ""), _errors)
+_COPIES = "of which K copies of the weights"
 MEMORY = Layout(
-    (
-        "network", "K", "strategy", "peak MB", "of which K copies of the weights", "rest MB",
-        "s a meta-step",
-    ),
-    _memory,
-)  # fmt: skip
-FIT = Layout(
-    (
-        "network", "framework", "allocator", "ms fixed", "ms a task", "ms a step and task", "R²",
-        "cells",
-    ),
-    _fit,
-)  # fmt: skip
+    ("network", "K", "strategy", "peak MB", _COPIES, "rest MB", "s a meta-step"), _memory
+)
+_COSTS = ("ms fixed", "ms a task", "ms a step and task")
+FIT = Layout(("network", "framework", "allocator", *_COSTS, "R²", "cells"), _fit)
 MAKERS = Layout(("data set", "made by", "episodes/s", "quartiles", "ours is"), _makers)
 
 
@@ -120,7 +113,7 @@ def keep_episodes(
         for s in shares
     ]
     for line in told:
-        console.print(line, soft_wrap=True, highlight=False)
+        teller(console)(line)
     about, threads = machine.describe("cpu"), torch.get_num_threads()
     head = (
         f"{about['cpu']}, {threads} thread(s) of {about['cores']} cores, "

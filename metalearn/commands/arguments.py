@@ -21,13 +21,8 @@ T = TypeVar("T")
 
 # What the framework passes itself.
 _INJECTED = ("module", "rule", "loss", "adapting", "kinds", "params", "optimizer", "last_epoch")
-_PLAIN = {
-    int: "a whole number",
-    float: "a finite number",
-    bool: "true or false",
-    str: "text",
-    Path: "a path",
-}
+_PLAIN = {int: "a whole number", float: "a finite number", bool: "true or false"}
+_PLAIN |= {str: "text", Path: "a path"}
 _SEQUENCES = (list, tuple, Sequence)
 
 _LOWEST = {
@@ -41,7 +36,6 @@ _LOWEST = {
     "inner.batch_size backbone.filters dataset.min_images outer.schedule.T_max "
     "outer.schedule.step_size outer.schedule.total_iters",
 }
-_SEEDS = "seed dataset.seed evaluation.seed held_out.seed"
 _LARGEST = 3.4e38  # of float32
 _ABOVE_ZERO = "training.clip_norm training.seconds"
 
@@ -60,10 +54,6 @@ def check_values(config: Mapping[str, Any]) -> None:
         value = at(config, name)
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name}={value} must be above 0, or null")
-    for name in _SEEDS.split():
-        value = at(config, name)
-        if isinstance(value, int) and value >= 2**63:
-            raise UsageError(f"{name}={value} must be below 2**63")
     _check_size(config)
     check_choice("resume", config["resume"], ("auto", "never"))
     check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
@@ -80,7 +70,7 @@ def _check_size(value: Any, name: str = "") -> None:
     elif isinstance(value, float) and _LARGEST < abs(value) < math.inf:
         raise UsageError(f"{name}={value} is more than float32 holds; use a smaller number")
     elif isinstance(value, int) and abs(value) >= 2**63:
-        raise UsageError(f"{name}={value} is more than 64 bits hold; use a smaller number")
+        raise UsageError(f"{name}={value} must be below 2**63, as 64 bits hold no more")
 
 
 def at(config: Any, name: str) -> Any:
@@ -128,9 +118,8 @@ def factory(node: Any, name: str) -> Callable[..., Any]:
                 raise cause from None
             if cause is None:
                 raise
-            raise UsageError(
-                f"{name} cannot be made: {reason_of(cause)}; correct its values"
-            ) from cause
+            told = f"{name} cannot be made: {reason_of(cause)}"
+            raise UsageError(f"{told}; correct its values") from cause
 
     return made
 

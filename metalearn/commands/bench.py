@@ -23,6 +23,7 @@ from metalearn.data import ImageDataset
 from metalearn.errors import UsageError
 from metalearn.runtime.device import torch_device
 from metalearn.runtime.memory import keep_freed_memory
+from metalearn.training.stage import teller
 
 PARTS = ("speed", "errors", "memory", "fit")
 ALLOCATORS = {"default": ("default",), "tuned": ("tuned",), "both": ("default", "tuned")}
@@ -61,11 +62,8 @@ def main(arguments: list[str], console: Console) -> None:
     """`metalearn bench engine|episodes [name=value ...]`."""
     what, *rest = arguments or [""]
     if what not in (benchmarks := {"engine": bench_engine, "episodes": bench_episodes}):
-        raise UsageError(
-            f"no benchmark {what!r}; use metalearn bench engine or episodes [name=value ...]"
-        )
-    folder = benchmarks[what](rest, console)
-    _say(console, f"written to {folder}")
+        raise UsageError(f"no benchmark {what!r}; use metalearn bench engine or episodes")
+    teller(console)(f"written to {benchmarks[what](rest, console)}")
 
 
 def bench_engine(arguments: Sequence[str], console: Console) -> Path:
@@ -74,28 +72,21 @@ def bench_engine(arguments: Sequence[str], console: Console) -> Path:
     check_choice("part", chosen.part, (*PARTS, "all"))
     check_choice("allocator", chosen.allocator, tuple(ALLOCATORS))
     if chosen.threads > processors():
-        raise UsageError(
-            f"threads={chosen.threads}, but this process has {processors()} processors"
-        )
+        raise UsageError(f"threads={chosen.threads}, but this process has {processors()} only")
     cells = grid.parse(chosen.cells)
     device, folder = torch_device(chosen.device).type, Path(chosen.out)
     # The quick benchmark leaves out the variant that takes a minute to compile.
     usual = [n for n in frameworks.default(device) if chosen.cells != "quick" or n != "jax-vmap"]
-    settings = Settings(
-        frameworks.parse(chosen.frameworks or ",".join(usual)),
-        ALLOCATORS[chosen.allocator],
-        device,
-        chosen.threads or processors(),
-        chosen.repeats,
-        chosen.budget,
-    )
+    raced = frameworks.parse(chosen.frameworks or ",".join(usual))
+    threads, allocators = chosen.threads or processors(), ALLOCATORS[chosen.allocator]
+    settings = Settings(raced, allocators, device, threads, chosen.repeats, chosen.budget)
     parts = PARTS if chosen.part == "all" else (chosen.part,)
     if "speed" in parts:
-        records = race(cells, settings, folder, lambda line: _say(console, line))
+        records = race(cells, settings, folder, say := teller(console))
         report.write(latest(read(folder / "cells.jsonl"), settings), folder)
         console.print(report.table(report.rows(records)))
         for cell, framework, reason in report.left_out(records):
-            _say(console, f"not timed: {cell}, {framework}: {reason}")
+            say(f"not timed: {cell}, {framework}: {reason}")
     if "errors" in parts:
         keep(folder, "errors", ERRORS, rounding.by_steps(device=device), console)
     if "memory" in parts:
@@ -127,7 +118,3 @@ def bench_episodes(arguments: Sequence[str], console: Console) -> Path:
         shares.append(share(dataset, shape))
     keep_episodes(Path(chosen.out), shape, chosen.repeats, rows, shares, console)
     return Path(chosen.out)
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False, markup=False)

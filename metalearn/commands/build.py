@@ -82,9 +82,8 @@ class Method:
         kind = getattr(self.gradient, "kind", None)  # a user's own strategy may not say
         if kind is not None and kind not in algo.kinds:
             if lacks_proximal_term(kind, algo):
-                raise UsageError(
-                    f"gradient={strategy} needs a proximal term; set algorithm.proximal=2"
-                )
+                need = f"gradient={strategy} needs a proximal term"
+                raise UsageError(f"{need}; set algorithm.proximal=2")
             strategies = (option({"_target_": s}) for k in algo.kinds for s in STRATEGIES[k])
             use = " or ".join(f"gradient={fitting}" for fitting in strategies)
             raise UsageError(f"algorithm={name} cannot use gradient={strategy}; use {use}")
@@ -95,10 +94,8 @@ class Method:
                 "tell from classes that the task lacks; use inner.batch_size=null"
             )
         if kind == "displacement" and algo.init()["hyper"]:
-            rule = option(self.config["inner"])
-            raise UsageError(
-                f"algorithm={name} learns no rates, as inner={rule} does; use inner=sgd"
-            )
+            rule = f"inner={option(self.config['inner'])}"
+            raise UsageError(f"algorithm={name} learns no rates, as {rule} does; use inner=sgd")
 
     def outer(self, meta: Meta) -> Outer:
         """The outer loop's optimizer and schedule over `meta`."""

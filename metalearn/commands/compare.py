@@ -33,6 +33,7 @@ from metalearn.runtime.files import decode_floats
 from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB
 from metalearn.training.folder import check_writable, commit, held
 from metalearn.training.process import Failed, Stopped, apart, guarded
+from metalearn.training.stage import teller
 
 FILE = "comparison.json"
 
@@ -54,7 +55,7 @@ def run(overrides: Sequence[str], console: Console) -> int:
     1 where a method failed, after all others. Raises UsageError or DataError before anything is
     measured.
     """
-    asked = plan(overrides)
+    asked, say = plan(overrides), teller(console)
     check_writable(asked.folder)
     facts = conditions(setting_of(asked), shlex.join(["metalearn", "compare", *overrides]))
     with held(asked.folder, asked.config, asked.config["resume"]) as folder:
@@ -63,18 +64,18 @@ def run(overrides: Sequence[str], console: Console) -> int:
         left = [m for m in asked.methods if not result_file(folder, m).exists()]
         shared = None if asked.config["isolate"] else setting_of(asked)
         if not left and (folder / FILE).exists():
-            _say(console, f"{folder} has finished before; resume=never compares anew")
+            say(f"{folder} has finished before; resume=never compares anew")
             show(_read(folder / FILE), console)
             return 0
         for method in left:
-            _say(console, f"{method} ({asked.methods.index(method) + 1} of {len(asked.methods)})")
+            say(f"{method} ({asked.methods.index(method) + 1} of {len(asked.methods)})")
             try:
                 perform(asked, method, console, shared)
             except Failed as error:
                 failed[method] = str(error)
-                _say(console, f"{method} failed: {error}")
+                say(f"{method} failed: {error}")
             except Stopped as stopped:
-                _say(console, f"stopped in {method}; the same command goes on from there")
+                say(f"stopped in {method}; the same command goes on from there")
                 return stopped.code
         results = [_read(result_file(folder, m)) for m in asked.methods if m not in failed]
         made = summarised(asked, facts, results, failed, commit())
@@ -83,9 +84,9 @@ def run(overrides: Sequence[str], console: Console) -> int:
             _track(made, folder, asked.config)
         write_json(folder / FILE, made)
     show(made, console)
-    _say(console, f"comparison folder: {folder}")
+    say(f"comparison folder: {folder}")
     if failed:
-        _say(console, f"failed: {', '.join(failed)}; the same command tries them again")
+        say(f"failed: {', '.join(failed)}; the same command tries them again")
     return 1 if failed else 0
 
 
@@ -123,26 +124,18 @@ def perform(
     Training is a process apart: what it used does not count when adapting is measured.
     shared: for methods that are measured in this process.
     """
-    acts = [functools.partial(_measure, asked, method)]
-    if method in asked.runs:
-        acts.insert(0, functools.partial(_train, asked, method))
+    isolate, acts = asked.config["isolate"], [functools.partial(_measure, asked, method, shared)]
+    if method in asked.runs:  # a console cannot be sent to another process
+        told = None if isolate else console
+        acts.insert(0, functools.partial(compare_trained.train, asked.runs[method], told))
     for act in acts:
-        if asked.config["isolate"]:
-            why = asked.folder / "methods" / f".{method}.failed"
-            apart(functools.partial(act, None, None), why)
+        if isolate:
+            apart(act, asked.folder / "methods" / f".{method}.failed")
         else:
-            guarded(functools.partial(act, console, shared))
+            guarded(act)
 
 
-def _train(
-    asked: ComparisonPlan, method: str, console: Console | None, shared: Setting | None
-) -> None:
-    compare_trained.train(asked.runs[method], console or Console(emoji=False))
-
-
-def _measure(
-    asked: ComparisonPlan, method: str, console: Console | None, shared: Setting | None
-) -> None:
+def _measure(asked: ComparisonPlan, method: str, shared: Setting | None) -> None:
     started = time.monotonic()
     here = shared or setting_of(asked)
     drawn = asked.config["sampling"]["queries"]
@@ -181,24 +174,14 @@ def _track(made: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> 
         tracker.start(RunInfo(folder.name, folder, dict(config), made["commit"], made["seed"], 0))
         rows = [[row[name] for name in columns] for row in made["rows"]]
         tracker.table("comparison", columns, rows)
-        tracker.summary(
-            {
-                f"{row['method']}/accuracy_{Case(row['shots'], row['queries']).key}shot": row[
-                    "accuracy"
-                ]
-                for row in made["rows"]
-            }
-        )
+        for row in made["rows"]:
+            name = f"{row['method']}/accuracy_{Case(row['shots'], row['queries']).key}shot"
+            tracker.summary({name: row["accuracy"]})
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         return decode_floats(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise UsageError(
-            f"{path} is damaged ({error}); remove it, and the same command makes it again"
-        ) from None
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+        use = "remove it, and the same command makes it again"
+        raise UsageError(f"{path} is damaged ({error}); {use}") from None

@@ -31,7 +31,6 @@ _ABOVE_ZERO = (
     "classifier_training.rate"
 )
 
-
 _OF_IMAGES = ("frozen", "running", "group", "none")
 _OF_TASKS = ("support", "transductive")
 """Norm policies by which an image has features of its own, and ones by which it has none."""
@@ -41,12 +40,12 @@ def plan(overrides: Sequence[str]) -> ComparisonPlan:
     """What `metalearn compare <overrides>` is to do. Raises UsageError."""
     _check_overrides(overrides, "", ("backbone.norm", "backbone.ways", "outputs"))
     overrides = _with_classifiers(overrides)
-    config = _composed(overrides)
+    config = compose(overrides, "compare")
     check_values(config)
     _check(config)
     classifiers = _classifiers(config)
     headed, bare = (
-        {**_composed([*overrides, f"outputs={outputs}"])["backbone"], **_norm(config, "norm")}
+        compose([*overrides, f"outputs={outputs}"], "compare")["backbone"] | _norm(config, "norm")
         for outputs in (config["episodes"]["ways"], "null")
     )
     config, _ = with_weights({**config, "backbone": headed})
@@ -69,14 +68,13 @@ def _with_classifiers(overrides: Sequence[str]) -> list[str]:
 
     "classifiers" among the methods stands for all of them.
     """
-    asked = _composed([o for o in overrides if not o.lstrip("+").startswith("classifiers.")])
+    plain = [o for o in overrides if not o.lstrip("+").startswith("classifiers.")]
+    asked = compose(plain, "compare")
     own, choices = asked["classifiers"], options("classifier")
     wanted = dict.fromkeys(asked["methods"] or ())
     if EVERY in wanted:
-        named = [name for name in wanted if name != EVERY]
-        methods = [*named, *(name for name in choices if name not in named)]
-        overrides = [*overrides, f"methods=[{','.join(methods)}]"]
-        wanted = dict.fromkeys(methods)
+        wanted = dict.fromkeys([*(name for name in wanted if name != EVERY), *choices])
+        overrides = [*overrides, f"methods=[{','.join(wanted)}]"]
     taken = {*FEATURES, *TUNED, *own, *asked["meta"]["overrides"]}
     chosen = [name for name in wanted if name in choices and name not in taken]
     return [*(f"+classifier@classifiers.{name}={name}" for name in chosen), *overrides]
@@ -90,10 +88,6 @@ def _classifiers(config: dict[str, Any]) -> dict[str, Classifier]:
         if isinstance(node, dict) and "ways" in node and node["ways"] is None:
             node["ways"] = config["episodes"]["ways"]
     return {name: make(node, f"classifiers.{name}") for name, node in config["classifiers"].items()}
-
-
-def _composed(overrides: Sequence[str]) -> dict[str, Any]:
-    return compose(overrides, "compare")
 
 
 def _norm(config: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -174,20 +168,10 @@ def _methods(config: Mapping[str, Any]) -> list[str]:
             near = nearest(name, learned)
             raise UsageError(f"meta.scratch has {name}, not in meta.overrides{near}")
     classifiers = list(config["classifiers"])
-    known = [
-        *FEATURES,
-        "fine_tune_all",
-        *PROTOTYPES,
-        *classifiers,
-        *learned,
-        *(n + SCRATCH for n in learned),
-    ]
-    usual = [
-        n
-        for n in known
-        if n not in PROTOTYPES
-        and (not n.endswith(SCRATCH) or n.removesuffix(SCRATCH) in meta["scratch"])
-    ]
+    scratch = [n + SCRATCH for n in learned]
+    known = [*FEATURES, "fine_tune_all", *PROTOTYPES, *classifiers, *learned, *scratch]
+    unusual = {*PROTOTYPES, *scratch} - {n + SCRATCH for n in meta["scratch"]}
+    usual = [name for name in known if name not in unusual]
     choices = [*known, *(name for name in options("classifier") if name not in known), EVERY]
     asked = usual if config["methods"] is None else config["methods"]
     if not asked:

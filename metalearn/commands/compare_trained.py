@@ -15,10 +15,15 @@ from metalearn.training.folder import load_weights
 from metalearn.training.run import finished
 from metalearn.types import Meta
 
+_KEPT = (
+    *("seconds", "steps", "tasks_per_second", "selected_step", "validation_score"),
+    *("peak_memory_bytes", "weights_sha256", "config_hash"),
+)
 
-def train(config: dict[str, Any], console: Console) -> None:
+
+def train(config: dict[str, Any], console: Console | None) -> None:
     """Train, or go on."""
-    run({**config, "resume": "auto"}, console)
+    run({**config, "resume": "auto"}, console or Console(emoji=False))
 
 
 def measure(setting: Setting, name: str) -> Measured:
@@ -31,17 +36,8 @@ def measure(setting: Setting, name: str) -> Measured:
     meta = load_weights(folder / "weights.safetensors", stage.meta, result["weights_sha256"])
     measured = _measure(setting, stage.algo, meta, stage.evaluation_steps)
     measured.learned = sum(t.numel() for part in ("init", "hyper") for t in meta[part].values())
-    measured.training = {
-        "seconds": result["seconds"],
-        "steps": result["steps"],
-        "tasks": result["steps"] * config["training"]["meta_batch"],
-        "tasks_per_second": result["tasks_per_second"],
-        "selected_step": result["selected_step"],
-        "validation_score": result["validation_score"],
-        "peak_memory_bytes": result["peak_memory_bytes"],
-        "weights_sha256": result["weights_sha256"],
-        "config_hash": result["config_hash"],
-    }
+    measured.training = {name: result[name] for name in _KEPT}
+    measured.training["tasks"] = result["steps"] * config["training"]["meta_batch"]
     measured.notes.append(
         f"{result['steps']} meta-steps of {config['training']['meta_batch']} tasks at "
         f"{config['episodes']['shots']} shots in {result['seconds']:.0f} s, validation included; "

@@ -141,19 +141,14 @@ def plain(config: DictConfig, job: str = "train") -> dict[str, Any]:
     values["sources"] = sources(values)
     # `+key=` gets past the types: what a config group takes is for its target to say.
     _check_keys(values, SCHEMAS[job], job)
-    _in_lists(values["images"])
+    for name in ("mean", "std"):  # lists of floats, which one number is short for
+        given = values["images"].get(name)
+        numbers: list[Any] = given if isinstance(given, list) else [given]
+        if numbers and all(type(number) in (int, float) for number in numbers):
+            values["images"][name] = [float(number) for number in numbers]
     if values["run_dir"] is None:
         values["run_dir"] = _default_folder(values, job)
     return placed(values)
-
-
-def _in_lists(images: dict[str, Any]) -> None:
-    """The mean and the deviation of images as lists of floats, which one number is short for."""
-    for name in ("mean", "std"):
-        value = images.get(name)
-        numbers: list[Any] = value if isinstance(value, list) else [value]
-        if numbers and all(type(number) in (int, float) for number in numbers):
-            images[name] = [float(number) for number in numbers]
 
 
 def _default_folder(config: Mapping[str, Any], job: str) -> str:
@@ -162,17 +157,15 @@ def _default_folder(config: Mapping[str, Any], job: str) -> str:
     def last(node: str) -> str:
         return str(config[node]["_target_"]).rpartition(".")[2].lower()
 
-    def default() -> str:
-        if job == "pretrain":
-            backbone = config["backbone"].get("name") or last("backbone")
-            return f"pretrain-{backbone}-{last('dataset')}"
-        episodes = config["episodes"]
-        varied = (config.get("sampling") or {}).get("sizes")
-        one = not varied and isinstance(episodes["shots"], int)
-        shape = f"{episodes['ways']}w{str(episodes['shots']) + 's' if one else ''}"
-        return f"{last('algorithm') if job == 'train' else job}-{last('dataset')}-{shape}"
-
-    name = config["name"] or default()
+    if config["name"]:
+        name = config["name"]
+    elif job == "pretrain":
+        name = f"pretrain-{config['backbone'].get('name') or last('backbone')}-{last('dataset')}"
+    else:
+        ways, shots = config["episodes"]["ways"], config["episodes"]["shots"]
+        one = isinstance(shots, int) and not (config.get("sampling") or {}).get("sizes")
+        what = last("algorithm") if job == "train" else job
+        name = f"{what}-{last('dataset')}-{ways}w{f'{shots}s' if one else ''}"
     return f"runs/{name}-seed{config['seed']}-{config_hash(config)[:8]}"
 
 

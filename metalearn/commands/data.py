@@ -1,7 +1,7 @@
 """`metalearn data`: prepare, verify and show data sets, list episodes in a file."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from metalearn.data import ImageDataset, Mixture
 from metalearn.data.sources import state
 from metalearn.data.store import verify as verify_store
 from metalearn.episodes import (
-    EpisodeSource,
     FewShotEpisodes,
     Manifest,
     MixedEpisodes,
@@ -27,6 +26,7 @@ from metalearn.episodes import (
 from metalearn.episodes.sheet import class_sheet, episode_sheet
 from metalearn.episodes.source import describe_shape
 from metalearn.errors import UsageError, nearest
+from metalearn.training.stage import teller
 
 STATES = """
 prepared: decoded, in the cache; found: its archive is on this machine
@@ -55,17 +55,10 @@ def main(arguments: list[str], console: Console) -> None:
     own = OWN.get(action, ())
     given = {n: v for n, is_, v in (a.partition("=") for a in overrides) if is_ and n in own}
     config = compose([a for a in overrides if a.partition("=")[0] not in given])
-    if action == "show":
-        show(config, console, **given)
-    elif action == "manifest":
-        manifest(config, console, **given)
+    if action in OWN:
+        (show if action == "show" else manifest)(config, console, **given)
     else:
         prepare(config, console, verify=action == "verify")
-
-
-def _source(config: Mapping[str, Any], split: str) -> EpisodeSource:
-    """The episodes of `split` that a run with this configuration draws, without its network."""
-    return read_data({**config, "outputs": None}).source(split)
 
 
 def prepare(config: Mapping[str, Any], console: Console, verify: bool = False) -> None:
@@ -88,13 +81,19 @@ def prepare(config: Mapping[str, Any], console: Console, verify: bool = False) -
     console.print(table)
 
 
-def _keep_others(path: Path, beginning: bytes) -> None:
-    """Raise UsageError where a file at `path` does not begin so: it is not one of ours."""
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        if file.read(len(beginning)) not in (beginning, b""):
-            raise UsageError(f"{path} is another file, and stays; use another out=<file>")
+def _write(path: Path, beginning: bytes, write: Callable[[Path], object]) -> None:
+    """Write a file. Raises UsageError where it cannot be, or where one at `path` does not begin so:
+    it is not one of ours."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            with path.open("rb") as file:
+                if file.read(len(beginning)) not in (beginning, b""):
+                    raise UsageError(f"{path} is another file, and stays; use another out=<file>")
+        write(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"cannot write {path} ({reason}); use out=<file>") from None
 
 
 def _describe(dataset: ImageDataset, table: Table, verify: bool) -> None:
@@ -133,40 +132,23 @@ def show(
     else:
         if not episode.isdecimal():
             raise UsageError(f"episode={episode} must be a whole number, as in episode=0")
-        source = _source(config, split)
+        source = read_data({**config, "outputs": None}).source(split)
         if not isinstance(source, FewShotEpisodes | MixedEpisodes):
             raise UsageError("regression has no images to show")
         page = episode_sheet(source, split, int(episode))
         name = f"{source.dataset.name}-{split}-episode{episode}.png"
     path = Path(out or name.replace(" ", "_"))
-    _keep_others(path, b"\x89PNG")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        page.save(path, "PNG")
-    except OSError as error:
-        raise UsageError(_unwritable(path, error)) from None
-    console.print(f"{path}: {page.width}x{page.height}", soft_wrap=True, markup=False)
+    _write(path, b"\x89PNG", lambda path: page.save(path, "PNG"))
+    teller(console)(f"{path}: {page.width}x{page.height}")
 
 
 def manifest(config: Mapping[str, Any], console: Console, out: str | None = None) -> None:
     """Write the episodes of an evaluation to a file. Raises UsageError where it has no images."""
-    evaluation = config["evaluation"]
-    split = evaluation["split"]
-    listed = Manifest(_source(config, split), split, evaluation["episodes"])
+    evaluation, split = config["evaluation"], config["evaluation"]["split"]
+    source = read_data({**config, "outputs": None}).source(split)
+    listed = Manifest(source, split, evaluation["episodes"])
     path = Path(out or f"{option(config['dataset'])}-{split}-{listed.hash[:8]}.json")
-    _keep_others(path, b'{\n "format"')
-    try:
-        write_manifest(listed, path)
-    except OSError as error:
-        raise UsageError(_unwritable(path, error)) from None
-    shape = listed.source.shape
-    console.print(
-        f"{path}: {listed.episodes} episodes, {describe_shape(shape)}, {shape[-1]} queries a "
-        f"class, hash {listed.hash}",
-        soft_wrap=True,
-        highlight=False,
-    )
-
-
-def _unwritable(path: Path, error: OSError) -> str:
-    return f"cannot write {path} ({error.strerror or error}); use out=<file>"
+    _write(path, b'{\n "format"', lambda path: write_manifest(listed, path))
+    shape = describe_shape(listed.source.shape)
+    queries = f"{listed.source.shape[-1]} queries a class, hash {listed.hash}"
+    teller(console)(f"{path}: {listed.episodes} episodes, {shape}, {queries}")

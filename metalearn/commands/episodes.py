@@ -89,9 +89,7 @@ class Data:
             )
         how = self.sampling
         if not self.classes and any(how.values()):
-            raise UsageError(
-                "sampling is of classes, and regression has none; use sampling=uniform"
-            )
+            raise UsageError("sampling is of classes, not for regression; use sampling=uniform")
         source = make_episodes(self.dataset, **shape, **how, seed=seed, device=self.held_on)
         source.check(split)
         return source
@@ -140,13 +138,9 @@ def read_data(config: Mapping[str, Any]) -> Data:
     """
     check_values(config)
     changes = _known(config, "augmentation", ("support", "query"), "augmentation.support or .query")
-    return Data(
-        config,
-        factory(config["dataset"], "dataset"),
-        _sampling(config),
-        {part: _made(changes, "augmentation", part) for part in ("support", "query")},
-        ImageTransform(**(config.get("images") or {})),
-    )
+    augmentation = {part: _made(changes, "augmentation", part) for part in ("support", "query")}
+    dataset, images = factory(config["dataset"], "dataset"), config.get("images") or {}
+    return Data(config, dataset, _sampling(config), augmentation, ImageTransform(**images))
 
 
 def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:

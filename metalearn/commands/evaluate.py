@@ -18,6 +18,7 @@ from metalearn.training.episodic import Episodic, last_step
 from metalearn.training.folder import commit, config_hash, load_weights, weights_sha256
 from metalearn.training.result import write_result
 from metalearn.training.run import finished
+from metalearn.training.stage import teller
 
 
 def main(arguments: list[str], console: Console) -> None:
@@ -30,9 +31,7 @@ def main(arguments: list[str], console: Console) -> None:
     overrides = [a for a in arguments if not a.startswith(("run=", "trust="))]
     overrides = [f"evaluation.{a}" if a.startswith("manifest=") else a for a in overrides]
     trusted = [name.strip() for name in ",".join(trust).split(",") if name.strip()]
-    config = reopen(
-        run, overrides, trusted, lambda line: console.print(line, soft_wrap=True, highlight=False)
-    )
+    config = reopen(run, overrides, trusted, teller(console))
     if not (run / "weights.safetensors").exists():
         raise UsageError(f"{run} has not finished; the command that started it goes on with it")
     _check_images(run, config, overrides)
@@ -85,7 +84,8 @@ def evaluate(
         result = write_result(config, stage.algo, test, stage.device, report, folder, run, extra)
         tracker.summary(result)
     console.print(stage.table(result))
+    say = teller(console)
     if lost := result["not_finite_episodes"]:
-        console.print(f"not finite: {not_finite(lost, result['episodes'])}", highlight=False)
-    console.print(f"evaluation folder: {folder}", soft_wrap=True, highlight=False)
+        say(f"not finite: {not_finite(lost, result['episodes'])}")
+    say(f"evaluation folder: {folder}")
     return result

@@ -11,22 +11,12 @@ from metalearn.commands.config import conf_files
 from metalearn.commands.methods import methods, table
 from metalearn.errors import UsageError, nearest
 
-GROUPS = (
-    *(
-        "algorithm",
-        "classifier",
-        "gradient",
-        "engine",
-        "inner",
-        "backbone",
-        "adaptation",
-        "head",
-        "loss",
-        "dataset",
-    ),
-    *("sampling", "augmentation", "images", "outer", "outer/schedule", "pretrain/optimizer"),
-    *("pretrain/schedule", "pretrain/recipe", "tracker", "experiment", "comparison", "debug"),
+_NAMES = (
+    "algorithm classifier gradient engine inner backbone adaptation head loss dataset sampling "
+    "augmentation images outer outer/schedule pretrain/optimizer pretrain/schedule pretrain/recipe "
+    "tracker experiment comparison debug"
 )
+GROUPS = tuple(_NAMES.split())
 
 
 def main(arguments: list[str], console: Console) -> None:
@@ -39,16 +29,13 @@ def main(arguments: list[str], console: Console) -> None:
         console.print(f"\n{len(rows)} methods")
         return
     if unknown := [a for a in arguments if a not in GROUPS]:
-        name = unknown[0]
-        known = ("algorithms", *GROUPS)
+        name, known = unknown[0], ("algorithms", *GROUPS)
         raise UsageError(f"no group {name}{nearest(name, known)}; use {', '.join(known)}")
     console.print(choices(arguments or GROUPS, override=override))
 
 
 def choices(
-    groups: Sequence[str],
-    state: Callable[[str], str] | None = None,
-    override: str | None = None,
+    groups: Sequence[str], state: Callable[[str], str] | None = None, override: str | None = None
 ) -> Table:
     """The choices of each config group with the first comments of their files.
 

@@ -62,7 +62,7 @@ def find(name: str) -> tuple[str, Path]:
 
 def built(group: str, path: Path, module: nn.Module, features: nn.Module) -> MetaAlgorithm:
     """The method of a file on a network with outputs, or where it wants none on `features`."""
-    whole = _read(path)
+    whole = read(path)
     if group == "classifier":
         return Metric(features, _made(whole, group), features=_FEATURES)
     network = features if whole.get("outputs", 1) is None else module
@@ -82,7 +82,7 @@ def table(rows: list[Described]) -> Table:
 
 
 def _described(group: str, path: Path) -> Described:
-    whole = _read(path)
+    whole = read(path)
     node = whole if group == "classifier" else whole.get("algorithm", whole)
     chosen = _choices(whole)
     made = target(node["_target_"])
@@ -103,7 +103,7 @@ def _described(group: str, path: Path) -> Described:
     others = [
         conf_folder() / group / f"{chosen.get(group)}.yaml" for group in ("gradient", "inner")
     ]
-    brought = (_read(other) for other in others if other.is_file())
+    brought = (read(other) for other in others if other.is_file())
     parts = (made, *(target(node["_target_"]) for node in brought if "_target_" in node))
     docs = [doc for part in parts for doc in documented(part)]
     return Described(
@@ -124,13 +124,13 @@ def documented(part: Callable[..., Any]) -> tuple[str, str]:
     return sys.modules[part.__module__].__doc__ or "", inspect.getdoc(part) or ""
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """A file of a config group, on top of those of the same group that it starts from, without
     values that another group gives."""
     values: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     for default in values.get("defaults", ()):
-        if isinstance(default, str) and default != "_self_":
-            values = {**_read(path.with_name(f"{default}.yaml")), **values}
+        if isinstance(default, str) and default != "_self_" and "@" not in default:
+            values = {**read(path.with_name(f"{default}.yaml")), **values}
     return _known(values)
 
 
@@ -166,7 +166,7 @@ def _algorithm(
         late["features"] = _FEATURES
     if "classifier" in takes and "classifier" not in node and "classifier" in chosen:
         file = conf_folder() / "classifier" / f"{chosen['classifier']}.yaml"
-        late["classifier"] = _made(_read(file), "classifier")
+        late["classifier"] = _made(read(file), "classifier")
     return _made(node, "algorithm", **late)
 
 

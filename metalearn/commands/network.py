@@ -15,12 +15,7 @@ from torch.nn.parameter import is_lazy
 from metalearn.algorithms.losses import Loss, auto, present
 from metalearn.backbones import CifarResNet, timm_model, torchvision_model
 from metalearn.backbones.adaptation import Adaptation, everything
-from metalearn.backbones.defaults import (
-    cifar_default,
-    described,
-    timm_default,
-    torchvision_default,
-)
+from metalearn.backbones.defaults import cifar_default, described, timm_default, torchvision_default
 from metalearn.backbones.heads import head_name
 from metalearn.backbones.weight_order import as_trained, renamed
 from metalearn.backbones.weights import Report, Weights, check_pin, load_into, read_weights
@@ -81,12 +76,12 @@ def _default(node: Mapping[str, Any]) -> Weights:
     if made is CifarResNet:
         data = data_folder()
         folders = [data / "pretrained"] if data else []
-        return cifar_default(node["depth"], folders, _fetched)
+
+        def fetched(address: str, name: str, sha256: str) -> Path:
+            return download([address], cache_folder() / "pretrained" / name, sha256=sha256)
+
+        return cifar_default(node["depth"], folders, fetched)
     raise UsageError(f"{node['_target_']} has no DEFAULT weights; name a file in backbone.weights")
-
-
-def _fetched(address: str, name: str, sha256: str) -> Path:
-    return download([address], cache_folder() / "pretrained" / name, sha256=sha256)
 
 
 def with_weights(config: Mapping[str, Any]) -> tuple[dict[str, Any], Weights | None]:
@@ -98,17 +93,14 @@ def with_weights(config: Mapping[str, Any]) -> tuple[dict[str, Any], Weights | N
     weights = find_weights(config["backbone"])
     if weights is None:
         return dict(config), None
-    known = inspect.signature(ImageSettings).parameters
-    images = dict(config.get("images") or {})
-    for name, value in weights.images.items():
-        if name in known and images.get(name) is None:
-            images[name] = value
+    known, images = inspect.signature(ImageSettings).parameters, dict(config.get("images") or {})
+    told = {name: value for name, value in weights.images.items() if name in known}
+    images |= {name: value for name, value in told.items() if images.get(name) is None}
     backbone = {**config["backbone"], "sha256": weights.sha256}
     if target(backbone["_target_"]) is timm_model:
         options = backbone.get("options") or {}
-        more = {n: v for n, v in as_trained(backbone["name"], weights.tensors).items()
-                if n not in options}  # fmt: skip
-        if more:
+        trained = as_trained(backbone["name"], weights.tensors)
+        if more := {n: v for n, v in trained.items() if n not in options}:
             named = ", ".join(f"{name}={value}" for name, value in more.items())
             weights = weights._replace(source=f"{weights.source}, in a network with {named}")
             backbone["options"] = {**options, **more}
@@ -162,10 +154,8 @@ def make_module(
         torch.manual_seed(seed)
         module = make(own, "backbone")
         if not isinstance(module, nn.Module):
-            kind = type(module).__name__
-            raise UsageError(
-                f"backbone {name} is no torch.nn.Module, but a {kind}; let its target return one"
-            )
+            kind = f"no torch.nn.Module, but a {type(module).__name__}"
+            raise UsageError(f"backbone {name} is {kind}; let its target return one")
         for weight, tensor in module.named_parameters():
             if not is_lazy(tensor) and not tensor.numel():
                 raise UsageError(

@@ -14,6 +14,7 @@ from metalearn import __distribution__
 from metalearn.commands.config import conf_files
 from metalearn.commands.methods import GROUPS
 from metalearn.errors import UsageError, nearest
+from metalearn.training.stage import teller
 
 ALGORITHM = '''\
 """$title: what it does, in a line.
@@ -148,12 +149,10 @@ def main(arguments: list[str], console: Console) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
     chosen = f"algorithm={name}" if group == "algorithm" else f"algorithm=metric classifier={name}"
-    console.print(
+    teller(console)(
         f"{folder}: a {group} that works, to change\n"
         f"  pip install -e {folder}\n  pytest {folder}\n  metalearn train {chosen}\n"
-        f"  metalearn score {name}",
-        highlight=False,
-        soft_wrap=True,
+        f"  metalearn score {name}"
     )
 
 

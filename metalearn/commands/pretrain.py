@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from torch import nn
 from torch.optim import Optimizer
@@ -16,8 +15,9 @@ from torch.optim import Optimizer
 from metalearn.backbones.heads import head_name
 from metalearn.commands import sweep
 from metalearn.commands.arguments import check_choice, corner, explained, factory, make
-from metalearn.commands.config import conf_folder
+from metalearn.commands.config import conf_folder, options
 from metalearn.commands.episodes import Data, read_data
+from metalearn.commands.methods import read
 from metalearn.commands.network import check_backbone, with_weights
 from metalearn.commands.pretrain_network import (
     BATCH_NORMS,
@@ -133,9 +133,8 @@ def _checked(config: Mapping[str, Any]) -> Data:
     if training["select"] == "few_shot" and not shots:
         raise UsageError("training.select=few_shot needs episodes.shots; use accuracy or last")
     if training["select"] == "accuracy" and not held_out["val"]:
-        raise UsageError(
-            "training.select=accuracy needs held_out.val above 0; use few_shot or last"
-        )
+        need = "needs held_out.val above 0"
+        raise UsageError(f"training.select=accuracy {need}; use few_shot or last")
     data = read_data(config)
     if "sets" in config["dataset"]:
         raise UsageError(_REFUSED)
@@ -180,29 +179,15 @@ def command_line(config: Mapping[str, Any], folder: Path) -> str:
 def _chosen(group: str, node: Mapping[str, Any]) -> list[str]:
     """The overrides that compose `node`: the nearest of the choices of its config group, and where
     it differs from that."""
-    files = {path.stem: path for path in sorted((conf_folder() / group).glob("[!_]*.yaml"))}
-    values = {name: _own(path) for name, path in files.items()}
-    fitting = {n: v for n, v in values.items() if v.get("_target_") == node.get("_target_")}
-    if not fitting:
+    differing = {}
+    for name in options(group):
+        own = read(conf_folder() / group / f"{name}.yaml")
+        if own.get("_target_") == node.get("_target_"):
+            differing[name] = [n for n, v in node.items() if own.get(n) != v]
+    if not differing:
         return []
-
-    def differing(name: str) -> list[str]:
-        own = fitting[name]
-        return [n for n, v in node.items() if own.get(n) != v]
-
-    name = min(fitting, key=lambda name: len(differing(name)))
-    changed = [f"{group}.{n}={_written(node[n])}" for n in differing(name)]
-    return [f"{group}={name}", *changed]
-
-
-def _own(path: Path) -> dict[str, Any]:
-    """What a file of a config group sets, with the files of the group that it builds on."""
-    node = yaml.safe_load(path.read_text(encoding="utf-8"))
-    values: dict[str, Any] = {}
-    for base in node.pop("defaults", []):
-        if isinstance(base, str) and base != "_self_" and "@" not in base:
-            values |= _own(path.with_name(f"{base}.yaml"))
-    return values | node
+    name = min(differing, key=lambda name: len(differing[name]))
+    return [f"{group}={name}", *(f"{group}.{n}={_written(node[n])}" for n in differing[name])]
 
 
 def _written(value: Any) -> str:

@@ -5,28 +5,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from metalearn.evaluation.comparison.settings import (
-    ComparedEpisodes,
-    ComparedEvaluation,
-    ComparedSampling,
-    LearningSettings,
-    MetaSettings,
-    ProbeSettings,
-    RegressionSettings,
-    TuningSettings,
-)
-from metalearn.training.settings import (
-    DistillationSettings,
-    EpisodeSettings,
-    EvaluationSettings,
-    FewShotSettings,
-    HeldOutSettings,
-    ImageSettings,
-    ManifoldMixupSettings,
-    MeasuringSettings,
-    PretrainingSettings,
-    TrainingSettings,
-)
+from metalearn.evaluation.comparison import settings as compared
+from metalearn.evaluation.comparison.settings import LearningSettings, RegressionSettings
+from metalearn.training import settings
+from metalearn.training.settings import DistillationSettings, ManifoldMixupSettings
 
 
 @dataclass
@@ -41,98 +23,81 @@ class TrackerSettings:
 
 
 @dataclass
-class RunSettings:
-    """A whole run. What is Any here is a config group, checked against its `_target_`.
+class SharedSettings:
+    """What every run has. What is Any, here and below, is a config group, checked against its
+    `_target_`.
 
     sources: filled in, the sha256 of each file of the user's own code (`training/sources.py`).
     """
+
+    backbone: Any = MISSING
+    dataset: Any = MISSING
+    augmentation: Any = MISSING
+    images: settings.ImageSettings = field(default_factory=settings.ImageSettings)
+    tracker: TrackerSettings = field(default_factory=TrackerSettings)
+    name: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    run_dir: str | None = None
+    resume: str = "auto"
+    outputs: int | None = None
+    sources: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class RunSettings(SharedSettings):
+    """A whole run of meta-training."""
 
     algorithm: Any = MISSING
     classifier: Any = None
     gradient: Any = MISSING
     inner: Any = MISSING
-    backbone: Any = MISSING
     head: Any = field(default_factory=dict)
     adaptation: Any = field(default_factory=dict)
     loss: Any = field(default_factory=dict)
-    dataset: Any = MISSING
     sampling: Any = field(default_factory=dict)
-    augmentation: Any = MISSING
-    images: ImageSettings = field(default_factory=ImageSettings)
     outer: Any = MISSING
-    tracker: TrackerSettings = field(default_factory=TrackerSettings)
-    episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    name: str | None = None
-    seed: int = 0
-    device: str = "auto"
+    episodes: settings.EpisodeSettings = field(default_factory=settings.EpisodeSettings)
+    training: settings.TrainingSettings = field(default_factory=settings.TrainingSettings)
+    evaluation: settings.EvaluationSettings = field(default_factory=settings.EvaluationSettings)
     precision: str = "fp32"
     batching: Any = "auto"
     capture: str = "none"
     lite: Any = None
-    run_dir: str | None = None
-    resume: str = "auto"
-    outputs: int | None = None
-    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
-class PretrainSettings:
-    """A whole run of pre-training; Any as in `RunSettings`."""
+class PretrainSettings(SharedSettings):
+    """A whole run of pre-training."""
 
-    backbone: Any = MISSING
-    dataset: Any = MISSING
-    augmentation: Any = MISSING
-    images: ImageSettings = field(default_factory=ImageSettings)
     optimizer: Any = MISSING
     schedule: Any = MISSING
-    tracker: TrackerSettings = field(default_factory=TrackerSettings)
-    held_out: HeldOutSettings = field(default_factory=HeldOutSettings)
-    training: PretrainingSettings = field(default_factory=PretrainingSettings)
+    held_out: settings.HeldOutSettings = field(default_factory=settings.HeldOutSettings)
+    training: settings.PretrainingSettings = field(default_factory=settings.PretrainingSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)
     manifold_mixup: ManifoldMixupSettings = field(default_factory=ManifoldMixupSettings)
-    episodes: FewShotSettings = field(default_factory=FewShotSettings)
-    evaluation: MeasuringSettings = field(default_factory=MeasuringSettings)
-    name: str | None = None
-    seed: int = 0
-    device: str = "auto"
+    episodes: settings.FewShotSettings = field(default_factory=settings.FewShotSettings)
+    evaluation: settings.MeasuringSettings = field(default_factory=settings.MeasuringSettings)
     precision: str = "fp32"
-    run_dir: str | None = None
-    resume: str = "auto"
-    outputs: int | None = None
-    sources: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
-class ComparisonSettings:
+class ComparisonSettings(SharedSettings):
     """Methods beside one another, on one backbone and the same episodes."""
 
-    backbone: Any = MISSING
-    dataset: Any = MISSING
-    augmentation: Any = MISSING
-    images: ImageSettings = field(default_factory=ImageSettings)
-    tracker: TrackerSettings = field(default_factory=TrackerSettings)
-    episodes: ComparedEpisodes = field(default_factory=ComparedEpisodes)
-    sampling: ComparedSampling = field(default_factory=ComparedSampling)
+    episodes: settings.FewShotSettings = field(default_factory=settings.FewShotSettings)
+    sampling: compared.ComparedSampling = field(default_factory=compared.ComparedSampling)
     classifiers: dict[str, Any] = field(default_factory=dict)
-    evaluation: ComparedEvaluation = field(default_factory=ComparedEvaluation)
+    evaluation: compared.ComparedEvaluation = field(default_factory=compared.ComparedEvaluation)
     logistic_regression: RegressionSettings = field(default_factory=RegressionSettings)
     classifier_training: LearningSettings = field(default_factory=LearningSettings)
-    linear_probe: ProbeSettings = field(default_factory=ProbeSettings)
-    tuning: TuningSettings = field(default_factory=TuningSettings)
-    meta: MetaSettings = field(default_factory=MetaSettings)
+    linear_probe: compared.ProbeSettings = field(default_factory=compared.ProbeSettings)
+    tuning: compared.TuningSettings = field(default_factory=compared.TuningSettings)
+    meta: compared.MetaSettings = field(default_factory=compared.MetaSettings)
     methods: list[str] | None = None
-    name: str | None = None
-    seed: int = 0
-    device: str = "auto"
     norm: str = "frozen"
     scratch_norm: str = "group"
-    run_dir: str | None = None
-    resume: str = "auto"
     isolate: bool = True
-    outputs: int | None = None
-    sources: dict[str, str] = field(default_factory=dict)
 
 
 SCHEMAS: dict[str, type] = {

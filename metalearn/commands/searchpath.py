@@ -72,8 +72,5 @@ def _folder(place: str) -> Path:
     except ModuleNotFoundError:
         folder = Path(path)
     if not folder.is_dir():
-        raise UsageError(
-            f"no config folder {place}; correct {OVERRIDE}, or the entry point {GROUP} that "
-            "names it"
-        )
+        raise UsageError(f"no config folder {place}; correct {OVERRIDE} or the entry point {GROUP}")
     return folder

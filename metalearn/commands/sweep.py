@@ -21,25 +21,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from metalearn.commands.config import (
-    MISTAKES,
-    check_sweep,
-    compose,
-    conf_folder,
-    plain,
-    register,
-)
+from metalearn.commands.config import MISTAKES, check_sweep, compose, conf_folder, plain, register
 from metalearn.commands.differences import differences
 from metalearn.commands.mistakes import explain
 from metalearn.errors import UsageError, nearest, one_line
-from metalearn.runtime.signals import (
-    ENDING,
-    EXIT_CODES,
-    Ending,
-    at_ending,
-    end_with_parent,
-    leave,
-)
+from metalearn.runtime.signals import ENDING, EXIT_CODES, Ending, at_ending, end_with_parent, leave
 
 RECORDS = "jobs.jsonl"
 _SWEEPING = "METALEARN_SWEEPING"  # the process that a worker belongs to, even before it works

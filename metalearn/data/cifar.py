@@ -19,10 +19,9 @@ from metalearn.data import pickles
 from metalearn.data.archive import open_archive
 from metalearn.data.class_splits import packaged, superclasses
 from metalearn.data.dataset import ImageDataset
-from metalearn.data.download import download
 from metalearn.data.image_files import by_class, pixels, read_image
-from metalearn.data.paths import Source, data_folder, store_folder
-from metalearn.data.store import ImageStore, build_store, open_store
+from metalearn.data.paths import Source, official, stored
+from metalearn.data.store import ImageStore, build_store
 from metalearn.errors import DataError
 
 VERSION = 1  # raise it whenever a change below changes a pixel
@@ -73,24 +72,12 @@ def _with_splits(name: str, store: ImageStore) -> ImageDataset:
 
 def cifar100(root: Path | None = None, archive: Path | None = None) -> ImageStore:
     """All 60,000 images, classes and images in the order of their names."""
-    folder = store_folder(root, SOURCE.store, archive)
-    if folder.exists():
-        return open_store(folder)
-    path = Path(archive).expanduser() if archive else find_archive(folder.parent)
-    return decode(path, folder)
+    return stored(root, SOURCE.store, archive, find_archive, decode)
 
 
 def find_archive(root: Path) -> Path:
     """The user's own archive, else the official one, downloaded to `root` before or now."""
-    data = data_folder()
-    for name in SOURCE.archives:
-        if data is not None and (data / name).is_file():
-            return data / name
-    target = root / "cifar100" / OFFICIAL
-    if not target.is_file():
-        place = f"put it by hand at cifar100/{OFFICIAL} in a folder named by METALEARN_DATA"
-        download(MIRRORS, target, md5=MD5, by_hand=place)
-    return target
+    return official(SOURCE.archives, root, MIRRORS, MD5)
 
 
 def decode(
@@ -123,12 +110,11 @@ def _zipped(path: Path) -> Iterator[Found]:
                 )
             return pixels(found, SIDE, 3)
 
-        yield {
-            PurePosixPath(label).name: {
-                PurePosixPath(name).name: partial(image, name) for name in names
-            }
-            for label, names in by_class(archive).items()
-        }
+        found: Found = {}
+        for label, names in by_class(archive).items():
+            images = {PurePosixPath(name).name: partial(image, name) for name in names}
+            found[PurePosixPath(label).name] = images
+        yield found
 
 
 @contextmanager

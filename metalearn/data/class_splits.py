@@ -20,9 +20,18 @@ def listed(name: str) -> dict[str, list[str]]:
 def packaged(
     store: ImageStore, name: str, classes: Callable[[np.ndarray], Classes] = without_rotations
 ) -> dict[str, Classes]:
-    """The lists `name_train.txt` ... that come with this package."""
-    files = {split: PACKAGED / f"{name}_{split}.txt" for split in SPLITS}
-    return {split: classes(index) for split, index in _listed(store, files).items()}
+    """The classes of `store` by `listed(name)`. Raises DataError for one that it lacks."""
+    number = {label: i for i, label in enumerate(store.classes)}
+    splits = {}
+    for split, labels in listed(name).items():
+        if unknown := [label for label in labels if label not in number]:
+            raise DataError(
+                f"{PACKAGED / f'{name}_{split}.txt'} names {len(unknown)} classes that "
+                f"{store.name} lacks, such as {unknown[0]!r}; it has "
+                f"{', '.join(store.classes[:3])}, ..."
+            )
+        splits[split] = classes(np.array([number[label] for label in labels], dtype=np.int64))
+    return splits
 
 
 def superclasses(store: ImageStore, name: str) -> list[str]:
@@ -65,10 +74,8 @@ def by_fractions(
     second = min(max(first + val, round((parts[0] + parts[1]) * count)), count - test)
     own = list(members.values())
     cut = [[c for unit in some for c in own[unit]] for some in np.split(order, [first, second])]
-    return {
-        split: without_rotations(np.array(index, dtype=np.int64))
-        for split, index in zip(SPLITS, cut, strict=True)
-    }
+    index = (np.array(numbers, dtype=np.int64) for numbers in cut)
+    return dict(zip(SPLITS, map(without_rotations, index), strict=True))
 
 
 def shuffled(count: int, seed: int) -> np.ndarray:
@@ -78,17 +85,3 @@ def shuffled(count: int, seed: int) -> np.ndarray:
     rng = np.random.Generator(np.random.PCG64(seed))
     # Sorted random keys: unlike `permutation`, numpy does not change how `random` draws.
     return np.argsort(rng.random(count), kind="stable")
-
-
-def _listed(store: ImageStore, files: dict[str, Path]) -> dict[str, np.ndarray]:
-    number = {name: i for i, name in enumerate(store.classes)}
-    lists = {}
-    for split, file in files.items():
-        names = [name for name in file.read_text(encoding="utf-8").split("\n") if name]
-        if unknown := [name for name in names if name not in number]:
-            raise DataError(
-                f"{file} names {len(unknown)} classes that {store.name} lacks, such as "
-                f"{unknown[0]!r}; it has {', '.join(store.classes[:3])}, ..."
-            )
-        lists[split] = np.array([number[name] for name in names], dtype=np.int64)
-    return lists

@@ -1,15 +1,15 @@
 """CUB-200-2011 (Wah et al. 2011): 200 species of birds, about 59 photographs each."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from metalearn.data.dataset import ImageDataset, without_rotations
-from metalearn.data.download import download
 from metalearn.data.files import open_files
 from metalearn.data.image_files import by_class, read_pixels
-from metalearn.data.paths import Source, check_size, data_folder, store_folder
-from metalearn.data.store import ImageStore, build_store, open_store
+from metalearn.data.paths import Source, check_size, official, stored
+from metalearn.data.store import ImageStore, build_store
 from metalearn.errors import DataError
 
 VERSION = 1  # raise it whenever a change below changes a pixel
@@ -32,42 +32,25 @@ def cub(root: Path | None = None, archive: Path | None = None, size: int = 84) -
     cache folder), where the decoded images stay; for a given `archive` under a name of its path
     and the sizes and times of its files. Raises DataError where it is missing or is not CUB.
     """
-    if size < 1:
-        raise DataError(f"cub: size must be 1 or more, not {size}")
     check_size("cub", size)
-    folder = store_folder(root, f"{SOURCE.store}-{size}px", archive)
-    if folder.exists():
-        store = open_store(folder)
-    else:
-        path = Path(archive).expanduser() if archive else find_archive(folder.parent)
-        store = decode(path, folder, size)
+    name, made = f"{SOURCE.store}-{size}px", partial(decode, size=size)
+    store = stored(root, name, archive, find_archive, made)
     every = np.arange(len(store.classes))
-    splits = {"train": every[::2], "val": every[1::4], "test": every[3::4]}
-    return ImageDataset(
-        "cub", store, {name: without_rotations(index) for name, index in splits.items()}
-    )
+    parts = {"train": every[::2], "val": every[1::4], "test": every[3::4]}
+    splits = {split: without_rotations(index) for split, index in parts.items()}
+    return ImageDataset("cub", store, splits)
 
 
 def find_archive(root: Path) -> Path:
     """The user's own archive, else the official one, downloaded to `root` before or now."""
-    data = data_folder()
-    if data is not None and (data / "cub" / OFFICIAL).is_file():
-        return data / "cub" / OFFICIAL
-    target = root / "cub" / OFFICIAL
-    if not target.is_file():
-        place = f"put it by hand at cub/{OFFICIAL} in a folder named by METALEARN_DATA"
-        download(MIRRORS, target, md5=MD5, by_hand=place)
-    return target
+    return official(SOURCE.archives, root, MIRRORS, MD5)
 
 
 def decode(path: Path, folder: Path, size: int, classes: int = CLASSES) -> ImageStore:
     """Build the store from the images in `.../images/<number>.<species>/`."""
     with open_files(path) as files:
-        found = {
-            label.split("/")[-1]: names
-            for label, names in by_class(files).items()
-            if label.split("/")[-2:-1] == ["images"]
-        }
+        folders = ((label.split("/"), names) for label, names in by_class(files).items())
+        found = {path[-1]: names for path, names in folders if path[-2:-1] == ["images"]}
         if len(found) != classes:
             raise DataError(
                 f"{path} holds {len(found)} species under images/, not {classes}; "

@@ -127,10 +127,8 @@ class ImageDataset:
     @cached_property
     def sizes(self) -> dict[str, np.ndarray]:
         """By split, how many examples each class has: int64 `[C]`."""
-        return {
-            split: self.store.offsets[index + 1] - self.store.offsets[index]
-            for split, (index, _) in self.splits.items()
-        }
+        sizes = np.diff(self.store.offsets)
+        return {split: sizes[index] for split, (index, _) in self.splits.items()}
 
     def examples_in(self, split: str, classes: np.ndarray) -> np.ndarray:
         """How many examples each of `classes` (int, any shape, numbered within `split`) has."""

@@ -64,9 +64,8 @@ class Folder:
             if not _is_folder(entry):
                 yield inside + entry.name
             elif not entry.name.startswith("."):
-                yield from self._found(
-                    folder / entry.name, f"{inside}{entry.name}/", above | {here}
-                )
+                below = f"{inside}{entry.name}/"
+                yield from self._found(folder / entry.name, below, above | {here})
 
     def read(self, name: str) -> bytes:
         """The bytes of one file; raises DataError where it cannot be read."""

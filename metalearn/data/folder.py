@@ -14,14 +14,7 @@ from metalearn.data import lists, pickles
 from metalearn.data.class_splits import by_fractions
 from metalearn.data.dataset import SPLITS, Classes, ImageDataset, without_rotations
 from metalearn.data.files import TAKEN, Files, Folder, open_files
-from metalearn.data.image_files import (
-    Fit,
-    images_in,
-    pixels,
-    read_pixels,
-    shared_folders,
-    survey,
-)
+from metalearn.data.image_files import Fit, images_in, pixels, read_pixels, shared_folders, survey
 from metalearn.data.layout import (
     ClassFolder,
     Layout,
@@ -87,15 +80,10 @@ def folder(
     share a class or name one that is not there.
     """
     if root is None:
-        raise DataError(
-            "dataset.root is missing; use dataset.root=<folder or zip of class folders>"
-        )
-    if size < 1 or channels not in (None, 1, 3) or fit not in ("crop", "stretch"):
-        raise DataError(
-            f"folder: size={size}, channels={channels}, fit={fit} must be 1 or more, 1 or 3, and "
-            "crop or stretch"
-        )
+        raise DataError("dataset.root is missing; use dataset.root=<folder or zip of folders>")
     check_size("folder", size)
+    if channels not in (None, 1, 3) or fit not in ("crop", "stretch"):
+        raise DataError(f"folder: channels={channels} must be 1 or 3, fit={fit} crop or stretch")
     path, look = Path(root).expanduser(), Look(size, channels, fit, invert)
     place = cache or cache_folder()
     with open_files(path) as files:
@@ -150,11 +138,7 @@ def _layout(
     else:
         labels = labels if by_rows else merged(labels, class_folder)
         layout = lists.by_lists(_name(path), labels, where, told)
-        others = {
-            e: rest
-            for e, own in others.items()
-            if (rest := [n for n in own if n not in told.values()])
-        }
+        others = {e: [n for n in own if n not in told.values()] for e, own in others.items()}
     closed = files.closed if isinstance(files, Folder) else []
     layout.notes += [*notes, *left_out(others, closed)]
     return layout
@@ -187,14 +171,9 @@ def _from_images(path: Path, files: Files, layout: Layout, look: Look, place: Pa
         )
     if seen.moving:
         layout.notes.append(f"{seen.moving} images have several frames; the first is taken")
-    depth = look.channels or (1 if seen.grey else 3)
+    how = look.size, look.channels or (1 if seen.grey else 3), look.fit, look.invert, seen.white
     blocks = (
-        np.stack(
-            [
-                read_pixels(files, name, look.size, depth, look.fit, look.invert, seen.white)
-                for name in names
-            ]
-        )
+        np.stack([read_pixels(files, name, *how) for name in names])
         for names in layout.classes.values()
     )
     return build_store(kept, _name(path), list(layout.classes), blocks)
@@ -244,20 +223,18 @@ def _from_pickles(
         layout = Layout({label: [label] * len(own) for label, own in images.items()})
         without_small(layout, min_images)
         depth = look.channels or max(own.shape[-1] for own in images.values())
-        blocks = (
-            np.stack([_pixels(image, look, depth) for image in images[label]])
-            for label in layout.classes
-        )
+        how = look.size, depth, look.fit, look.invert
+
+        def made(image: np.ndarray) -> np.ndarray:
+            whole = image[..., 0] if image.shape[-1] == 1 else image
+            return pixels(Image.fromarray(whole), *how)
+
+        blocks = (np.stack([made(image) for image in images[label]]) for label in layout.classes)
         if not layout.classes:
             raise DataError(f"no class of {path} has min_images={min_images} images; use fewer")
         store = build_store(kept, _name(path), list(layout.classes), blocks)
     layout.owners = {label: label.partition("/")[0] for label in store.classes}
     return store, layout
-
-
-def _pixels(image: np.ndarray, look: Look, depth: int) -> np.ndarray:
-    whole = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    return pixels(whole, look.size, depth, look.fit, look.invert)
 
 
 def _name(path: Path) -> str:

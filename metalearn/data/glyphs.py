@@ -24,11 +24,7 @@ MARGIN = 0.14  # of the width, kept free around the skeleton on each side
 
 
 def glyphs(
-    root: Path | None = None,
-    size: int = 28,
-    classes: int = 1200,
-    drawings: int = 20,
-    seed: int = 0,
+    root: Path | None = None, size: int = 28, classes: int = 1200, drawings: int = 20, seed: int = 0
 ) -> ImageDataset:
     """Random characters, [1, size, size]: two thirds train, an eighth val, the rest test.
 

@@ -41,8 +41,6 @@ class Harmonic:
         # Of uniform numbers: unlike numpy's normal ones they stay the same in every version.
         amplitudes, x, error = (ndtri(1 - rng.random(n)) for n in (2, count, count))
         x = (center + x)[:, None]
-        y = (
-            sum(amplitudes[i] * np.sin((i + 1) * frequency * x + phases[i]) for i in range(2))
-            + self.noise * error[:, None]
-        )
+        waves = (amplitudes[i] * np.sin((i + 1) * frequency * x + phases[i]) for i in range(2))
+        y = sum(waves) + self.noise * error[:, None]
         return x.astype(np.float32), y.astype(np.float32)

@@ -14,20 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metalearn.data.depth import Extent, extent, is_deep, to_8_bits
-from metalearn.data.files import Files, Folder, beginning, open_files
+from metalearn.data.files import Files, beginning
 from metalearn.errors import DataError
-
-__all__ = [
-    "Fit",
-    "Folder",
-    "by_class",
-    "images_in",
-    "open_files",
-    "pixels",
-    "read_image",
-    "read_pixels",
-    "survey",
-]
 
 # Formats that say what they are in their first bytes, and those that only an ending tells. Not
 # EPS and WMF, which run other programs.
@@ -88,7 +76,10 @@ def images_in(files: Files) -> Images:
         ending = path.suffix.lower()
         image = ending in formats() or (known.get(ending) if ending else None)
         if image is None:
-            image = known[ending] = ending not in RAW and _is_image(beginning(files, name))
+            start = beginning(files, name)
+            tests = [Image.OPEN[kind][1] for kind in SIGNED if kind in Image.OPEN]
+            image = ending not in RAW and any(test and test(start) is True for test in tests)
+            known[ending] = image
         if image:
             found[str(path.parent)].append(name)
         else:
@@ -99,15 +90,6 @@ def images_in(files: Files) -> Images:
 def by_class(files: Files) -> dict[str, list[str]]:
     """The images by their folder, both sorted; other and hidden files left out."""
     return images_in(files).classes
-
-
-def _is_image(start: bytes) -> bool:
-    Image.init()
-    return any(
-        accepts(start) is True
-        for kind in SIGNED
-        if kind in Image.OPEN and (accepts := Image.OPEN[kind][1]) is not None
-    )
 
 
 def shared_folders(labels: Sequence[str]) -> str:
@@ -210,7 +192,11 @@ def pixels(
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode not in ("L", "1", "LA", "P", "RGB", "RGBA"):
-        image = _in_colour(image)
+        # Those that Pillow brings to grey only by way of RGB, if at all.
+        try:
+            image = image.convert("RGB")
+        except (ValueError, ImportError) as error:
+            raise DataError(f"is of mode {image.mode}, which cannot be read ({error})") from None
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (size, size):
         if fit == "crop":
@@ -219,11 +205,3 @@ def pixels(
             image = image.resize((size, size), Image.Resampling.BICUBIC)
     array = np.asarray(image).reshape(size, size, channels)
     return 255 - array if invert else array
-
-
-def _in_colour(image: Image.Image) -> Image.Image:
-    """Of modes that Pillow brings to grey only by way of RGB, if at all."""
-    try:
-        return image.convert("RGB")
-    except (ValueError, ImportError) as error:
-        raise DataError(f"is of mode {image.mode}, which cannot be read ({error})") from None

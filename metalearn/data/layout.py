@@ -59,9 +59,8 @@ def named(names: Iterable[str]) -> dict[str, str]:
     for name, own in sure.items():
         if own in _EVALUATION and "test" in taken:
             found[name] = "val"
-        if (own in _EVALUATION and {"val", "test"} <= taken) or (
-            own in _TRAINVAL and "train" in taken
-        ):
+        evaluated = own in _EVALUATION and {"val", "test"} <= taken
+        if evaluated or (own in _TRAINVAL and "train" in taken):
             del found[name]  # of something else
     return found
 
@@ -78,9 +77,7 @@ def by_folders(
     place = split_place(name, list(found), class_folder)
     if place is None:
         return _undeclared(name, found, class_folder)
-    inside = {
-        label: rest for label in found if (rest := label.removeprefix(place)) != label or not place
-    }
+    inside = {label: label.removeprefix(place) for label in found if label.startswith(place)}
     tops = {rest.partition("/")[0] for rest in inside.values()}
     owner = named(tops)
     for split, count in Counter(owner.values()).items():
@@ -116,9 +113,8 @@ def by_folders(
             groups[new] = own.partition("/")[0]
     _check_apart(name, rests, class_folder)
     classes = {label: sorted(kept[label]) for label in sorted(kept)}
-    layout = Layout(
-        classes, dict(sorted(owners.items())), groups=groups if len(groups) == len(kept) else None
-    )
+    all_grouped = groups if len(groups) == len(kept) else None
+    layout = Layout(classes, dict(sorted(owners.items())), groups=all_grouped)
     outside = [c for c in found if c not in inside or inside[c].partition("/")[0] not in owner]
     if outside:
         places = sorted({_top(label, place) for label in outside})

@@ -7,6 +7,7 @@ them.
 
 import re
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from metalearn.data.class_splits import packaged
 from metalearn.data.dataset import ImageDataset
 from metalearn.data.files import Files, open_files
 from metalearn.data.image_files import by_class, read_pixels
-from metalearn.data.paths import Source, check_size, image_folder_names, store_folder, user_images
-from metalearn.data.store import ImageStore, build_store, open_store
+from metalearn.data.paths import Source, check_size, image_folder_names, stored, user_images
+from metalearn.data.store import ImageStore, build_store
 from metalearn.errors import DataError
 
 VERSION = 1  # raise it whenever a change below changes a pixel
@@ -37,15 +38,9 @@ def mini_imagenet(
     cache folder, apart for an archive that is given, by its path and the sizes and times of its
     files. Raises DataError where the images are not there, or are others.
     """
-    if size < 1:
-        raise DataError(f"mini_imagenet: size must be 1 or more, not {size}")
     check_size("mini_imagenet", size)
-    folder = store_folder(root, f"{SOURCE.store}-{size}px", archive)
-    if folder.exists():
-        store = open_store(folder)
-    else:
-        path = Path(archive).expanduser() if archive else user_images("mini_imagenet")
-        store = decode(path, folder, size)
+    name, made = f"{SOURCE.store}-{size}px", partial(decode, size=size)
+    store = stored(root, name, archive, lambda _: user_images("mini_imagenet"), made)
     return ImageDataset("mini_imagenet", store, packaged(store, "mini_imagenet"))
 
 
@@ -74,12 +69,8 @@ def by_number(files: Files) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for names in by_class(files).values():
         for name in names:
-            if wnid := _wnid(name):
+            # That of the file name, else of the nearest folder's.
+            parts = reversed(name.split("/"))
+            if wnid := next((match[0] for part in parts if (match := WNID.match(part))), None):
                 found[wnid].append(name)
     return found
-
-
-def _wnid(name: str) -> str | None:
-    """The WordNet number in the file name, else in the nearest folder's name."""
-    parts = reversed(name.split("/"))
-    return next((match[0] for part in parts if (match := WNID.match(part))), None)

@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +23,8 @@ from PIL import Image
 from metalearn.data.class_splits import by_fractions
 from metalearn.data.dataset import ImageDataset
 from metalearn.data.image_files import pixels
-from metalearn.data.paths import Source, check_size, data_folder, store_folder
-from metalearn.data.store import ImageStore, build_store, open_store
+from metalearn.data.paths import Source, check_size, data_folder, stored
+from metalearn.data.store import ImageStore, build_store
 from metalearn.errors import DataError
 
 VERSION = 1  # raise it whenever a change below changes a pixel
@@ -56,16 +57,9 @@ def mnist(
     """
     if variant not in KINDS:
         raise DataError(f"mnist: variant must be {', '.join(KINDS)}, not {variant!r}")
-    if size < 1:
-        raise DataError(f"mnist: size must be 1 or more, not {size}")
     check_size("mnist", size)
-    folder = store_folder(root, f"{SOURCE.store}-{variant}-{size}px", archive)
-    if folder.exists():
-        store = open_store(folder)
-    else:
-        place = Path(archive).expanduser() if archive else None
-        place = place or find_files(KINDS[variant], folder.parent)
-        store = decode(place, variant, folder, size)
+    name, found = f"{SOURCE.store}-{variant}-{size}px", partial(find_files, KINDS[variant])
+    store = stored(root, name, archive, found, partial(decode, variant=variant, size=size))
     return ImageDataset(variant, store, by_fractions(store.name, store.classes, fractions, seed))
 
 
@@ -89,7 +83,7 @@ def find_files(kind: str, root: Path) -> Path:
     return root
 
 
-def decode(place: Path, variant: str, folder: Path, size: int) -> ImageStore:
+def decode(place: Path, folder: Path, variant: str, size: int) -> ImageStore:
     """Build the store from `<kind>/raw/` in `place`, training images before test images."""
     kind = KINDS[variant]
     try:
@@ -107,13 +101,11 @@ def decode(place: Path, variant: str, folder: Path, size: int) -> ImageStore:
         )
     if variant == "emnist":
         images = images.transpose(0, 2, 1)  # its files hold columns for rows
-    blocks = (_resized(images[labels == c], size) for c in range(len(names)))
+    blocks = (
+        np.stack([pixels(Image.fromarray(image), size, 1) for image in images[labels == c]])
+        for c in range(len(names))
+    )
     return build_store(folder, variant, names, blocks)
-
-
-def _resized(images: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [n, 28, 28] to [n, size, size, 1]."""
-    return np.stack([pixels(Image.fromarray(image), size, 1) for image in images])
 
 
 def _torchvision(kind: str, place: Path, train: bool, download: bool = False) -> Any:

@@ -13,8 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from metalearn.data.archive import Archive, open_archive
 from metalearn.data.class_splits import packaged, shuffled
 from metalearn.data.dataset import SPLITS, ImageDataset, with_rotations, without_rotations
-from metalearn.data.download import download
-from metalearn.data.paths import Source, data_folder, store_folder
+from metalearn.data.paths import Source, official, store_folder
 from metalearn.data.store import ImageStore, build_store, open_store
 from metalearn.errors import DataError
 
@@ -63,41 +62,32 @@ def omniglot(
     if folder.exists():
         store = open_store(folder)
     else:
-        archives = [
-            Path(archive).expanduser() / f"{name}.zip"
-            if archive
-            else find_archive(name, folder.parent)
-            for name in CHARACTERS
-        ]
-        store = decode(archives, folder, size)
+        given = Path(archive).expanduser() if archive else None
+        store = decode(
+            [
+                given / f"{name}.zip" if given else find_archive(name, folder.parent)
+                for name in CHARACTERS
+            ],
+            folder,
+            size,
+        )
     as_classes = with_rotations if rotations else without_rotations
-    alphabets = [name.split("/")[0] for name in store.classes]
     if split == "vinyals":
         splits = packaged(store, "omniglot_vinyals", as_classes)
-        return ImageDataset("omniglot", store, splits, alphabets)
-    parts = np.split(shuffled(len(store.classes), seed), [1100, 1200])
-    splits = {name: as_classes(index) for name, index in zip(SPLITS, parts, strict=True)}
-    return ImageDataset("omniglot", store, splits, alphabets)
+    else:
+        parts = np.split(shuffled(len(store.classes), seed), [1100, 1200])
+        splits = {name: as_classes(index) for name, index in zip(SPLITS, parts, strict=True)}
+    return ImageDataset("omniglot", store, splits, [n.split("/")[0] for n in store.classes])
 
 
 def find_archive(name: str, root: Path) -> Path:
     """The path of `<name>.zip`: the user's own, else the one downloaded to `root` before or now."""
-    data = data_folder()
-    file = f"{name}.zip"
-    if data is not None and (data / "omniglot" / file).is_file():
-        return data / "omniglot" / file
-    target = root / "omniglot" / file
-    if not target.is_file():
-        place = f"put it by hand at omniglot/{file} in a folder named by METALEARN_DATA"
-        download([m.format(name) for m in MIRRORS], target, md5=MD5[name], by_hand=place)
-    return target
+    urls = [mirror.format(name) for mirror in MIRRORS]
+    return official([f"omniglot/{name}.zip"], root, urls, MD5[name])
 
 
 def decode(
-    archives: list[Path],
-    folder: Path,
-    size: int,
-    expected: dict[str, int] | None = None,
+    archives: list[Path], folder: Path, size: int, expected: dict[str, int] | None = None
 ) -> ImageStore:
     """Build the store from the archives, which must hold `expected` characters, 20 drawings each.
 
@@ -110,7 +100,9 @@ def decode(
             archive = stack.enter_context(open_archive(path))
             found |= _characters(archive, expected or CHARACTERS)
         names = sorted(found)
-        blocks = (_images(found[name], size) for name in names)
+        blocks = (
+            np.stack([_image(*member, size) for member in found[name]])[..., None] for name in names
+        )
         return build_store(folder, "omniglot", names, blocks)
 
 
@@ -135,12 +127,8 @@ def _characters(archive: Archive, expected: dict[str, int]) -> dict[str, list[tu
     return found
 
 
-def _images(members: list[tuple[Archive, str]], size: int) -> np.ndarray:
-    """The drawings of one character: uint8 [20, size, size, 1], ink = 255."""
-    return np.stack([_image(archive, member, size) for archive, member in members])[..., None]
-
-
 def _image(archive: Archive, member: str, size: int) -> np.ndarray:
+    """One drawing: uint8 [size, size], ink = 255."""
     try:
         with Image.open(io.BytesIO(archive.read(member)), formats=["PNG"]) as image:
             # Before the pixels are touched: a small PNG can claim a vast image.

@@ -2,11 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from metalearn.data.download import download
 from metalearn.data.files import Folder, cannot_read
+from metalearn.data.store import ImageStore, open_store
 from metalearn.errors import DataError
 from metalearn.runtime.files import cache_folder
 
@@ -29,7 +31,9 @@ LARGEST = 4096
 
 
 def check_size(name: str, size: int) -> None:
-    """Raise DataError for images that are too large."""
+    """Raise DataError for images that have no pixel, or are too large."""
+    if size < 1:
+        raise DataError(f"{name}: size must be 1 or more, not size={size}")
     if size > LARGEST:
         raise DataError(f"{name}: size={size} must be {LARGEST} or less")
 
@@ -90,6 +94,38 @@ def store_folder(root: Path | None, name: str, archive: Path | None = None) -> P
         total.update(f"{inside}\n".encode(errors="surrogateescape"))
         hash_file(total, path / inside)
     return place / f"{name}-{total.hexdigest()[:16]}"
+
+
+def stored(
+    root: Path | None,
+    name: str,
+    archive: Path | None,
+    find: Callable[[Path], Path],
+    decode: Callable[[Path, Path], ImageStore],
+) -> ImageStore:
+    """The store `name`, opened; or decoded first, from `archive` or else from what `find` gives.
+
+    find: from the folder of the stores to an archive, there or of the user's. decode: from an
+    archive and the folder of a store. Raises as `store_folder` does.
+    """
+    folder = store_folder(root, name, archive)
+    if folder.exists():
+        return open_store(folder)
+    return decode(Path(archive).expanduser() if archive else find(folder.parent), folder)
+
+
+def official(archives: Sequence[str], root: Path, urls: Sequence[str], md5: str) -> Path:
+    """The first of `archives` that lies in the user's data folder; else the last of them, below
+    `root`, downloaded before or now. Raises DataError where it cannot be had."""
+    data = data_folder()
+    for name in archives:
+        if data is not None and (data / name).is_file():
+            return data / name
+    target = root / archives[-1]
+    if not target.is_file():
+        place = f"put it by hand at {archives[-1]} in a folder named by METALEARN_DATA"
+        download(urls, target, md5=md5, by_hand=place)
+    return target
 
 
 def hash_file(total: "hashlib._Hash", file: Path) -> os.stat_result:

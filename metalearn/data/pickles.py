@@ -22,6 +22,8 @@ from metalearn.errors import DataError
 
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
+_BUILTINS = ("builtins", "__builtin__")
+_MADE: dict[str, Any] = {"list": list, "dict": dict, "set": list}
 _KINDS = "biufSU"
 # MetaOptNet's other images of the classes that train.
 _PHASE = re.compile(r"train_phase_(val|test)$")
@@ -47,9 +49,7 @@ class _Reader(pickle.Unpickler):
             ("_codecs", "encode"): _encode,  # what bytes are in protocols 0 to 2
             ("collections", "OrderedDict"): dict,
             ("collections", "defaultdict"): lambda *_: collections.defaultdict(),
-            **{(builtins, "list"): list for builtins in ("builtins", "__builtin__")},
-            **{(builtins, "dict"): dict for builtins in ("builtins", "__builtin__")},
-            **{(builtins, "set"): list for builtins in ("builtins", "__builtin__")},
+            **{(builtins, name): made for builtins in _BUILTINS for name, made in _MADE.items()},
         }
         if (module, name) not in known:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -118,11 +118,8 @@ def _plain(value: Any, depth: int = 8) -> Any:
         return value.value if isinstance(value.value, np.ndarray) else _plain(value.value, depth)
     if isinstance(value, dict) and depth:
         return {_plain(key, depth - 1): _plain(one, depth - 1) for key, one in value.items()}
-    if (
-        isinstance(value, list | tuple)
-        and depth
-        and any(isinstance(one, _Array | dict | list | tuple) for one in value[:1])
-    ):
+    nested = isinstance(value, list | tuple) and bool(value) and depth > 0
+    if nested and isinstance(value[0], _Array | dict | list | tuple):
         return [_plain(one, depth - 1) for one in value]
     return value
 
@@ -192,11 +189,8 @@ def classes_of(content: Any, told: str) -> Mapping[str, np.ndarray]:
             "images of 8 bits; write them as images into a folder for each class"
         )
     width = max(map(len, rows)) if all(name.isdecimal() for name in rows) else 0
-    return {name.zfill(width): images[own] for name, own in sorted(rows.items(), key=_order)}
-
-
-def _order(item: tuple[str, Any]) -> tuple[int, str]:
-    return (len(item[0]), item[0]) if item[0].isdecimal() else (0, item[0])
+    order = sorted(rows, key=lambda name: (len(name) if name.isdecimal() else 0, name))
+    return {name.zfill(width): images[rows[name]] for name in order}
 
 
 def _as_images(images: Any) -> np.ndarray | None:

@@ -19,6 +19,7 @@ from metalearn.runtime.files import one_at_a_time
 
 FORMAT = 1
 STALE_SECONDS = 3600.0
+_BUILDING = ".{}.building-"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ def build_store(
 def _build(
     folder: Path, name: str, classes: Sequence[str], images: Iterable[np.ndarray]
 ) -> ImageStore:
-    work = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
+    work = Path(tempfile.mkdtemp(prefix=_BUILDING.format(folder.name), dir=folder.parent))
     try:
         _write(work, name, classes, images)
         try:
@@ -109,12 +110,8 @@ def _write(work: Path, name: str, classes: Sequence[str], images: Iterable[np.nd
     with open(work / "images.npy", "wb") as file:
         for label, block in zip(classes, images, strict=True):
             shape = shape or block.shape[1:]
-            if (
-                block.dtype != np.uint8
-                or block.ndim != 4
-                or block.shape[1:] != shape
-                or not len(block)
-            ):
+            fits = block.dtype == np.uint8 and block.ndim == 4 and block.shape[1:] == shape
+            if not fits or not len(block):
                 raise DataError(
                     f"class {label} of store {name} holds {block.dtype} {block.shape}, "
                     f"not uint8 [1 or more, {', '.join(map(str, shape))}]"
@@ -132,14 +129,9 @@ def _write(work: Path, name: str, classes: Sequence[str], images: Iterable[np.nd
         _header(file, whole)
         file.flush()
         os.fsync(file.fileno())
-    record = {
-        "format": FORMAT,
-        "name": name,
-        "shape": whole,
-        "digest": _finish(digest, whole, classes, np.array(offsets)),
-        "classes": list(classes),
-        "offsets": offsets,
-    }
+    content = {"classes": list(classes), "offsets": offsets}
+    content["digest"] = _finish(digest, whole, classes, np.array(offsets))
+    record = {"format": FORMAT, "name": name, "shape": whole, **content}
     with open(work / "store.json", "w", encoding="utf-8") as file:
         json.dump(record, file)
         file.flush()
@@ -181,13 +173,9 @@ def _finish(digest: Any, shape: Sequence[int], classes: Sequence[str], offsets: 
     return digest.hexdigest()
 
 
-def _prefix(folder: Path) -> str:
-    return f".{folder.name}.building-"
-
-
 def _sweep(folder: Path) -> None:
     """Remove what killed builds of this store left; a live build writes more often than hourly."""
-    for left in folder.parent.glob(_prefix(folder) + "*"):
+    for left in folder.parent.glob(_BUILDING.format(folder.name) + "*"):
         try:
             newest = max(path.stat().st_mtime for path in (left, *left.iterdir()))
         except OSError:

@@ -37,12 +37,11 @@ class TensorDataset:
     groups: None = None
 
     def __post_init__(self) -> None:
-        known = self.classes
+        known, told = self.classes, "no tensor"
+        if isinstance(known, Tensor):
+            told = f"{known.dtype} {list(known.shape)}"
         if not isinstance(known, Tensor) or known.ndim != 1 or known.dtype not in _WHOLE:
-            shape = (
-                f"{known.dtype} {list(known.shape)}" if isinstance(known, Tensor) else "no tensor"
-            )
-            raise DataError(f"{self.name}: classes are {shape}, not whole numbers [n]")
+            raise DataError(f"{self.name}: classes are {told}, not whole numbers [n]")
         count = len(known)
         lengths = {len(t) for t in (*self._inputs.values(), *self.targets.values())}
         if lengths != {count}:
@@ -73,19 +72,16 @@ class TensorDataset:
     @cached_property
     def sizes(self) -> dict[str, np.ndarray]:
         """By split, how many examples each class has: int64 `[C]`."""
-        return {
-            split: np.array([len(rows) for rows in self._rows[split]], np.int64) for split in SPLITS
-        }
+        return {split: np.array([*map(len, self._rows[split])], np.int64) for split in SPLITS}
 
     @cached_property
     def digest(self) -> str:
         """sha256 over every tensor and the splits, in hexadecimal."""
         total = hashlib.sha256()
         for name, t in (*self._inputs.items(), ("", self.classes), *self.targets.items()):
+            flat = t.detach().cpu().contiguous().flatten()
             total.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
-            total.update(
-                t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            )
+            total.update(flat.view(torch.uint8).numpy().tobytes())
         total.update(repr([(split, list(self.splits[split])) for split in SPLITS]).encode())
         return total.hexdigest()
 

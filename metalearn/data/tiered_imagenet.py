@@ -6,6 +6,7 @@ them.
 """
 
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from metalearn.data.files import Files, open_files
 from metalearn.data.image_files import by_class, read_pixels, shared_folders
 from metalearn.data.layout import named
 from metalearn.data.mini_imagenet import by_number
-from metalearn.data.paths import Source, check_size, image_folder_names, store_folder, user_images
-from metalearn.data.store import ImageStore, build_store, open_store
+from metalearn.data.paths import Source, check_size, image_folder_names, stored, user_images
+from metalearn.data.store import ImageStore, build_store
 from metalearn.errors import DataError
 
 VERSION = 1  # raise it whenever a change below changes a pixel
@@ -45,15 +46,9 @@ def tiered_imagenet(
     the classes are named by the official numbers. Raises DataError where the images are not
     there, or are others.
     """
-    if size < 1:
-        raise DataError(f"{NAME}: size must be 1 or more, not {size}")
     check_size(NAME, size)
-    folder = store_folder(root, f"{SOURCE.store}-{size}px", archive)
-    if folder.exists():
-        store = open_store(folder)
-    else:
-        store = decode(Path(archive).expanduser() if archive else user_images(NAME), folder, size)
-    return with_splits(store)
+    name, made = f"{SOURCE.store}-{size}px", partial(decode, size=size)
+    return with_splits(stored(root, name, archive, lambda _: user_images(NAME), made))
 
 
 def with_splits(store: ImageStore) -> ImageDataset:
@@ -101,9 +96,7 @@ def _by_split(files: Files, official: Lists) -> dict[str, list[str]] | None:
         )
     every = [name for split in SPLITS for name in found[split]]
     if twice := [name for name in every if every.count(name) > 1]:
-        raise DataError(
-            f"{files.path} has class {twice[0]} in two of train, val and test; keep it in one"
-        )
+        raise DataError(f"{files.path} has class {twice[0]} in two of its splits; keep it in one")
     bare = all(set(found[split]) == set(official[split]) for split in SPLITS)
     return {
         name if bare else f"{split}/{name}": names

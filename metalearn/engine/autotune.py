@@ -106,11 +106,19 @@ def autotune(
     # Nothing that is drawn here may show in what follows.
     with torch.random.fork_rng(), torch.no_grad():
         products = algo.steps > 1 and getattr(strategy, "hessian_products", False)
-        operations = _operations(trial(Plan(), 1)) if options[1] == "none" else 0
+        operations = 0  # where they are not known
+        if options[1] == "none":
+            with suppress(Exception), _Operations() as counted:  # a plan will say what fails
+                trial(Plan(), 1)()
+                operations = counted.count
         work = _Work(algo.steps, len(meta["init"]), coming, operations)
         small = sum(t.numel() for t in meta["init"].values()) <= _SMALL
         answer = _measure(trial, episodes.tasks, device, products, small, work, alone)
-    _keep(asked, answer)
+    log.info("measured %s", answer)
+    try:
+        write_atomic(_path(asked), answer.encode())
+    except OSError as error:
+        log.info("the plan could not be kept: %s", error)
     return answer
 
 
@@ -134,14 +142,6 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
         return func(*args, **(kwargs or {}))
-
-
-def _operations(step: Callable[[], object]) -> int:
-    """Of torch's, in one meta-gradient; 0 where that fails, which a plan will say."""
-    with suppress(Exception), _Operations() as counted:
-        step()
-        return counted.count
-    return 0
 
 
 class _Work(NamedTuple):
@@ -233,11 +233,3 @@ def _remembered(asked: str) -> Autotuned | None:
         return Autotuned.decode(_path(asked).read_text())
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _keep(asked: str, answer: Autotuned) -> None:
-    log.info("measured %s", answer)
-    try:
-        write_atomic(_path(asked), answer.encode())
-    except OSError as error:
-        log.info("the plan could not be kept: %s", error)

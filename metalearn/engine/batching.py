@@ -15,7 +15,7 @@ from metalearn.engine.plan import Plan
 from metalearn.engine.task import Run, Task, TaskGradient
 from metalearn.functional.precision import outer_scale
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Meta, MetaGradients, Metrics
+from metalearn.types import GradientAndMetrics, Meta, MetaGradients, Metrics
 
 
 def map_tasks(
@@ -31,9 +31,8 @@ def map_tasks(
     pieces can be seen, which they cannot inside of what is compiled as a whole.
     """
     count = tasks.query.shape[0]
-    run = Execution(
-        plan.tasks is not None, plan.compile, plan.forward_over_reverse, plan.im2col, fused, cache
-    )
+    how = plan.tasks is not None, plan.compile, plan.forward_over_reverse, plan.im2col
+    run = Execution(*how, fused, cache)
     if plan.tasks is not None:
         size = plan.tasks or count
         for start in range(0, count, size):
@@ -82,7 +81,7 @@ def default_plan(device: torch.device) -> Plan:
 
 def whole(
     algo: MetaAlgorithm, meta: Meta, task: Task, gradient: TaskGradient, forward: bool
-) -> tuple[MetaGradients, Metrics]:
+) -> GradientAndMetrics:
     """The gradient of one task as one piece."""
     run = Execution(forward_over_reverse=forward, fused=False)
     return gradient(algo, meta, task, run)
@@ -90,7 +89,7 @@ def whole(
 
 def at_once(
     algo: MetaAlgorithm, meta: Meta, tasks: Task, gradient: TaskGradient, plan: Plan
-) -> tuple[MetaGradients, Metrics]:
+) -> GradientAndMetrics:
     """The mean gradient of all tasks, under `vmap`, as one piece."""
     inside = plan._replace(compile=False, whole=False)
     return mean_gradient(gradient, algo, meta, tasks, inside, fused=not plan.compile)
@@ -104,13 +103,13 @@ def mean_gradient(
     plan: Plan,
     cache: Cache | None = None,
     fused: bool = True,
-) -> tuple[MetaGradients, Metrics]:
+) -> GradientAndMetrics:
     """The mean over tasks of `gradient`, without the scale of its loss; metrics `[T]`.
 
     cache, fused: as in `map_tasks`.
     """
 
-    def one(task: Task, run: Run) -> tuple[MetaGradients, Metrics]:
+    def one(task: Task, run: Run) -> GradientAndMetrics:
         if plan.whole:
             forward = plan.forward_over_reverse
             return run(whole, algo, meta, task, gradient=gradient, forward=forward)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metalearn.functional.precision import Precision, computing_in
-from metalearn.types import Batch, Episodes, Meta, MetaGradients, Metrics
+from metalearn.types import Batch, Episodes, GradientAndMetrics, Meta
 
 
 class CompiledStep(NamedTuple):
@@ -15,12 +15,12 @@ class CompiledStep(NamedTuple):
     whether it was made for tensors like these."""
 
     serves: Callable[..., bool]
-    code: Callable[[Sequence[Tensor]], tuple[MetaGradients, Metrics]]
+    code: Callable[[Sequence[Tensor]], GradientAndMetrics]
     serial: bool
     precision: Precision
     device: torch.device
 
-    def __call__(self, tensors: Sequence[Tensor]) -> tuple[MetaGradients, Metrics]:
+    def __call__(self, tensors: Sequence[Tensor]) -> GradientAndMetrics:
         with Apart(self.serial), computing_in(self.precision, self.device):
             return self.code(tensors)
 

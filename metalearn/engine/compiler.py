@@ -47,12 +47,6 @@ _MOST = 10_000
 """Operations above which a piece is refused: one of 11,471 was compiled for five minutes."""
 
 
-def _check_compiler(device: torch.device) -> None:
-    """Raise UsageError where nothing could be compiled."""
-    if device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "cl"))):
-        raise UsageError("+compile needs a C++ compiler, and none is there; install g++")
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's word that it found no CUDA, which a CPU does not need."""
@@ -79,7 +73,9 @@ class Compiled:
     def __init__(
         self, function: Callable[..., Any], tensors: Sequence[Tensor], images_last: bool = False
     ):
-        _check_compiler(tensors[0].device)
+        on_cpu = tensors[0].device.type == "cpu"
+        if on_cpu and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+            raise UsageError("+compile needs a C++ compiler, and none is there; install g++")
         self.images_last = images_last
         tensors = self.laid_out(tensors)
 
@@ -105,11 +101,10 @@ class Compiled:
         graph.recompile()
         for node in graph.graph.nodes:
             node.meta.pop("val", None)  # shapes under a mode that the compiler would not share
-        hashed = graph.graph.find_nodes(
-            op="call_function", target=torch.ops.aten.bitwise_xor.Tensor, sort=False
-        )
+        xor = torch.ops.aten.bitwise_xor.Tensor
+        hashed = graph.graph.find_nodes(op="call_function", target=xor, sort=False)
         options: dict[str, Any] = dict(_HASHED) if hashed else {}
-        if tensors[0].device.type == "cpu":
+        if on_cpu:
             options |= {
                 "cpp_wrapper": True,
                 # Shapes are asked for before; each check costs as much as a small kernel.

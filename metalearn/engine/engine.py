@@ -12,31 +12,21 @@ from torch import Tensor
 from metalearn.engine.autotune import Autotuned, autotune, is_many, remembered
 from metalearn.engine.batching import at_once, default_plan, mean_gradient
 from metalearn.engine.checks import check_run
-from metalearn.engine.compiled_step import (
-    Apart,
-    CompiledStep,
-    structure_of,
-    tensors_of,
-)
+from metalearn.engine.compiled_step import Apart, CompiledStep, structure_of, tensors_of
 from metalearn.engine.cuda_graph import captured, check_capture, forgetting
 from metalearn.engine.execution import Execution, kinds, setting
 from metalearn.engine.frozen_body import Body, ThroughFeatures, frozen_body
 from metalearn.engine.lite import check_kept, check_lite, through_few
 from metalearn.engine.made import Made
 from metalearn.engine.plan import Batching, Plan, parse
-from metalearn.engine.strategy import (
-    ForeignStrategy,
-    Strategy,
-    check_algorithm,
-    check_protocol,
-)
+from metalearn.engine.strategy import ForeignStrategy, Strategy, check_algorithm, check_protocol
 from metalearn.engine.task import Task, TaskGradient, tasks_of
 from metalearn.errors import UsageError
 from metalearn.functional.precision import Precision, check_precision, computing_in
 from metalearn.functional.torch_private import same_layout
 from metalearn.inner.labels import check_labels
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Episodes, Meta, MetaGradients, Metrics
+from metalearn.types import Episodes, GradientAndMetrics, Meta
 
 Capture = Literal["none", "graph", "compile"]
 """On a CUDA device: nothing, the meta-gradient as one graph, or its compiled pieces in one."""
@@ -76,7 +66,7 @@ class Engine:
         algo: MetaAlgorithm,
         meta: Meta,
         episodes: Episodes,
-    ) -> tuple[MetaGradients, Metrics]:
+    ) -> GradientAndMetrics:
         """The mean over T tasks of the meta-gradient, shaped like `meta`, and metrics `[T]`.
 
         episodes: support `[T, S, *X]`, query `[T, Q, *X]`. Raises UsageError where the algorithm
@@ -110,7 +100,7 @@ class Engine:
         tasks = tasks_of(algo, episodes, drawn)
         gradient = self._gradient(strategy, algo, meta, tasks)
 
-        def mean(meta: Meta, tasks: Task) -> tuple[MetaGradients, Metrics]:
+        def mean(meta: Meta, tasks: Task) -> GradientAndMetrics:
             if plan.whole and plan.tasks == 0:
                 return self._at_once(asked, gradient, algo, meta, tasks, plan, tensors)
             return mean_gradient(gradient, algo, meta, tasks, plan, made.compiled)
@@ -259,7 +249,7 @@ class Engine:
         tasks: Task,
         plan: Plan,
         given: Sequence[Tensor],
-    ) -> tuple[MetaGradients, Metrics]:
+    ) -> GradientAndMetrics:
         """All tasks as one piece; where that is compiled, later calls find it by `asked`."""
         made = self._of(algo)
         run = Execution(compile=plan.compile, cache=made.compiled)
@@ -277,20 +267,18 @@ class Engine:
 
     def _foreign(
         self, strategy: ForeignStrategy, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
-    ) -> tuple[MetaGradients, Metrics]:
+    ) -> GradientAndMetrics:
         name = type(strategy).__name__.lower()
         if self.precision != "fp32":
             raise UsageError(f"gradient={name} has no precision={self.precision}; use fp32")
         if self.batching not in ("auto", "loop", Plan()):
-            raise UsageError(
-                f"gradient={name} loops over tasks; use batching=auto or batching=loop"
-            )
+            raise UsageError(f"gradient={name} loops over tasks; use batching=auto or loop")
         return strategy.all_tasks(algo, meta, episodes)
 
 
 def plain_loop(
     strategy: Strategy | ForeignStrategy, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
-) -> tuple[MetaGradients, Metrics]:
+) -> GradientAndMetrics:
     """`Engine(batching="loop")(strategy, algo, meta, episodes)`: what a strategy does if called."""
     return Engine("loop")(strategy, algo, meta, episodes)
 

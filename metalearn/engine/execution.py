@@ -46,11 +46,6 @@ def _names(nested: Any) -> Iterator[tuple[str, ...]]:
                 yield from _names(part)
 
 
-def _others(leaves: Sequence[Any]) -> list[Any]:
-    """What is no tensor, and where it stands."""
-    return [(i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)]
-
-
 @dataclass(frozen=True)
 class Execution:
     """A `Run` of one task at a time, or of a part of the meta-batch with a leading T.
@@ -71,12 +66,7 @@ class Execution:
     cache: Cache | None = field(default=None, compare=False, repr=False)
 
     def __call__(
-        self,
-        piece: Callable[..., Any],
-        algo: MetaAlgorithm,
-        meta: Meta,
-        *args: Any,
-        **options: Any,
+        self, piece: Callable[..., Any], algo: MetaAlgorithm, meta: Meta, *args: Any, **options: Any
     ) -> Any:
         """`piece(algo, meta, *args, **options)`; under `vmap` every tensor of `args` has a T."""
         if not self.vmapped and not self.compile:
@@ -93,12 +83,7 @@ class Execution:
         return self._of_tensors(partial(piece, algo), given, leaves, options)(*tensors)
 
     def compiled(
-        self,
-        piece: Callable[..., Any],
-        algo: MetaAlgorithm,
-        meta: Meta,
-        *args: Any,
-        **options: Any,
+        self, piece: Callable[..., Any], algo: MetaAlgorithm, meta: Meta, *args: Any, **options: Any
     ) -> tuple[Compiled, list[Tensor]]:
         """`piece` compiled, and the tensors to call that with: those of `meta` and `args`."""
         given = meta, args
@@ -108,8 +93,9 @@ class Execution:
         def function() -> Callable[..., Any]:
             return self._of_tensors(partial(piece, algo), given, leaves, options)
 
-        others = () if len(tensors) == len(leaves) else _others(leaves)
-        names = tuple(_names(args))
+        others, names = [], tuple(_names(args))
+        if len(tensors) < len(leaves):  # what is no tensor, and where it stands
+            others = [(i, leaf) for i, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)]
         key = piece, self, names, *others, *options.items(), *setting(algo, meta), *kinds(tensors)
         assert self.cache is not None
         return compiled(self.cache, key, function, tensors, not self.vmapped), tensors

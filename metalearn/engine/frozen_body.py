@@ -8,7 +8,9 @@ with L the query loss after K steps of the head, differentiated by any strategy,
 features of a task are tensors like those that are learned. Raghu et al. 2020 (ANIL), section 4.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from metalearn.types import (
     META_STEP,
     Batch,
     Given,
+    GradientAndMetrics,
     Inputs,
     Kind,
     Meta,
@@ -177,7 +180,7 @@ def features_of(algo: MetaAlgorithm, meta: Meta, path: str | None, task: Task) -
 
 def through_features(
     algo: MetaAlgorithm, meta: Meta, task: Task, body: Body, gradient: TaskGradient, forward: bool
-) -> tuple[MetaGradients, Metrics]:
+) -> GradientAndMetrics:
     """One task, as one piece: the gradient that `gradient` takes of the head, taken on to the
     body."""
 
@@ -197,15 +200,14 @@ def through_features(
 
 @dataclass(frozen=True, eq=False)
 class ThroughFeatures:
-    """A `TaskGradient`: `gradient` of the head alone, and the body once."""
+    """A `TaskGradient`: `piece` takes `gradient` of the head, and that of the body once, by it. It
+    is given `options` too."""
 
     body: Body
     gradient: TaskGradient
+    piece: Callable[..., GradientAndMetrics] = through_features
+    options: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(
-        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
-    ) -> tuple[MetaGradients, Metrics]:
-        return run(
-            through_features, algo, meta, task, body=self.body, gradient=self.gradient,
-            forward=run.forward_over_reverse,
-        )  # fmt: skip
+    def __call__(self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> GradientAndMetrics:
+        own = {"body": self.body, "gradient": self.gradient, **self.options}
+        return run(self.piece, algo, meta, task, forward=run.forward_over_reverse, **own)

@@ -37,9 +37,8 @@ def drop_unused(graph: torch.fx.GraphModule) -> None:
     results, and would compute them all: the gradient for the weights, in a Hessian-vector product
     that only goes through it."""
     graph.graph.eliminate_dead_code()
-    for node in graph.graph.find_nodes(
-        op="call_function", target=_aten.convolution_backward.default
-    ):
+    backward = _aten.convolution_backward.default
+    for node in graph.graph.find_nodes(op="call_function", target=backward):
         taken = {user.args[1] for user in node.users if user.target is operator.getitem}
         *others, mask = node.args
         node.args = (*others, [asked and i in taken for i, asked in enumerate(mask)])
@@ -65,13 +64,9 @@ def reshape_not_view(graph: torch.fx.GraphModule) -> None:
         node.target = _aten.reshape.default
 
 
-_WRITES = {
-    getattr(_aten, name)
-    for name in (
-        *("index_add", "index_copy", "index_fill", "index_put"),
-        *("select_scatter", "slice_scatter", "diagonal_scatter"),
-    )
-}
+_INDEXED = ("index_add", "index_copy", "index_fill", "index_put")
+_SCATTERED = ("select_scatter", "slice_scatter", "diagonal_scatter")
+_WRITES = {getattr(_aten, name) for name in (*_INDEXED, *_SCATTERED)}
 
 
 def write_apart(graph: torch.fx.GraphModule) -> None:
@@ -85,8 +80,6 @@ def write_apart(graph: torch.fx.GraphModule) -> None:
         if any(n > 1 and step == 0 for n, step in zip(x.shape, x.stride(), strict=True)):
             with graph.graph.inserting_before(node):
                 apart = graph.graph.call_function(
-                    _aten.clone.default,
-                    (node.args[0],),
-                    {"memory_format": torch.contiguous_format},
+                    _aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
                 )
             node.replace_input_with(node.args[0], apart)

@@ -12,7 +12,6 @@ Bronskill, Massiceti, Patacchiola, Hofmann, Nowozin, Turner: Memory Efficient Me
 Large Images, 2021, section 3.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,11 +26,12 @@ from metalearn.engine.frozen_body import (
     SUPPORT,
     UNLABELLED,
     Body,
+    ThroughFeatures,
     features,
     makes_the_whole,
 )
 from metalearn.engine.strategy import Strategy
-from metalearn.engine.task import Run, Task, TaskGradient, tasks_of
+from metalearn.engine.task import Task, TaskGradient, tasks_of
 from metalearn.errors import UsageError, check_whole
 from metalearn.functional import PureModule
 from metalearn.functional.draws import random_bits
@@ -43,9 +43,9 @@ from metalearn.inner.protocol import MetaAlgorithm, on_features
 from metalearn.types import (
     Batch,
     Episodes,
+    GradientAndMetrics,
     Meta,
     MetaGradients,
-    Metrics,
     Params,
     map_tensors,
 )
@@ -90,7 +90,7 @@ def lite(
     gradient: TaskGradient,
     kept: int,
     forward: bool,
-) -> tuple[MetaGradients, Metrics]:
+) -> GradientAndMetrics:
     """One task, as one piece: `gradient` takes that of the head, for the features among others,
     which goes on to the body from the queries and from `kept` examples of the support set."""
     net, given = algo.net, task.given
@@ -129,23 +129,6 @@ def lite(
     return MetaGradients(init=total, hyper=of_head["hyper"]), metrics
 
 
-@dataclass(frozen=True, eq=False)
-class Lite:
-    """A `TaskGradient`: `gradient` of the head, and of the body by `kept` examples."""
-
-    body: Body
-    gradient: TaskGradient
-    kept: int
-
-    def __call__(
-        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
-    ) -> tuple[MetaGradients, Metrics]:
-        return run(
-            lite, algo, meta, task, body=self.body, gradient=self.gradient, kept=self.kept,
-            forward=run.forward_over_reverse,
-        )  # fmt: skip
-
-
 def check_kept(kept: int | None) -> None:
     """Raise UsageError for a number of examples that none could be."""
     if kept is not None:
@@ -154,7 +137,7 @@ def check_kept(kept: int | None) -> None:
 
 def through_few(
     kept: int, strategy: Strategy, algo: MetaAlgorithm, meta: Meta, tasks: Task
-) -> Lite:
+) -> TaskGradient:
     """`strategy` with LITE of `kept` examples. Raises UsageError where that would be wrong: for a
     network that an inner step changes or that sees the support set more than once, or one whose
     features of an example depend on the others, or on a draw.
@@ -174,7 +157,7 @@ def through_few(
             f"lite={kept} needs features of an example that do not depend on the others; use "
             "backbone.norm=group, frozen or none and no dropout, or lite=null"
         )
-    return Lite(body, strategy.task, kept)
+    return ThroughFeatures(body, strategy.task, lite, {"kept": kept})
 
 
 def check_lite(

@@ -4,7 +4,7 @@ Inside the contexts here a network's calls of `F.max_pool2d` and `F.conv2d` are 
 equal functions, in every order of derivative.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,8 +46,12 @@ def im2col_conv2d(
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
-) -> Tensor:
-    """`F.conv2d` of one group as one matrix product with the unfolded images."""
+    groups: int = 1,
+) -> Any:
+    """`F.conv2d` as one matrix product with the unfolded images; NotImplemented for several groups,
+    and for a padding that is named."""
+    if groups != 1 or isinstance(padding, str):
+        return NotImplemented
     kernel = weight.shape[-2:]
     steps, holes, rim = (_pair(v) for v in (stride, dilation, padding))
     columns = F.unfold(x, kernel, holes, rim, steps)
@@ -80,26 +84,18 @@ def channels_last_strides(t: Tensor) -> tuple[int, int, int, int]:
 
 
 class _Replaced(TorchFunctionMode):
-    """Calls that one of `rules` has another function for."""
+    """Calls of what `rules` has another function for, which may say NotImplemented."""
 
-    def __init__(self, *rules: Callable[..., Any]):
+    def __init__(self, rules: Mapping[Any, Callable[..., Any]]):
         super().__init__()
         self.rules = rules
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        for rule in self.rules:
-            if (result := rule(func, *args, **(kwargs or {}))) is not NotImplemented:
-                return result
-        return func(*args, **(kwargs or {}))
-
-
-def _pooling(func: Any, *args: Any, **kwargs: Any) -> Any:
-    # F.max_pool2d hands itself over under this name.
-    if func not in (torch.max_pool2d, F.max_pool2d):
-        return NotImplemented
-    return _pooled(*args, **kwargs)
+        kwargs, rule = kwargs or {}, self.rules.get(func)
+        result = NotImplemented if rule is None else rule(*args, **kwargs)
+        return func(*args, **kwargs) if result is NotImplemented else result
 
 
 def _pooled(
@@ -118,35 +114,17 @@ def _pooled(
     return max_pool_2x2(x)
 
 
-def _convolution(func: Any, *args: Any, **kwargs: Any) -> Any:
-    if func is not torch.conv2d:
-        return NotImplemented
-    return _unfolded(*args, **kwargs)
-
-
-def _unfolded(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Any:
-    if groups != 1 or isinstance(padding, str):
-        return NotImplemented
-    return im2col_conv2d(x, weight, bias, stride, padding, dilation)
-
-
 @contextmanager
 def compiling() -> Iterator[None]:
     """Around the trace of what is to be compiled."""
-    with stem.watching(), _Replaced(_pooling, stem.convolution):
+    # F.max_pool2d hands itself over under both names.
+    pooling = dict.fromkeys((torch.max_pool2d, F.max_pool2d), _pooled)
+    with stem.watching(), _Replaced({**pooling, torch.conv2d: stem.convolution}):
         yield
 
 
 @contextmanager
 def by_im2col() -> Iterator[None]:
     """Around what is to convolve by matrix products."""
-    with _Replaced(_convolution):
+    with _Replaced({torch.conv2d: im2col_conv2d}):
         yield

@@ -36,20 +36,9 @@ def question(
     weights = [(n, tuple(t.shape)) for part in ("init", "hyper") for n, t in meta[part].items()]
     shapes: list[Any] = []
     episodes.map(lambda t: (shapes.append((tuple(t.shape), t.dtype)), t)[1])
-    return "\n".join(
-        str(part)
-        for part in (
-            described(strategy),
-            described(algo),
-            weights,
-            shapes,
-            options,
-            many,
-            torch.cuda.get_device_name(x.device) if cuda else processor_model(),
-            torch.get_num_threads(),
-            torch.__version__,
-        )
-    )
+    machine = torch.cuda.get_device_name(x.device) if cuda else processor_model()
+    asked = described(strategy), described(algo), weights, shapes, options, many
+    return "\n".join(map(str, (*asked, machine, torch.get_num_threads(), torch.__version__)))
 
 
 def described(value: Any, depth: int = 0) -> str:
@@ -77,10 +66,7 @@ def described(value: Any, depth: int = 0) -> str:
         return f"{type(value).__qualname__}{[again(part) for part in value]}"
     if value is None or isinstance(value, str | int | float | bool | type):
         return repr(value)
-    held = (
-        {part.name: getattr(value, part.name) for part in fields(value)}
-        if is_dataclass(value)
-        else getattr(value, "__dict__", {})
-    )
-    kind = type(value)
+    held, kind = getattr(value, "__dict__", {}), type(value)
+    if is_dataclass(value):
+        held = {part.name: getattr(value, part.name) for part in fields(value)}
     return f"{kind.__module__}.{kind.__qualname__} {again(held)}"

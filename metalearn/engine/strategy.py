@@ -5,7 +5,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from metalearn.engine.task import Run, Task
 from metalearn.errors import UsageError, check_whole
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
+from metalearn.types import Episodes, GradientAndMetrics, Kind, Meta
 
 
 class Strategy(Protocol):
@@ -18,9 +18,7 @@ class Strategy(Protocol):
 
     kind: ClassVar[Kind]
 
-    def task(
-        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
-    ) -> tuple[MetaGradients, Metrics]:
+    def task(self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> GradientAndMetrics:
         """The gradient of one task, shaped like the learned part of `meta`, and scalar metrics."""
         ...
 
@@ -39,9 +37,7 @@ class ForeignStrategy(Protocol):
 
     kind: ClassVar[Kind]
 
-    def all_tasks(
-        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
-    ) -> tuple[MetaGradients, Metrics]:
+    def all_tasks(self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes) -> GradientAndMetrics:
         """The mean gradient over T tasks, and metrics `[T]`."""
         ...
 

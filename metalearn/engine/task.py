@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Batch, Episodes, Given, Meta, MetaGradients, Metrics
+from metalearn.types import Batch, Episodes, Given, GradientAndMetrics, Meta
 
 
 class Task(NamedTuple):
@@ -66,12 +66,7 @@ class Run(Protocol):
     """How pieces are run. All but `meta` belongs to one task, or to each of T under `vmap`."""
 
     def __call__(
-        self,
-        piece: Piece,
-        algo: MetaAlgorithm,
-        meta: Meta,
-        *args: Any,
-        **options: Any,
+        self, piece: Piece, algo: MetaAlgorithm, meta: Meta, *args: Any, **options: Any
     ) -> Any:
         """What `piece(algo, meta, *args, **options)` returns."""
         ...
@@ -91,5 +86,5 @@ class Run(Protocol):
         ...
 
 
-TaskGradient = Callable[[MetaAlgorithm, Meta, Task, Run], tuple[MetaGradients, Metrics]]
+TaskGradient = Callable[[MetaAlgorithm, Meta, Task, Run], GradientAndMetrics]
 """(algo, meta, one task or a part with T, run) -> its gradient and scalar metrics, or `[T]`."""

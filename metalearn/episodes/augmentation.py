@@ -16,7 +16,7 @@ from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.mixed import MixedEpisodes
 from metalearn.episodes.pixels import crop_and_flip, erase_, jitter_, rotated
 from metalearn.episodes.randaugment import MAX_MAGNITUDE, randaugment, to_device
-from metalearn.episodes.source import EpisodeSource, generator
+from metalearn.episodes.source import Derived, EpisodeSource, generator
 from metalearn.errors import UsageError
 from metalearn.types import Batch, Episodes
 
@@ -54,9 +54,8 @@ class Augmentation:
             if getattr(self, name) < 0:
                 raise UsageError(f"augmentation: {name}={getattr(self, name)} must be 0 or more")
         if not 0 <= self.magnitude <= MAX_MAGNITUDE:
-            raise UsageError(
-                f"augmentation: magnitude={self.magnitude} must be 0 to {MAX_MAGNITUDE}"
-            )
+            told = f"magnitude={self.magnitude} must be 0 to {MAX_MAGNITUDE}"
+            raise UsageError(f"augmentation: {told}")
 
     def check(self, shape: Sequence[int]) -> None:
         """Raise UsageError where images of `shape` (C, H, W) cannot be changed so."""
@@ -64,10 +63,8 @@ class Augmentation:
         if self.turn and height != width:
             raise UsageError("augmentation: only square images can be rotated; use turn=false")
         if self.randaugment and channels not in (1, 3):
-            raise UsageError(
-                f"augmentation: RandAugment takes 1 or 3 channels, not {channels}; use "
-                "randaugment=0"
-            )
+            told = f"RandAugment takes 1 or 3 channels, not {channels}"
+            raise UsageError(f"augmentation: {told}; use randaugment=0")
 
     def __call__(
         self, x: Tensor, turns: Tensor, numbers: Tensor, draws: np.ndarray | None = None
@@ -95,7 +92,7 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class AugmentedEpisodes:
+class AugmentedEpisodes(Derived):
     """The episodes of `source`, their images changed: an `EpisodeSource` for training.
 
     support, query: None leaves them as they are.
@@ -104,15 +101,6 @@ class AugmentedEpisodes:
     source: FewShotEpisodes | MixedEpisodes
     support: Augmentation | None
     query: Augmentation | None
-
-    @property
-    def shape(self) -> tuple[int, int | None, int]:
-        """That of the source."""
-        return self.source.shape
-
-    def check(self, split: str) -> None:
-        """Raise UsageError where `split` cannot give one episode of this shape."""
-        self.source.check(split)
 
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
         """Episodes `indices`, changed."""
@@ -149,17 +137,12 @@ class AugmentedEpisodes:
             )
             return batch._replace(x=x.view_as(batch.x))
 
-        return episodes._replace(
-            support=changed(drawn[0], self.support, 0), query=changed(drawn[1], self.query, 1)
-        )
-
-    def fingerprint(self, split: str, index: int) -> bytes:
-        """That of the source: which images, not how they were changed."""
-        return self.source.fingerprint(split, index)
+        support, query = changed(drawn[0], self.support, 0), changed(drawn[1], self.query, 1)
+        return episodes._replace(support=support, query=query)
 
 
 @dataclass(frozen=True)
-class WithCopies:
+class WithCopies(Derived):
     """The episodes of `source`, each support set followed by `copies` changed ones of its own: an
     `EpisodeSource` for what is fine-tuned on a task alone.
 
@@ -169,15 +152,6 @@ class WithCopies:
     source: FewShotEpisodes
     augmentation: Augmentation
     copies: int
-
-    @property
-    def shape(self) -> tuple[int, int | None, int]:
-        """That of the source."""
-        return self.source.shape
-
-    def check(self, split: str) -> None:
-        """Raise UsageError where `split` cannot give one episode of this shape."""
-        self.source.check(split)
 
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
         """Episodes `indices`."""
@@ -195,10 +169,6 @@ class WithCopies:
             blocks.append(torch.cat([x, how(many, still, numbers, draws)]))
         y = support.y.repeat(1, 1 + self.copies)
         return episodes._replace(support=Batch(torch.stack(blocks), y))
-
-    def fingerprint(self, split: str, index: int) -> bytes:
-        """That of the source: which images, not how they were changed."""
-        return self.source.fingerprint(split, index)
 
 
 def with_copies(source: FewShotEpisodes, how: Augmentation | None, copies: int) -> EpisodeSource:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from metalearn.data import ImageDataset, TensorDataset
+from metalearn.data.layout import some
 from metalearn.episodes.gather import EpisodeIds, gather
 from metalearn.episodes.sizes import Sizes, dirichlet_counts
 from metalearn.episodes.source import generator
@@ -66,9 +67,8 @@ class FewShotEpisodes:
         if self.concentration is not None and not 0 < self.concentration < np.inf:
             raise UsageError(f"sampling.concentration={self.concentration} must be above 0")
         if self.within_superclass and self.dataset.groups is None:
-            raise UsageError(
-                f"{self.dataset.name} has no superclasses; use sampling.within_superclass=false"
-            )
+            use = "use sampling.within_superclass=false"
+            raise UsageError(f"{self.dataset.name} has no superclasses; {use}")
 
     @property
     def shape(self) -> tuple[int, int | None, int]:
@@ -91,37 +91,26 @@ class FewShotEpisodes:
                 f"episodes.ways={ways}, but {self.dataset.name} has {available} classes "
                 f"in its {split} split; use at most {available}"
             )
-        if self.concentration is not None and not 0 < self.concentration < np.inf:
-            raise UsageError(f"sampling.concentration={self.concentration} must be above 0")
         if self.within_superclass and not self._pools[split]:
             largest = max(np.unique(self._groups(split), return_counts=True)[1])
             raise UsageError(
                 f"episodes.ways={ways}, but no superclass of {self.dataset.name} ({split}) has "
                 f"more than {largest} classes; use at most {largest}"
             )
-        sizes = self.dataset.sizes[split]
-        examples = int(sizes.min())
-        needed = self.shots + self.queries
+        sizes, needed = self.dataset.sizes[split], self.shots + self.queries
+        examples, shots = int(sizes.min()), "episodes.shots"
         if self.sizes:
-            needed = self.sizes.min_examples(self.queries)
+            needed, shots = self.sizes.min_examples(self.queries), "the shots of sampling.sizes"
         if needed > examples:
-            shots = "the shots of sampling.sizes" if self.sizes else "episodes.shots"
+            small, use = np.flatnonzero(sizes < needed), f"use at most {examples}"
+            if len(small) < len(sizes):  # others have enough
+                names = self.dataset.class_names(split)
+                use += f", or leave out {some([f'{names[c]} ({sizes[c]})' for c in small])}, as "
+                use += f"dataset=folder does by dataset.min_images={needed}"
             raise UsageError(
-                f"{shots} + episodes.queries = {needed}, but a class of "
-                f"{self.dataset.name} ({split}) has {examples} examples; use at most {examples}"
-                f"{self._too_small(split, needed)}"
+                f"{shots} + episodes.queries = {needed}, but a class of {self.dataset.name} "
+                f"({split}) has {examples} examples; {use}"
             )
-
-    def _too_small(self, split: str, needed: int) -> str:
-        """The classes of fewer examples, where others have enough."""
-        sizes = self.dataset.sizes[split]
-        small = np.flatnonzero(sizes < needed)
-        if len(small) == len(sizes):
-            return ""
-        names = self.dataset.class_names(split)
-        told = ", ".join(f"{names[c]} ({sizes[c]})" for c in small[:5])
-        more = f" and {len(small) - 5} more" if len(small) > 5 else ""
-        return f", or leave out {told}{more}, as dataset=folder does by dataset.min_images={needed}"
 
     def draw(self, split: str, index: int) -> EpisodeIds:
         """The classes and examples of episode `index`."""

@@ -46,9 +46,7 @@ def gather(
     get padding of weight 0 at their end. device: where the images are kept and gathered, None for
     the host, straight from the store. Of a `TensorDataset`, its tensors as they are.
     """
-    if isinstance(dataset, TensorDataset):
-        return _of_tensors(dataset, split, drawn, varied)
-    if varied or isinstance(dataset, Mixture):
+    if varied or isinstance(dataset, Mixture | TensorDataset):
         return _one_by_one(dataset, split, drawn, device, varied)
     classes = np.stack([ids.classes for ids in drawn])
 
@@ -58,9 +56,8 @@ def gather(
         images = _images(dataset, split, of, numbers, device)
         return Batch(scaled(images), torch.from_numpy(labels).to(images.device))
 
-    return Episodes(
-        examples([ids.support for ids in drawn]), examples([ids.query for ids in drawn])
-    )
+    support, query = ([ids.support for ids in drawn], [ids.query for ids in drawn])
+    return Episodes(examples(support), examples(query))
 
 
 def in_order(which: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -120,52 +117,29 @@ def _images(
 
 
 def _one_by_one(
-    dataset: ImageDataset | Mixture,
+    dataset: ImageDataset | Mixture | TensorDataset,
     split: str,
     drawn: Sequence[EpisodeIds],
     device: torch.device | None,
     varied: bool,
 ) -> Episodes:
-    """Episodes that differ in size or come from several data sets."""
-
-    channels, size, _ = dataset.image_shape
-    fit = ImageTransform(size, channels) if isinstance(dataset, Mixture) else ImageTransform()
-
-    def examples(ids: EpisodeIds, which: np.ndarray) -> tuple[Tensor, Tensor]:
-        (labels,), (numbers,) = in_order([which])
-        images = _images(dataset.member(ids.member), split, ids.classes[labels], numbers, device)
-        return fit(scaled(images)), torch.from_numpy(labels)
-
-    def stacked(parts: Sequence[tuple[Tensor, Tensor]]) -> Batch:
-        longest = max(len(y) for _, y in parts)
-        length = padded_size(longest) if varied else longest
-        on = parts[0][0].device
-        x = torch.zeros(len(parts), length, *dataset.image_shape, device=on)
-        y = torch.zeros(len(parts), length, dtype=torch.int64)
-        weight = torch.zeros(len(parts), length)
-        for t, (images, labels) in enumerate(parts):
-            x[t, : len(labels)], y[t, : len(labels)], weight[t, : len(labels)] = images, labels, 1
-        return Batch(x, y.to(on), weight.to(on) if varied else None)
-
-    return Episodes(
-        stacked([examples(ids, ids.support) for ids in drawn]),
-        stacked([examples(ids, ids.query) for ids in drawn]),
-    )
-
-
-def _of_tensors(
-    dataset: TensorDataset, split: str, drawn: Sequence[EpisodeIds], varied: bool
-) -> Episodes:
-    """Episodes of inputs and targets that may be dicts."""
+    """Episodes that differ in size, come from several data sets or are of dicts of tensors."""
+    fit = ImageTransform()
+    if isinstance(dataset, Mixture):
+        fit = ImageTransform(dataset.size, dataset.channels)
 
     def examples(ids: EpisodeIds, which: np.ndarray) -> Batch:
         (found,), (numbers,) = in_order([which])
-        x, targets = dataset.examples(split, ids.classes[found], numbers)
-        labels = torch.from_numpy(found)
-        return Batch(x, dataset.labelled(labels, targets), torch.ones(len(labels)))
+        classes, labels = ids.classes[found], torch.from_numpy(found)
+        weight = torch.ones(len(labels))
+        if isinstance(dataset, TensorDataset):
+            x, targets = dataset.examples(split, classes, numbers)
+            return Batch(x, dataset.labelled(labels, targets), weight)
+        images = _images(dataset.member(ids.member), split, classes, numbers, device)
+        return Batch(fit(scaled(images)), labels, weight)
 
     def stacked(parts: Sequence[Batch]) -> Batch:
-        longest = max(batch.shape[0] for batch in parts)
+        longest, on = max(batch.shape[0] for batch in parts), parts[0].device
         length = padded_size(longest) if varied else longest
         found: list[list[Tensor]] = []
         for batch in parts:
@@ -173,7 +147,7 @@ def _of_tensors(
             batch.map(lambda t, tensors=tensors: (tensors.append(t), t)[1])
             found.append(tensors)
         columns = iter([_padded(column, length) for column in zip(*found, strict=True)])
-        batch = parts[0].map(lambda _: next(columns))
+        batch = parts[0].map(lambda _: next(columns).to(on))
         return batch if varied else batch._replace(weight=None)
 
     return Episodes(

@@ -97,15 +97,9 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
         raise UsageError("only episodes of images have a manifest file")
     sets = dataset.sets if isinstance(dataset, Mixture) else {"": dataset}
     names = {name: one.splits[split].names(one.store) for name, one in sets.items()}
-    head = {
-        "format": FORMAT,
-        "dataset": dataset.name,
-        "dataset_hash": dataset.digest,
-        "split": split,
-        "shape": source.shape,
-        "hash": manifest.hash,
-        "classes": names if isinstance(dataset, Mixture) else names[""],
-    }
+    head = {"format": FORMAT, "dataset": dataset.name, "dataset_hash": dataset.digest}
+    head |= {"split": split, "shape": source.shape, "hash": manifest.hash}
+    head["classes"] = names if isinstance(dataset, Mixture) else names[""]
     lines = (json.dumps(_listed(source.draw(split, i))) for i in range(manifest.episodes))
     body = ",\n".join(lines)
     write_atomic(path, f'{json.dumps(head, indent=1)[:-2]},\n "episodes": [\n{body}\n]}}\n')

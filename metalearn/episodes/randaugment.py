@@ -16,14 +16,8 @@ from metalearn.episodes.pixels import blend_, grey, mean_grey, nearest_pixels
 MAX_MAGNITUDE = 30  # of the magnitudes
 MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 TONES = (
-    "brightness",
-    "color",
-    "contrast",
-    "sharpness",
-    "posterize",
-    "solarize",
-    "autocontrast",
-    "equalize",
+    *("brightness", "color", "contrast", "sharpness"),
+    *("posterize", "solarize", "autocontrast", "equalize"),
 )
 OPERATIONS = ("identity", *MOVES, *TONES)
 
@@ -71,22 +65,20 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 def _matrices(share: float, height: int, width: int) -> list[list[list[float]]]:
     """Where a pixel's (column, row) comes from, seen from the middle: every move, each forward
     and backward."""
-    matrices = []
-    for name in MOVES:
-        for sign in (1, -1):
-            shear, angle = 0.3 * share * sign, math.radians(30 * share * sign)
-            right, down = (sign * int(150 / 331 * side * share) for side in (width, height))
-            cos, sin = math.cos(angle), math.sin(angle)
-            matrices.append(
-                {
-                    "shear_x": [[1, shear, shear * height / 2], [0, 1, 0]],
-                    "shear_y": [[1, 0, 0], [shear, 1, shear * width / 2]],
-                    "translate_x": [[1, 0, -right], [0, 1, 0]],
-                    "translate_y": [[1, 0, 0], [0, 1, -down]],
-                    "rotate": [[cos, -sin, 0], [sin, cos, 0]],
-                }[name]
-            )
-    return matrices
+    both = []
+    for sign in (1, -1):
+        shear, angle = 0.3 * share * sign, math.radians(30 * share * sign)
+        right, down = (sign * int(150 / 331 * side * share) for side in (width, height))
+        cos, sin = math.cos(angle), math.sin(angle)
+        moves = {
+            "shear_x": [[1, shear, shear * height / 2], [0, 1, 0]],
+            "shear_y": [[1, 0, 0], [shear, 1, shear * width / 2]],
+            "translate_x": [[1, 0, -right], [0, 1, 0]],
+            "translate_y": [[1, 0, 0], [0, 1, -down]],
+            "rotate": [[cos, -sin, 0], [sin, cos, 0]],
+        }
+        both.append([moves[name] for name in MOVES])
+    return [matrix for pair in zip(*both, strict=True) for matrix in pair]
 
 
 def _warp(x: Tensor, move: Tensor, share: float) -> Tensor:

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from metalearn.data import Harmonic, Sinusoid
 from metalearn.data.dataset import SPLITS
 from metalearn.episodes.source import generator
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, check_whole
 from metalearn.types import Batch, Episodes
 
 
@@ -25,8 +24,7 @@ class CurveEpisodes:
 
     def __post_init__(self) -> None:
         for name in ("shots", "queries"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"episodes.{name}={getattr(self, name)} must be 1 or more")
+            check_whole(f"episodes.{name}", getattr(self, name), 1)
 
     @property
     def shape(self) -> tuple[None, int, int]:
@@ -46,14 +44,10 @@ class CurveEpisodes:
         """Episodes `indices`: support `[T, K, 1]`, query `[T, Q, 1]`."""
         points = [self._points(split, index) for index in indices]
         x, y = (torch.from_numpy(np.stack(part)) for part in zip(*points, strict=True))
-
-        def part(tensor: Tensor, query: bool) -> Tensor:
-            return tensor[:, self.shots :] if query else tensor[:, : self.shots]
-
-        return Episodes(*(Batch(part(x, query), part(y, query)) for query in (False, True)))
+        parts = slice(self.shots), slice(self.shots, None)
+        return Episodes(*(Batch(x[:, part], y[:, part]) for part in parts))
 
     def fingerprint(self, split: str, index: int) -> bytes:
         """The curve's points, rounded to 1e-4 so that the rounding of a sine does not matter."""
-        return b"".join(
-            np.round(p * 1e4).astype("<i8").tobytes() for p in self._points(split, index)
-        )
+        rounded = (np.round(p * 1e4).astype("<i8") for p in self._points(split, index))
+        return b"".join(part.tobytes() for part in rounded)

@@ -13,6 +13,7 @@ from metalearn.errors import UsageError
 TILE = 56  # pixels that an image gets at least, by whole multiples of its own
 GAP, MARGIN, LINE = 4, 12, 16
 PAPER, INK, RULE = "white", "black", (200, 60, 40)
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def episode_sheet(source: FewShotEpisodes | MixedEpisodes, split: str, index: int) -> Image.Image:
@@ -34,21 +35,15 @@ def episode_sheet(source: FewShotEpisodes | MixedEpisodes, split: str, index: in
     side = columns[0][1][0].width
     width, rows = side + GAP, shots + ids.query.shape[1]
     top = MARGIN + 3 * LINE
-    page = _page(
-        max(2 * MARGIN + ways * max(width, 7 * LINE), MARGIN + 7 * len(title)),
-        top + rows * width + 2 * GAP + MARGIN,
-        title,
-    )
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default()
     step = max(width, 7 * LINE)
-    for c, (tiles, number) in enumerate(zip(columns, ids.classes, strict=True)):
+    wide = max(2 * MARGIN + ways * step, MARGIN + 7 * len(title))
+    page, pen, font = _page(wide, top + rows * width + 2 * GAP + MARGIN, title)
+    for c, ((above, below), number) in enumerate(zip(columns, ids.classes, strict=True)):
         x = MARGIN + c * step
         _name(pen, font, names[number], x, top - LINE, step - GAP)
-        above, below = tiles
-        for row, tile in enumerate(above):
-            page.paste(tile, (x, top + row * width))
-        for row, tile in enumerate(below):
-            page.paste(tile, (x, top + (shots + row) * width + 2 * GAP))
+        for tiles, y in ((above, top), (below, top + shots * width + 2 * GAP)):
+            for row, tile in enumerate(tiles):
+                page.paste(tile, (x, y + row * width))
     y = top + shots * width + GAP // 2
     pen.line((MARGIN, y, page.width - MARGIN, y), RULE, 2)
     return page
@@ -68,8 +63,8 @@ def class_sheet(
     width, left = side + GAP, MARGIN + 10 * LINE
     total = dataset.class_count(split)
     title = f"{dataset.name}, {split}: {len(names)} of {total} classes, {dataset.digest[:12]}"
-    page = _page(left + each * width + MARGIN, MARGIN + 2 * LINE + len(rows) * width, title)
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default()
+    high = MARGIN + 2 * LINE + len(rows) * width
+    page, pen, font = _page(left + each * width + MARGIN, high, title)
     for row, (tiles, name, size) in enumerate(zip(rows, names, sizes, strict=True)):
         y = MARGIN + 2 * LINE + row * width
         _name(pen, font, name, MARGIN, y, 10 * LINE - GAP)
@@ -79,10 +74,11 @@ def class_sheet(
     return page
 
 
-def _page(width: int, height: int, title: str) -> Image.Image:
-    page = Image.new("RGB", (width, height), PAPER)
-    ImageDraw.Draw(page).text((MARGIN, MARGIN), title, INK, ImageFont.load_default())
-    return page
+def _page(width: int, height: int, title: str) -> tuple[Image.Image, ImageDraw.ImageDraw, Font]:
+    page, font = Image.new("RGB", (width, height), PAPER), ImageFont.load_default()
+    pen = ImageDraw.Draw(page)
+    pen.text((MARGIN, MARGIN), title, INK, font)
+    return page, pen, font
 
 
 def _tiles(images: np.ndarray) -> Sequence[Image.Image]:
@@ -94,10 +90,7 @@ def _tiles(images: np.ndarray) -> Sequence[Image.Image]:
     return [Image.fromarray(np.ascontiguousarray(image)).convert("RGB") for image in large]
 
 
-def _name(
-    pen: ImageDraw.ImageDraw, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", text: str,
-    x: int, y: int, room: int,
-) -> None:  # fmt: skip
+def _name(pen: ImageDraw.ImageDraw, font: Font, text: str, x: int, y: int, room: int) -> None:
     """Write `text`, its beginning left out where there is no room for it."""
     while len(text) > 4 and pen.textlength(text, font) > room:
         text = "..." + text.removeprefix("...")[1:]

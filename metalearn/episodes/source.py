@@ -7,6 +7,7 @@ change it.
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +37,26 @@ class EpisodeSource(Protocol):
     def fingerprint(self, split: str, index: int) -> bytes:
         """Bytes that identify what episode `index` holds."""
         ...
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What an `EpisodeSource` with other values for the same examples keeps of its `source`."""
+
+    source: Any
+
+    @property
+    def shape(self) -> tuple[int | None, int | None, int]:
+        """That of the source."""
+        return self.source.shape
+
+    def check(self, split: str) -> None:
+        """Raise UsageError where `split` cannot give one episode of this shape."""
+        self.source.check(split)
+
+    def fingerprint(self, split: str, index: int) -> bytes:
+        """That of the source: which examples, not what became of them."""
+        return self.source.fingerprint(split, index)
 
 
 def describe_shape(shape: tuple[int | None, int | None, int]) -> str:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn.data.paths import LARGEST
-from metalearn.episodes.source import EpisodeSource
+from metalearn.episodes.source import Derived, EpisodeSource
 from metalearn.errors import UsageError
 from metalearn.types import Episodes
 
@@ -87,20 +87,11 @@ class ImageTransform:
 
 
 @dataclass(frozen=True)
-class TransformedEpisodes:
+class TransformedEpisodes(Derived):
     """The episodes of `source` with their images transformed: an `EpisodeSource`."""
 
     source: EpisodeSource
     transform: ImageTransform
-
-    @property
-    def shape(self) -> tuple[int | None, int | None, int]:
-        """That of the source."""
-        return self.source.shape
-
-    def check(self, split: str) -> None:
-        """Raise UsageError where `split` cannot give one episode of this shape."""
-        self.source.check(split)
 
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
         """Episodes `indices`, all parts transformed alike."""
@@ -111,10 +102,6 @@ class TransformedEpisodes:
         support, query, rest = self.source.batch(split, indices)
         support, query = (batch._replace(x=transformed(batch.x)) for batch in (support, query))
         return Episodes(support, query, rest and rest._replace(x=transformed(rest.x)))
-
-    def fingerprint(self, split: str, index: int) -> bytes:
-        """That of the source: which images, not how they were transformed."""
-        return self.source.fingerprint(split, index)
 
 
 def _numbers(name: str, value: Any) -> list[float] | None:

@@ -152,15 +152,12 @@ def smooth(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
     """Centred moving average of `window` values, fewer at the ends; NaN and inf are left out."""
     array = np.asarray(values, dtype=np.float64)
     known = np.isfinite(array)
-    before = (window - 1) // 2
-    after = window - 1 - before
     total = np.concatenate([[0.0], np.cumsum(np.where(known, array, 0.0))])
     count = np.concatenate([[0], np.cumsum(known)])
-    low = np.maximum(np.arange(len(array)) - before, 0)
-    high = np.minimum(np.arange(len(array)) + after + 1, len(array))
+    low = np.arange(len(array)) - (window - 1) // 2
+    low, high = np.maximum(low, 0), np.minimum(low + window, len(array))
     number = count[high] - count[low]
-    sums = total[high] - total[low]
-    return np.where(number > 0, sums / np.maximum(number, 1), np.nan)
+    return np.where(number > 0, (total[high] - total[low]) / np.maximum(number, 1), np.nan)
 
 
 def _training(records: list[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
@@ -171,11 +168,8 @@ def _training(records: list[Mapping[str, Any]], name: str) -> tuple[list[int], l
 def _validation(
     records: list[Mapping[str, Any]], name: str, split: str = "val"
 ) -> tuple[list[int], list[Interval]]:
-    chosen = [
-        r
-        for r in records
-        if r.get("kind") == "episodes" and r.get("split") == split and r.get(name)
-    ]
+    known = [r for r in records if r.get("kind") == "episodes" and r.get("split") == split]
+    chosen = [r for r in known if r.get(name)]
     return [r["step"] for r in chosen], [mean_interval(r[name]) for r in chosen]
 
 

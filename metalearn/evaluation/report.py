@@ -185,7 +185,6 @@ def _episodes(result: Mapping[str, Any]) -> str | None:
 
 
 def _time(result: Mapping[str, Any]) -> str | None:
-    parts = [] if result.get("seconds") is None else [f"{result['seconds']:.1f} s"]
-    if result.get("tasks_per_second") is not None:
-        parts.append(f"{result['tasks_per_second']:.1f} tasks/s")
+    units = {"seconds": "s", "tasks_per_second": "tasks/s"}
+    parts = [f"{result[k]:.1f} {unit}" for k, unit in units.items() if result.get(k) is not None]
     return ", ".join(parts) or None

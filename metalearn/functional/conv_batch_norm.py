@@ -43,14 +43,7 @@ def watching() -> Iterator[None]:
         _seen.reset(token)
 
 
-def convolution(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """A rule for `torch.conv2d`: the same, remembered where its moments can be had for less."""
-    if func is not torch.conv2d:
-        return NotImplemented
-    return _convolution(*args, **kwargs)
-
-
-def _convolution(
+def convolution(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -59,6 +52,7 @@ def _convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Any:
+    """`torch.conv2d`, remembered where its moments can be had for less; else NotImplemented."""
     known = _seen.get()
     small = math.prod(weight.shape[1:]) <= len(weight)
     if known is None or groups != 1 or not small or x.device.type != "cpu" or not _is_data(x):

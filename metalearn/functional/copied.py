@@ -1,7 +1,7 @@
 """A copy of the network that a user brings, as the module that stands behind wrappers and hooks."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,11 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from metalearn.errors import UsageError, reason_of
-from metalearn.functional.torch_private import (
-    compiled_from,
-    has_forward_pre_hook,
-    kept_by_hook,
-)
+from metalearn.functional.torch_private import compiled_from, has_forward_pre_hook, kept_by_hook
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -33,7 +29,8 @@ def copied(module: nn.Module) -> nn.Module:
     Raises UsageError for what is no module, scripted, lazy and never called, or cannot be copied.
     """
     if not isinstance(module, nn.Module):
-        raise UsageError(f"the network is {_what(module)}, not an nn.Module; give a module")
+        what = getattr(module, "__name__", None) or f"a {type(module).__name__}"
+        raise UsageError(f"the network is {what}, not an nn.Module; give a module")
     memo: dict[int, Any] = {}
     parts = [*_unwrapped(module).named_modules()]
     for path, part in parts:
@@ -51,10 +48,6 @@ def copied(module: nn.Module) -> nn.Module:
     for part in new.modules():
         _compute_when_read(part)
     return new
-
-
-def _what(value: object) -> str:
-    return getattr(value, "__name__", None) or f"a {type(value).__name__}"
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
@@ -107,10 +100,6 @@ def _compute_when_read(part: nn.Module) -> None:
     for name in found:
         vars(part).pop(name, None)
     kind = type(part)
-    own: dict[str, Any] = {name: _property(compute) for name, compute in found.items()}
+    own: dict[str, Any] = {name: property(compute) for name, compute in found.items()}
     # No longer a plain layer of torch's, as its module would say.
     part.__class__ = type(kind.__name__, (kind,), {**own, "__module__": "computed when read"})
-
-
-def _property(compute: Callable[[nn.Module], Tensor]) -> property:
-    return property(lambda part: compute(part))

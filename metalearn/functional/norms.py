@@ -14,12 +14,7 @@ from metalearn.functional.norm_functions import (
     normalised_by_batch,
     running_moments,
 )
-from metalearn.functional.torch_private import (
-    BatchNormBase,
-    InstanceNormBase,
-    NormBase,
-    children,
-)
+from metalearn.functional.torch_private import BatchNormBase, InstanceNormBase, NormBase, children
 
 Statistics = Literal["transductive", "support", "running"]
 

@@ -86,17 +86,10 @@ def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
 def _body(function: Any) -> Callable[..., Any]:
     """A Python function of torch's that does not hand itself over to a mode as a whole, so that
     the mode sees the calls inside it."""
-    never = dict.fromkeys(
-        ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"),
-        lambda *_: False,
-    )
-    copy = FunctionType(
-        function.__code__,
-        {**function.__globals__, **never},
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
+    asked = (f"has_torch_function{end}" for end in ("", "_unary", "_variadic"))
+    names = {**function.__globals__, **dict.fromkeys(asked, lambda *_: False)}
+    given = function.__name__, function.__defaults__, function.__closure__
+    copy = FunctionType(function.__code__, names, *given)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
 
@@ -118,18 +111,9 @@ _INSIDE: dict[Any, Callable[..., Any]] = {
     **{
         function: _body(function)
         for function in (
-            F.batch_norm,
-            F.layer_norm,
-            F.instance_norm,
-            F.rms_norm,
-            F.multi_head_attention_forward,
-            F.dropout,
-            F.dropout1d,
-            F.dropout2d,
-            F.dropout3d,
-            F.alpha_dropout,
-            F.feature_alpha_dropout,
-            F.gumbel_softmax,
+            *(F.batch_norm, F.layer_norm, F.instance_norm, F.rms_norm),
+            *(F.multi_head_attention_forward, F.gumbel_softmax, F.dropout, F.dropout1d),
+            *(F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
         )
     },
 }
@@ -175,10 +159,8 @@ class Exact(TorchFunctionMode):
             self.draws += 1
             return RULES[func](fold(seed, self.draws), *args, **kwargs)
         if func in UNKNOWN and kwargs.get("training", True):
-            raise UsageError(
-                f"{resolve_name(func)} cannot repeat what it drew; use dropout, or call eval() "
-                "on it"
-            )
+            name = resolve_name(func)
+            raise UsageError(f"{name} cannot repeat what it drew; use dropout, or call its eval()")
         return func(*args, **kwargs)
 
     def _dropout(self, x: Tensor, p: float) -> Tensor:
@@ -187,14 +169,8 @@ class Exact(TorchFunctionMode):
 
 
 _INEXACT_OR_RANDOM = (
-    nn.EmbeddingBag,
-    nn.MultiheadAttention,
-    nn.RNNBase,
-    nn.RNNCellBase,
-    nn.RMSNorm,
-    nn.Hardsigmoid,
-    nn.RReLU,
-    DropoutBase,
+    *(nn.EmbeddingBag, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase),
+    *(nn.RMSNorm, nn.Hardsigmoid, nn.RReLU, DropoutBase),
 )
 
 

@@ -88,25 +88,16 @@ def computing_in(precision: str, device: torch.device) -> AbstractContextManager
 
 @contextmanager
 def _changed(precision: str, device: torch.device) -> Iterator[None]:
-    token = _mode.set(_MODES[precision])
+    token, matmul = _mode.set(_MODES[precision]), torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
     try:
         if device.type == "cuda":
-            with _rounding_to_tf32(precision == "tf32"):
-                yield
-        else:
-            yield
-    finally:
-        _mode.reset(token)
-
-
-@contextmanager
-def _rounding_to_tf32(allowed: bool) -> Iterator[None]:
-    before = cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
+            cudnn.allow_tf32 = matmul.allow_tf32 = precision == "tf32"
         yield
     finally:
-        cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        if device.type == "cuda":
+            cudnn.allow_tf32, matmul.allow_tf32 = before
+        _mode.reset(token)
 
 
 @contextmanager

@@ -152,11 +152,8 @@ def _same(a: Any, b: Any) -> bool:
         if a.shape != b.shape or a.dtype != b.dtype:
             return False
         if a.device.type == "cpu":
-            return (
-                torch.equal(a.nan_to_num(), b.nan_to_num())
-                if a.dtype.is_floating_point
-                else (torch.equal(a, b))
-            )
+            a, b = (t.nan_to_num() if t.dtype.is_floating_point else t for t in (a, b))
+            return torch.equal(a, b)
         return torch.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True)
 
     one, other = [*_tensors(a)], [*_tensors(b)]

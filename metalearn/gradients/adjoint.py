@@ -35,7 +35,7 @@ from metalearn.gradients.steps import (
 )
 from metalearn.inner.loop import detached_gradient
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Kind, Meta, MetaGradients, Metrics
+from metalearn.types import GradientAndMetrics, Kind, Meta, MetaGradients
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,7 @@ class Adjoint:
     hessian_products: ClassVar[bool] = True
     __call__ = plain_loop
 
-    def task(
-        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
-    ) -> tuple[MetaGradients, Metrics]:
+    def task(self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> GradientAndMetrics:
         """The gradient of one task's outer loss, shaped like `meta`, and its metrics."""
         last, number = algo.steps, run.numbers(algo.steps, task)
         weighted = algo.step_weights(meta) is not None

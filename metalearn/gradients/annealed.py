@@ -14,7 +14,7 @@ from metalearn.errors import UsageError
 from metalearn.gradients.adjoint import Adjoint
 from metalearn.gradients.truncated import FirstOrder
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Kind, Meta, MetaGradients, Metrics
+from metalearn.types import GradientAndMetrics, Kind, Meta
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,6 @@ class Annealed:
         """The strategy of meta-step `meta_step`, counted from 1."""
         return self.first if meta_step <= self.meta_steps else self.then
 
-    def task(
-        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
-    ) -> tuple[MetaGradients, Metrics]:
+    def task(self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> GradientAndMetrics:
         """What `then` computes."""
         return self.then.task(algo, meta, task, run)

@@ -24,11 +24,19 @@ from metalearn.engine.task import Run, Task
 from metalearn.errors import UsageError
 from metalearn.functional.autodiff import gradient_at
 from metalearn.functional.precision import outer_pass, outer_scale
-from metalearn.gradients.steps import query_loss
+from metalearn.gradients.steps import meta_gradient, query_loss
 from metalearn.inner.loop import detached_gradient, dropping, inner_step, trajectory
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import State
-from metalearn.types import Batch, Kind, Meta, MetaGradients, Metrics, Outputs, Params
+from metalearn.types import (
+    Batch,
+    GradientAndMetrics,
+    Kind,
+    Meta,
+    Metrics,
+    Outputs,
+    Params,
+)
 
 
 def outputs(algo: MetaAlgorithm, meta: Meta, fast: Params, task: Task) -> Outputs:
@@ -59,21 +67,18 @@ def distance(wanted: Tensor, got: Tensor, query: Batch) -> Tensor:
 
 def bootstrapped(
     algo: MetaAlgorithm, meta: Meta, task: Task, more: int, rate: float
-) -> tuple[MetaGradients, Metrics]:
+) -> GradientAndMetrics:
     """One task: the gradient of the distance to the target, and the metrics at theta_K."""
     constant = tree.map_meta(torch.Tensor.detach, meta)
 
-    def objective(learned: MetaGradients) -> tuple[Tensor, Metrics]:
-        full = Meta(**learned, buffers=meta["buffers"])
+    def objective(full: Meta) -> tuple[Tensor, Metrics]:
         *_, (fast, state) = trajectory(algo, full, task.given, algo.steps, task.seed)
         end = tree.detach(fast), tree.detach(state)
         wanted = target(algo, constant, *end, task, more, rate).detach()
         apart = distance(wanted, outputs(algo, full, fast, task), task.query)
         return apart * outer_scale(), query_loss(algo, full, fast, task, algo.steps)[1]
 
-    learned = MetaGradients(init=meta["init"], hyper=meta["hyper"])
-    (gradients,), metrics = gradient_at(objective, learned, has_aux=True)
-    return gradients, metrics
+    return meta_gradient(objective, meta)
 
 
 @dataclass(frozen=True)
@@ -91,14 +96,10 @@ class Bootstrapped:
 
     def __post_init__(self) -> None:
         if self.more < 1 or not 0 < self.rate < math.inf:
-            raise UsageError(
-                f"gradient.more={self.more} must be 1 or more, and gradient.rate={self.rate} "
-                "above 0"
-            )
+            told = f"gradient.more={self.more} must be 1 or more"
+            raise UsageError(f"{told}, and gradient.rate={self.rate} above 0")
 
-    def task(
-        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
-    ) -> tuple[MetaGradients, Metrics]:
+    def task(self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> GradientAndMetrics:
         """The gradient of one task, shaped like `meta`, and the metrics at theta_K."""
         if task.query.weight is not None and "transductive" in describe(algo.net.module):
             raise UsageError(

@@ -16,7 +16,7 @@ from metalearn.gradients.steps import query_loss
 from metalearn.inner.loop import begun, inner_step
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import State
-from metalearn.types import Kind, Meta, MetaGradients, Metrics, Params
+from metalearn.types import GradientAndMetrics, Kind, Meta, MetaGradients, Metrics, Params
 
 
 class _Recomputed(torch.autograd.Function):
@@ -75,7 +75,7 @@ def recomputed(function: Callable[..., Any], *args: Any) -> Any:
     return pytree.tree_unflatten(outputs, returned[0])
 
 
-def checkpointed(algo: MetaAlgorithm, meta: Meta, task: Task) -> tuple[MetaGradients, Metrics]:
+def checkpointed(algo: MetaAlgorithm, meta: Meta, task: Task) -> GradientAndMetrics:
     """One task: the gradient of the outer loss, each inner step recomputed on the way back."""
     weighted = algo.step_weights(meta) is not None
 
@@ -119,8 +119,6 @@ class Checkpointed:
     kind: ClassVar[Kind] = "exact"
     __call__ = plain_loop
 
-    def task(
-        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
-    ) -> tuple[MetaGradients, Metrics]:
+    def task(self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> GradientAndMetrics:
         """The gradient of one task's outer loss, shaped like `meta`, and its metrics."""
         return run(checkpointed, algo, meta, task)

@@ -8,7 +8,7 @@ from metalearn.engine.task import Run, Task
 from metalearn.errors import UsageError
 from metalearn.gradients.steps import adapted, query_metrics
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Kind, Meta, MetaGradients, Metrics, Params
+from metalearn.types import GradientAndMetrics, Kind, Meta, MetaGradients, Params
 
 
 def displacement(algo: MetaAlgorithm, meta: Meta, fast: Params) -> Params:
@@ -30,9 +30,7 @@ class Displacement:
     kind: ClassVar[Kind] = "displacement"
     __call__ = plain_loop
 
-    def task(
-        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
-    ) -> tuple[MetaGradients, Metrics]:
+    def task(self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> GradientAndMetrics:
         """One task: the way back from where the inner loop ends. Queries only measure."""
         if meta["hyper"]:
             raise UsageError("gradient Displacement learns no inner rates; use inner=sgd")

@@ -25,7 +25,7 @@ from metalearn.functional.dropout import fold, random_bits
 from metalearn.gradients.steps import query_loss
 from metalearn.inner.loop import detached_gradient, trajectory
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Kind, Meta, MetaGradients, Metrics
+from metalearn.types import GradientAndMetrics, Kind, Meta, MetaGradients, Metrics
 
 
 def normal(seed: Tensor, like: Tensor) -> Tensor:
@@ -48,14 +48,13 @@ def adapted_loss(algo: MetaAlgorithm, meta: Meta, task: Task) -> tuple[Tensor, M
 
 def antithetic(
     algo: MetaAlgorithm, meta: Meta, task: Task, sigma: float, pairs: int
-) -> tuple[MetaGradients, Metrics]:
+) -> GradientAndMetrics:
     """One task: the mean over `pairs` directions, and the metrics at `meta` itself."""
     assert task.seed is not None  # the engine's, where a strategy is random
     parts = ("init", "hyper")
     learned = [(part, name) for part in parts for name in meta[part]]
-    gradient = MetaGradients(
-        init=tree.zeros_like(meta["init"]), hyper=tree.zeros_like(meta["hyper"])
-    )
+    start = {part: tree.zeros_like(meta[part]) for part in parts}
+    gradient = MetaGradients(init=start["init"], hyper=start["hyper"])
     for pair in range(pairs):
         noise = {p: dict[str, Tensor]() for p in parts}
         for number, (part, name) in enumerate(learned):
@@ -90,13 +89,9 @@ class Evolution:
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < math.inf or self.pairs < 1:
-            raise UsageError(
-                f"gradient.sigma={self.sigma} must be above 0, and gradient.pairs={self.pairs} "
-                "1 or more"
-            )
+            told = f"gradient.sigma={self.sigma} must be above 0"
+            raise UsageError(f"{told}, and gradient.pairs={self.pairs} 1 or more")
 
-    def task(
-        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
-    ) -> tuple[MetaGradients, Metrics]:
+    def task(self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> GradientAndMetrics:
         """The estimate of one task, shaped like `meta`, and its metrics."""
         return run(antithetic, algo, meta, task, sigma=self.sigma, pairs=self.pairs)

@@ -30,7 +30,7 @@ from metalearn.functional.autodiff import derivative_along, gradient_at
 from metalearn.gradients.steps import adapted, query_loss
 from metalearn.inner.loop import dropping, inner_gradient
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Kind, Meta, MetaGradients, Metrics, Params
+from metalearn.types import GradientAndMetrics, Kind, Meta, MetaGradients, Metrics, Params
 
 Solver = Literal["cg", "neumann"]
 
@@ -197,9 +197,7 @@ class Implicit:
         if not self.rate > 0:
             raise UsageError(f"gradient.rate={self.rate} must be above 0")
 
-    def task(
-        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
-    ) -> tuple[MetaGradients, Metrics]:
+    def task(self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> GradientAndMetrics:
         """One task: the implicit gradient where its inner loop ends."""
         if not algo.steps:
             raise UsageError("gradient Implicit needs algorithm.steps of 1 or more")

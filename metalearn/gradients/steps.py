@@ -5,6 +5,7 @@ under `vmap`, or compiled. Each takes its derivatives inside, so that nothing ou
 graph, and a compiled piece is as exact as the function it was traced from.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -26,7 +27,7 @@ from metalearn.inner.loop import (
 )
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.inner.rules import State, at_step
-from metalearn.types import Meta, Metrics, Params
+from metalearn.types import GradientAndMetrics, Meta, MetaGradients, Metrics, Params
 
 
 def query_loss(
@@ -76,15 +77,27 @@ def adapted(algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> tuple[Para
     *numbers, _ = run.numbers(algo.steps, task)
     fast, state = run(first_step, algo, meta, task, numbers[0], gradient=detached_gradient)
     for number in numbers[1:]:
-        fast, state = run(
-            next_step, algo, meta, fast, state, task, number, gradient=detached_gradient
-        )
+        given = fast, state, task, number
+        fast, state = run(next_step, algo, meta, *given, gradient=detached_gradient)
     return fast, state
 
 
 def query_metrics(algo: MetaAlgorithm, meta: Meta, fast: Params, task: Task) -> Metrics:
     """The metrics of the queries after the last inner step."""
     return query_loss(algo, meta, fast, task, algo.steps)[1]
+
+
+def meta_gradient(
+    objective: Callable[[Meta], tuple[Tensor, Metrics]], meta: Meta
+) -> GradientAndMetrics:
+    """The gradient of `objective` for all of `meta` that is learned, and its metrics."""
+
+    def of(learned: MetaGradients) -> tuple[Tensor, Metrics]:
+        return objective(Meta(**learned, buffers=meta["buffers"]))
+
+    learned = MetaGradients(init=meta["init"], hyper=meta["hyper"])
+    (gradients,), metrics = gradient_at(of, learned, has_aux=True)
+    return gradients, metrics
 
 
 class Cotangent(NamedTuple):

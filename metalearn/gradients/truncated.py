@@ -11,7 +11,7 @@ from metalearn.errors import check_whole
 from metalearn.gradients.unroll import unrolled
 from metalearn.inner.loop import InnerGradient, detached_gradient, inner_gradient
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Given, Kind, Meta, MetaGradients, Metrics, Params
+from metalearn.types import Given, GradientAndMetrics, Kind, Meta, Params
 
 
 def with_history_from(first: int) -> InnerGradient:
@@ -26,9 +26,7 @@ def with_history_from(first: int) -> InnerGradient:
     return gradient
 
 
-def truncated(
-    algo: MetaAlgorithm, meta: Meta, task: Task, last: int
-) -> tuple[MetaGradients, Metrics]:
+def truncated(algo: MetaAlgorithm, meta: Meta, task: Task, last: int) -> GradientAndMetrics:
     """One task: the unrolled gradient, second derivatives in the last `last` steps alone."""
     return unrolled(algo, meta, task, gradient=with_history_from(algo.steps - last))
 
@@ -51,9 +49,7 @@ class Truncated:
     def __post_init__(self) -> None:
         check_whole("gradient.last", self.last)
 
-    def task(
-        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
-    ) -> tuple[MetaGradients, Metrics]:
+    def task(self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> GradientAndMetrics:
         """The gradient of one task, shaped like `meta`, and its metrics."""
         return run(truncated, algo, meta, task, last=self.last)
 
@@ -70,8 +66,6 @@ class FirstOrder:
     kind: ClassVar[Kind] = "truncated"
     __call__ = plain_loop
 
-    def task(
-        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
-    ) -> tuple[MetaGradients, Metrics]:
+    def task(self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> GradientAndMetrics:
         """The gradient of one task, shaped like `meta`, and its metrics."""
         return run(truncated, algo, meta, task, last=0)

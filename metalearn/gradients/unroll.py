@@ -7,21 +7,19 @@ from torch import Tensor
 
 from metalearn.engine import plain_loop
 from metalearn.engine.task import Run, Task
-from metalearn.functional.autodiff import gradient_at
-from metalearn.gradients.steps import query_loss
+from metalearn.gradients.steps import meta_gradient, query_loss
 from metalearn.inner.loop import InnerGradient, inner_gradient, trajectory
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Kind, Meta, MetaGradients, Metrics
+from metalearn.types import GradientAndMetrics, Kind, Meta, Metrics
 
 
 def unrolled(
     algo: MetaAlgorithm, meta: Meta, task: Task, gradient: InnerGradient = inner_gradient
-) -> tuple[MetaGradients, Metrics]:
+) -> GradientAndMetrics:
     """One task: the gradient of the outer loss, the inner gradient being `gradient`."""
     weighted = algo.step_weights(meta) is not None
 
-    def objective(learned: MetaGradients) -> tuple[Tensor, Metrics]:
-        full = Meta(**learned, buffers=meta["buffers"])
+    def objective(full: Meta) -> tuple[Tensor, Metrics]:
         path = trajectory(algo, full, task.given, algo.steps, task.seed, gradient)
         *losses, (loss, metrics) = [
             query_loss(algo, full, fast, task, step)
@@ -30,9 +28,7 @@ def unrolled(
         ]
         return sum((earlier for earlier, _ in losses), loss), metrics
 
-    learned = MetaGradients(init=meta["init"], hyper=meta["hyper"])
-    (gradients,), metrics = gradient_at(objective, learned, has_aux=True)
-    return gradients, metrics
+    return meta_gradient(objective, meta)
 
 
 @dataclass(frozen=True)
@@ -46,8 +42,6 @@ class Unroll:
     kind: ClassVar[Kind] = "exact"
     __call__ = plain_loop
 
-    def task(
-        self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run
-    ) -> tuple[MetaGradients, Metrics]:
+    def task(self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> GradientAndMetrics:
         """The gradient of one task's outer loss, shaped like `meta`, and its metrics."""
         return run(unrolled, algo, meta, task)

@@ -41,11 +41,6 @@ def weight_so_far(keep: float, step: Tensor) -> Tensor:
     return -torch.expm1(step * (math.log(keep) if keep else -math.inf))
 
 
-def over_root(numerator: Params, square: Params, epsilon: float) -> Params:
-    """numerator / sqrt(square + epsilon^2)."""
-    return tree.map(lambda n, s: n / (s + epsilon**2).sqrt(), numerator, square)
-
-
 def adam(
     rate: float,
     beta1: float = 0.9,
@@ -141,8 +136,8 @@ def rmsprop(
 
     def update(grads: Params, state: State, fast: Params, hyper: Params) -> tuple[Params, State]:
         square = moving(under_prefix("square", state), tree.map(torch.square, grads), alpha)
-        kept = tree.scale(under_prefix("buffer", state), momentum)
-        buffer = tree.add(kept, over_root(grads, square, epsilon))
+        along = tree.map(lambda grad, v: grad / (v + epsilon**2).sqrt(), grads, square)
+        buffer = tree.add(tree.scale(under_prefix("buffer", state), momentum), along)
         state = {**with_prefix("square", square), **with_prefix("buffer", buffer)}
         return tree.scale(buffer, -rate), state
 

@@ -59,13 +59,14 @@ def detached_gradient(
 ) -> Params:
     """`inner_gradient` as a constant, for steps that nobody differentiates. Its inputs are cut,
     and it keeps nothing of its own way back."""
-    constant = Meta(
-        init=tree.detach(meta["init"]), hyper=tree.detach(meta["hyper"]), buffers=meta["buffers"]
-    )
+    init, hyper = tree.detach(meta["init"]), tree.detach(meta["hyper"])
+    constant = Meta(init=init, hyper=hyper, buffers=meta["buffers"])
     with inner_pass() as scale:
-        (grads,) = gradient_at(
-            lambda fast: algo.inner_loss(constant, fast, given, step) * scale, tree.detach(fast)
-        )
+
+        def loss(fast: Params) -> Tensor:
+            return algo.inner_loss(constant, fast, given, step) * scale
+
+        (grads,) = gradient_at(loss, tree.detach(fast))
     return grads if scale == 1 else tree.scale(grads, 1 / scale)
 
 

@@ -1,6 +1,5 @@
 """Memory: peak, use, what is free, and an allocator that keeps freed blocks."""
 
-import contextlib
 import ctypes
 import resource
 import sys
@@ -27,13 +26,15 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_MMAP_THRESHOLD, 2**30) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Restart the measurement of the peak, where the system can."""
+def reset_peak_memory(device: torch.device) -> bool:
+    """Restart the measurement of the peak; False where the system cannot."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _CLEAR.exists():
-        with contextlib.suppress(OSError):  # a container may keep it from its processes
-            _CLEAR.write_text("5")
+        return True
+    try:
+        return bool(_CLEAR.exists() and _CLEAR.write_text("5"))
+    except OSError:  # a container may keep it from its processes
+        return False
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -5,13 +5,4 @@ from metalearn.tracking.progress import Progress
 from metalearn.tracking.tracker import RunInfo, Sink, Status, Tracker
 from metalearn.tracking.wandb import WandB
 
-__all__ = [
-    "JsonLines",
-    "Progress",
-    "RunInfo",
-    "Sink",
-    "Status",
-    "Tracker",
-    "WandB",
-    "read_records",
-]
+__all__ = ["JsonLines", "Progress", "RunInfo", "Sink", "Status", "Tracker", "WandB", "read_records"]

@@ -20,9 +20,7 @@ class JsonLines:
     """
 
     def __init__(
-        self,
-        filename: str = "metrics.jsonl",
-        warn: Callable[[str], None] = lambda line: None,
+        self, filename: str = "metrics.jsonl", warn: Callable[[str], None] = lambda line: None
     ) -> None:
         self.filename, self.warn = filename, warn
         self._file: TextIO | None = None

@@ -85,7 +85,10 @@ class Tracker:
 
         Raises ValueError where the lengths differ.
         """
-        plain = {name: _plain_list(name, value) for name, value in values.items()}
+        plain: dict[str, list[float]] = {}
+        for name, value in values.items():
+            items: Any = value.tolist() if hasattr(value, "tolist") else value  # type: ignore
+            plain[name] = [int(item) if name == "index" else float(item) for item in items]
         if len({len(value) for value in plain.values()}) > 1:
             lengths = {name: len(value) for name, value in plain.items()}
             raise ValueError(f"per-episode values must have one length, got {lengths}")
@@ -125,14 +128,5 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close("finished")
-        elif issubclass(kind, KeyboardInterrupt | SystemExit):
-            self.close("interrupted")
-        else:
-            self.close("failed")
-
-
-def _plain_list(name: str, values: Any) -> list[float]:
-    items = values.tolist() if hasattr(values, "tolist") else values
-    return [int(item) if name == "index" else float(item) for item in items]
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
+        self.close("finished" if kind is None else "interrupted" if stopped else "failed")

@@ -67,7 +67,7 @@ class WandB:
         self.project, self.entity, self.group, self.tags = project, entity, group, tuple(tags)
         self.timeout, self.finish_timeout = timeout, finish_timeout
         self.train_episodes = train_episodes
-        self._warn = warn or _print_line
+        self._warn = warn or (lambda line: print(line, file=sys.stderr, flush=True))
         self._warned = False
         self._warning = threading.Lock()
         self._run_folder = "offline-run-*" if mode == "offline" else "run-*"
@@ -87,7 +87,8 @@ class WandB:
         if self.mode == "disabled":
             return {}
         # A sweep agent tells its run by WANDB_RUN_ID, and must find it under that id.
-        identity = run.wandb_id or os.environ.get("WANDB_RUN_ID") or _new_id()
+        letters = (secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+        identity = run.wandb_id or os.environ.get("WANDB_RUN_ID") or "".join(letters)
         self._folder = run.folder
         # Not joined at exit (daemon), so that not even a hanging server keeps the process.
         self._thread = threading.Thread(
@@ -206,7 +207,8 @@ class WandB:
             "save_code": False,
             "login_timeout": 1.0,
         }
-        known = {key: value for key, value in settings.items() if key in _settings_keys(wandb)}
+        fields = set[str](wandb.Settings.model_fields)
+        known: Any = {key: value for key, value in settings.items() if key in fields}
         run = wandb.init(
             mode=mode,
             project=self.project,
@@ -266,16 +268,3 @@ class WandB:
         rows: list[Any] = [list(row) for row in zip(*values.values(), strict=True)]
         self._log(run, "step", step, {f"{split}/episodes": wandb.Table(columns=names, data=rows)})
         self._tables = True
-
-
-def _settings_keys(wandb: Any) -> set[str]:
-    return set(wandb.Settings.model_fields)
-
-
-def _new_id() -> str:
-    alphabet = string.ascii_lowercase + string.digits
-    return "".join(secrets.choice(alphabet) for _ in range(8))
-
-
-def _print_line(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,11 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     if target.exists():
         shutil.rmtree(target)
     os.replace(partial, target)
-    _sync(folder)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
     return target
 
 
@@ -108,22 +112,6 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _children(value: Any) -> Iterator[tuple[Any, Any]]:
-    return iter(value.items()) if isinstance(value, dict) else enumerate(value)
-
-
-def _is_name(key: Any) -> bool:
-    return isinstance(key, str) and not key.startswith("$")
-
-
 def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON, its tensors moved to `tensors` under their path."""
     if isinstance(value, Tensor):
@@ -133,17 +121,17 @@ def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {"$tensor": path}
     if isinstance(value, Counter):
         return {"$counter": sorted(value.items())}
-    if isinstance(value, dict) and not all(_is_name(key) for key in value):
-        for key in value:
+    if isinstance(value, dict):
+        parts = {key: _split(v, f"{path}/{key}", tensors) for key, v in value.items()}
+        if all(isinstance(key, str) and not key.startswith("$") for key in parts):
+            return parts
+        for key in parts:
             if not (key is None or isinstance(key, bool | int | float | str)):
                 raise TypeError(f"{path} has {key!r} as a key, which a checkpoint cannot hold")
-        return {"$items": [[k, _split(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
-    if isinstance(value, dict | list | tuple):
-        parts = {key: _split(v, f"{path}/{key}", tensors) for key, v in _children(value)}
-        if isinstance(value, dict):
-            return parts
-        kind = "$tuple" if isinstance(value, tuple) else "$list"
-        return {kind: list(parts.values())}
+        return {"$items": [[key, part] for key, part in parts.items()]}
+    if isinstance(value, list | tuple):
+        items = [_split(v, f"{path}/{number}", tensors) for number, v in enumerate(value)]
+        return {"$tuple" if isinstance(value, tuple) else "$list": items}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(

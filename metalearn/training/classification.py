@@ -82,9 +82,9 @@ def groups(module: nn.Module, decay_norms: bool) -> list[dict[str, Any]]:
         raise UsageError("the backbone has no weights that are trained")
     if decay_norms:
         return [{"params": learned}]
-    parts = {True: [p for p in learned if p.ndim > 1], False: [p for p in learned if p.ndim < 2]}
-    plain = {"params": parts[False], "weight_decay": 0.0}
-    return [group for group in ({"params": parts[True]}, plain) if group["params"]]
+    spared = {"params": [p for p in learned if p.ndim < 2], "weight_decay": 0.0}
+    parts = ({"params": [p for p in learned if p.ndim > 1]}, spared)
+    return [group for group in parts if group["params"]]
 
 
 def rotated_four_ways(x: Tensor) -> Tensor:

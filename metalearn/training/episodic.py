@@ -1,7 +1,6 @@
 """Meta-training as a stage: meta-steps on episodes, validation by a manifest, a test at the end."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -32,8 +31,15 @@ from metalearn.training.folder import save_weights, weights_sha256
 from metalearn.training.outer import Outer, meta_step
 from metalearn.training.result import repeating, write_result
 from metalearn.training.settings import TrainingSettings
-from metalearn.training.stage import Pace, Position, Validation, warn_of_emulation
-from metalearn.training.starting import tell
+from metalearn.training.stage import (
+    Pace,
+    Position,
+    Validation,
+    tell,
+    teller,
+    trained,
+    warn_of_emulation,
+)
 from metalearn.types import Episodes, Meta
 
 _OVERFLOWS = 20  # steps in a row that float16 may skip before a run is taken for lost
@@ -90,19 +96,19 @@ class Episodic:
 
         Raises UsageError where the memory that the plan needs is not there.
         """
-        self._tell = functools.partial(console.print, soft_wrap=True, highlight=False)
-        tell(self.starting, folder, console)
-        warn_of_emulation(self.engine.precision, self.device, console)
+        self._tell = teller(console)
+        tell(self.starting, folder, self._tell)
+        warn_of_emulation(self.engine.precision, self.device, self._tell)
         self._autotune(folder / "engine.json", console)
 
     def _autotune(self, path: Path, console: Console) -> None:
         """Choose where `batching=auto`: as this run did before, or measured now."""
         if not hasattr(self.gradient, "task"):
             return
+        strategy = cast(Strategy, self.gradient)
         if self.engine.batching != "auto":
             if self.size > ROOM_FOR and at_once(self.engine):
                 first = self._moved(self.train.batch("train", range(self.size)))
-                strategy = cast(Strategy, self.gradient)
                 check_room(self.engine, strategy, self.algo, self.meta, first)
             return
         if path.exists():
@@ -117,11 +123,10 @@ class Episodic:
             episodes = self._moved(self.train.batch("train", range(self.size)))
             coming = self.settings.steps * self.size
             with console.status("measuring how the engine runs this fastest; the answer is kept"):
-                strategy = cast(Strategy, self.gradient)
                 answer = self.engine.autotune(strategy, self.algo, self.meta, episodes, coming)
             write_atomic(path, answer.encode())
         self.tuned = self.engine.with_plan(answer.plan)
-        console.print(f"engine: {answer}", soft_wrap=True, highlight=False)
+        self._tell(f"engine: {answer}")
 
     def batches(self, steps: range, workers: int) -> Generator[Episodes, None, None]:
         """Step s draws the training episodes [s * T, (s + 1) * T)."""
@@ -138,9 +143,8 @@ class Episodic:
         what is finite, and `overflowed`."""
         rate, gradient = self.outer.learning_rate, self.gradient
         gradient = gradient.at(number) if isinstance(gradient, Scheduled) else gradient
-        metrics = meta_step(
-            self.tuned, gradient, self.algo, self.outer, self.meta, self._moved(batch)
-        )
+        episodes = self._moved(batch)
+        metrics = meta_step(self.tuned, gradient, self.algo, self.outer, self.meta, episodes)
         norm = float(metrics.pop("grad_norm"))
         values: dict[str, list[float]] = {name: value.tolist() for name, value in metrics.items()}
         means = {name: sum(value) / len(value) for name, value in values.items()}
@@ -180,10 +184,8 @@ class Episodic:
         if lost := report.not_finite:
             told = f"{lost} of {len(report.losses)} validation episodes are not finite"
             if lost == len(report.losses):
-                raise Diverged(
-                    f"{told} at step {number}; lower outer.optimizer.lr or inner.rate "
-                    "(earlier checkpoints are kept)"
-                )
+                use = "lower outer.optimizer.lr or inner.rate (earlier checkpoints are kept)"
+                raise Diverged(f"{told} at step {number}; {use}")
             self._tell(f"step {number}: {told}")
         tracker.episodes(number, "val", last_step(report))
         return Validation(report.score)
@@ -192,10 +194,8 @@ class Episodic:
         self, meta: Meta, manifest: Manifest, at: tuple[int, ...] | None = None
     ) -> EvalReport:
         """What `meta` reaches on the episodes of `manifest`."""
-        steps, engine, device = self.evaluation_steps, self.engine, self.device
-        if at is not None:
-            return evaluate(self.algo, meta, manifest, steps, engine, device, at)
-        return evaluate_once(self.algo, meta, manifest, steps, engine, device)
+        given = self.algo, meta, manifest, self.evaluation_steps, self.engine, self.device
+        return evaluate_once(*given) if at is None else evaluate(*given, at)
 
     def select(self) -> None:
         """Keep a copy of the weights."""
@@ -225,13 +225,8 @@ class Episodic:
         if repeat := repeating(config, position, self.tuned.batching):
             self._tell(f"a clock ended it; {repeat} takes the same steps again")
         extra: dict[str, Any] = {
-            "steps": position.step,
-            "selected_step": position.best_step,
-            "validation_score": position.best_score,
-            "seconds": position.seconds,
-            "tasks_per_second": position.step * self.size / position.seconds,
+            **trained(self, position),
             "repeat": repeat,
-            "commit": position.commit,
             "weights_sha256": digest,
             "last_weights_sha256": weights_sha256(self.meta),
         }

@@ -97,7 +97,8 @@ def held(folder: Path, config: dict[str, Any], resume: str) -> Iterator[Path]:
             raise UsageError(
                 f"another process is running in {place}; wait for it or choose another run_dir"
             )
-        if lock is not None and (resume == "auto" or _empty(place)):
+        # The lock alone: nothing is there.
+        if lock is not None and (resume == "auto" or len(list(place.iterdir())) < 2):
             break
         if lock is not None:
             lock.release()
@@ -108,10 +109,6 @@ def held(folder: Path, config: dict[str, Any], resume: str) -> Iterator[Path]:
         yield place
     finally:
         lock.release()
-
-
-def _empty(folder: Path) -> bool:
-    return all(path.name == _LOCK for path in folder.iterdir())
 
 
 def claim(folder: Path, config: dict[str, Any]) -> None:
@@ -206,8 +203,7 @@ def _difference(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any]:
             if not path and name in _NOT_IDENTITY:
                 continue
             # As config_hash sees it: 1 and 1.0 differ, and so do a null and a missing value.
-            same = name in a and name in b and _dumps(a[name]) == _dumps(b[name])
-            if not same:
+            if name not in a or name not in b or _dumps(a[name]) != _dumps(b[name]):
                 return _difference(a.get(name), b.get(name), f"{path}.{name}" if path else name)
     return path, a, b
 
@@ -215,9 +211,7 @@ def _difference(a: Any, b: Any, path: str = "") -> tuple[str, Any, Any]:
 def save_weights(path: Path, meta: Meta) -> str:
     """Write `meta` as safetensors, keys `init/<name>` and so on; returns the file's sha256."""
     data = _serialised(meta)
-    partial = path.with_name(f".{path.name}")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -227,13 +221,8 @@ def weights_sha256(meta: Meta) -> str:
 
 
 def _serialised(meta: Meta) -> bytes:
-    return save(
-        {
-            f"{part}/{name}": tensor.detach().cpu().contiguous()
-            for part in ("init", "hyper", "buffers")
-            for name, tensor in meta[part].items()
-        }
-    )
+    every = ((f"{p}/{n}", t) for p in ("init", "hyper", "buffers") for n, t in meta[p].items())
+    return save({name: t.detach().cpu().contiguous() for name, t in every})
 
 
 def load_weights(path: Path, like: Meta, sha256: str | None = None) -> Meta:

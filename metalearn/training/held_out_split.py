@@ -64,7 +64,11 @@ def hold_out(dataset: ImageDataset, val: float, test: float, seed: int = 0) -> H
     ]
     ends = [(held[c], held[c] + tested[c]) for c in place]
     cut = [np.split(orders[c], ends[label]) for label, c in enumerate(place)]
-    parts = [_subset([pieces[which] for pieces in cut]) for which in (2, 0, 1)]
+    parts = []
+    for which in (2, 0, 1):
+        own = [np.sort(pieces[which]) for pieces in cut]
+        labels = np.repeat(np.arange(len(own)), [len(examples) for examples in own])
+        parts.append(Subset(labels, np.concatenate(own)))
     return HeldOutSplit(*parts)
 
 
@@ -80,9 +84,3 @@ def _shared(sizes: np.ndarray, share: float) -> np.ndarray:
     """Whole numbers `[C]` near `share * sizes` that sum to the nearest one of the total."""
     upto = np.floor(np.cumsum(sizes) * share + 0.5).astype(np.int64)
     return np.diff(upto, prepend=0)
-
-
-def _subset(examples: list[np.ndarray]) -> Subset:
-    """In the order of the data set."""
-    labels = np.repeat(np.arange(len(examples)), [len(own) for own in examples])
-    return Subset(labels, np.concatenate([np.sort(own) for own in examples]))

@@ -64,9 +64,7 @@ def mixed_layers(
             "image; name another"
         )
     if not reached:
-        raise UsageError(
-            "manifold_mixup finds no layer of the backbone; name manifold_mixup.layers"
-        )
+        raise UsageError("manifold_mixup finds no layer; name some in manifold_mixup.layers")
     return reached
 
 

@@ -24,7 +24,7 @@ KEYS: dict[str, str | None] = {
 
 
 OF_TARGET: dict[str, dict[str, Any]] = {
-    "metalearn.data.folder": {"min_images": 1, "class_folder": "path"},
+    "metalearn.data.folder": {"min_images": 1, "class_folder": "path"}
 }
 """What newer nodes of a target hold, with the values that do as before."""
 
@@ -44,19 +44,11 @@ _STANDARD = {
     **{"_target_": "metalearn.episodes.Augmentation", "turn": False, "crop": 4},
     **{"flip": 0.5, "jitter": 0.4, "erase": 0.0},
 }
+_NO_TEACHER = {"teacher": None, "sha256": None, "weight": 0.5, "temperature": 4.0, "trust": None}
 
 OF_KIND: dict[str, dict[str, Any]] = {
     "algorithm": {"classifier": None, "lite": None},
-    "held_out": {
-        "distillation": {
-            "teacher": None,
-            "sha256": None,
-            "weight": 0.5,
-            "temperature": 4.0,
-            "trust": None,
-        },
-        "manifold_mixup": {"alpha": 0.0, "layers": None},
-    },
+    "held_out": {"distillation": _NO_TEACHER, "manifold_mixup": {"alpha": 0.0, "layers": None}},
     "meta": {
         "sampling": {"queries": ["balanced"], "concentration": 2.0},
         "classifiers": {},
@@ -125,13 +117,9 @@ def _renew_backbone(node: Any) -> None:
     """What only some backbones have, with the value that does as before, in place."""
     if not isinstance(node, dict):
         return
-    for network, last_map in (
-        ("Conv4", "flatten"),
-        ("ResNet12", "mean"),
-        ("CifarResNet", "mean"),
-    ):
-        if str(node.get("_target_")).endswith(f".{network}"):
-            node.setdefault("last_map", last_map)
+    last_maps = {"Conv4": "flatten", "ResNet12": "mean", "CifarResNet": "mean"}
+    if (network := str(node.get("_target_")).rpartition(".")[2]) in last_maps:
+        node.setdefault("last_map", last_maps[network])
     if "match" in node:
         node.setdefault("rename", None)
     if "match" in node and "copy" not in node:
@@ -165,8 +153,6 @@ def _found(value: Any, targets: Mapping[str, str]) -> Any:
     if isinstance(path := new.get("_target_"), str):
         module, _, name = path.rpartition(".")
         new["_target_"] = targets.get(path, f"{targets.get(module, module)}.{name}")
-        new = {
-            **new,
-            **{k: v for k, v in OF_TARGET.get(new["_target_"], {}).items() if k not in new},
-        }
+        for key, usual in OF_TARGET.get(new["_target_"], {}).items():
+            new.setdefault(key, usual)
     return new

@@ -66,13 +66,10 @@ class Outer:
         """Apply one meta-gradient; returns its norm before clipping, a scalar."""
         for (part, name), weight in zip(self.names, self.learned, strict=True):
             weight.grad = gradient[part][name]
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.learned, self.clip_norm if self.clip_norm is not None else float("inf")
-        )
-        if self.skip_overflow and not norm.isfinite():
-            self.skipped += 1
-        else:
-            self.skipped = 0
+        limit = math.inf if self.clip_norm is None else self.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.learned, limit)
+        self.skipped = self.skipped + 1 if self.skip_overflow and not norm.isfinite() else 0
+        if not self.skipped:
             self.optimizer.step()
         self.optimizer.zero_grad()
         if self.schedule is not None:

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from metalearn.training.folder import (
     leaving_nothing_of_a_refusal,
     told_of_sources,
 )
-from metalearn.training.stage import Pace, Position, Stage
+from metalearn.training.stage import Pace, Position, Stage, teller
 
 
 def run(
@@ -59,11 +59,11 @@ def run(
     with held(folder, config, config["resume"]) as place:
         if place != folder:
             folder, before = place, set()
+        say = teller(console)
         for line in told:
-            _say(console, line)
+            say(line)
         if (result := finished(folder)) is not None:
-            again = "resume=never trains anew in a fresh folder"
-            _say(console, f"{folder} has finished before; {again}")
+            say(f"{folder} has finished before; resume=never trains anew in a fresh folder")
             console.print(stage.table(result))
             _check_finite(result)
             return result["validation_score"]
@@ -99,21 +99,21 @@ def finished(folder: Path) -> dict[str, Any] | None:
 def _train(config: Mapping[str, Any], stage: Stage, folder: Path, console: Console) -> float | None:
     keep_freed_memory()
     stage.begin(folder, console)
-    pace, source, stop = stage.pace, commit(), Ending()
-
-    def say(line: str) -> None:
-        _say(console, line)
-
-    position = Position(
-        threads=torch.get_num_threads(), seed=config["seed"], config_hash=held_hash(folder)
-    )
+    pace, source, stop, say = stage.pace, commit(), Ending(), teller(console)
+    now, digest = torch.get_num_threads(), held_hash(folder)
+    position = Position(threads=now, seed=config["seed"], config_hash=digest)
     reset_peak_memory(stage.device)
     resumed = resume(stage, position, folder, say)
     if resumed:
-        use_threads(position, say)
+        if position.threads not in (None, now):  # sums of other parts round otherwise
+            torch.set_num_threads(position.threads)
+            say(
+                f"this run began with {position.threads} threads, and goes on with them: with "
+                f"{now} it would not end with bitwise the same weights"
+            )
         if position.commit != source:
-            _say(console, f"this run began at commit {position.commit}, now {source}")
-        _say(console, f"resuming {folder} at step {position.step}")
+            say(f"this run began at commit {position.commit}, now {source}")
+        say(f"resuming {folder} at step {position.step}")
     sinks = [JsonLines(warn=say), WandB(**config["tracker"]), Progress(console)]
     with Tracker(sinks) as tracker:
         info = RunInfo(
@@ -132,10 +132,8 @@ def _train(config: Mapping[str, Any], stage: Stage, folder: Path, console: Conso
         position.wandb_id = tracker.start(info).get("wandb_id", position.wandb_id)
         if not fit(stage, position, folder, tracker, stop):
             tracker.close("interrupted")
-            say(
-                f"stopped at step {position.step} of {pace.steps} after a checkpoint; "
-                "the same command goes on from there",
-            )
+            told = f"stopped at step {position.step} of {pace.steps} after a checkpoint"
+            say(f"{told}; the same command goes on from there")
             raise SystemExit(stop.code)
         try:
             with at_ending(leave):
@@ -145,7 +143,7 @@ def _train(config: Mapping[str, Any], stage: Stage, folder: Path, console: Conso
             say("stopped during the test; the same command goes on from there")
             raise
     console.print(stage.table(result))
-    _say(console, f"run folder: {folder}")
+    say(f"run folder: {folder}")
     _check_finite(result)
     return position.best_score
 
@@ -159,10 +157,6 @@ def _check_finite(result: Mapping[str, Any]) -> None:
             f"{lost} of {episodes} test episodes are not finite; lower outer.optimizer.lr or "
             "inner.rate (the weights and the result are kept)"
         )
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, highlight=False)
 
 
 def resume(stage: Stage, position: Position, folder: Path, warn: Callable[[str], None]) -> bool:
@@ -193,23 +187,8 @@ def resume(stage: Stage, position: Position, folder: Path, warn: Callable[[str],
     return True
 
 
-def use_threads(position: Position, say: Callable[[str], None]) -> None:
-    """Compute with as many threads as the run did before: sums of other parts round otherwise."""
-    now = torch.get_num_threads()
-    if position.threads not in (None, now):
-        torch.set_num_threads(position.threads)
-        say(
-            f"this run began with {position.threads} threads, and goes on with them: with {now} "
-            "it would not end with bitwise the same weights"
-        )
-
-
 def fit(
-    stage: Stage,
-    position: Position,
-    folder: Path,
-    tracker: Tracker,
-    stop: Ending | None = None,
+    stage: Stage, position: Position, folder: Path, tracker: Tracker, stop: Ending | None = None
 ) -> bool:
     """Train until the steps or the seconds are over, an early stop, SIGTERM or SIGHUP.
 
@@ -221,9 +200,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     place = _place(folder)
     clock = time.monotonic() - at.seconds
-    workers = pace.workers
-    if workers is None:
-        workers = 1 if stage.device.type == "cuda" else 0
+    workers = int(stage.device.type == "cuda") if pace.workers is None else pace.workers
     coming = stage.batches(range(at.step, pace.steps), workers)
     with at_ending(stop), closing(coming):
         since = at.step, time.perf_counter()
@@ -265,11 +242,9 @@ def fit(
 
 def _place(folder: Path) -> tuple[int, int] | None:
     """The folder itself, whatever its name; None where there is none."""
-    try:
+    with suppress(OSError):
         found = os.stat(folder)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+        return found.st_dev, found.st_ino
 
 
 def _checked(stage: Stage, values: Mapping[str, Tensor | float], step: int) -> dict[str, Any]:

@@ -149,7 +149,8 @@ class ManifoldMixupSettings:
 
 @dataclass
 class FewShotSettings:
-    """Episodes of classes that are not trained on. shots: one measurement each; [] for none."""
+    """Episodes of classes that are not trained on. shots: one measurement each; [] for none, which
+    a comparison refuses."""
 
     ways: int = 5
     shots: list[int] = field(default_factory=lambda: [1, 5])

@@ -1,6 +1,8 @@
 """What the run shell asks of one kind of training, and what both know of where it stands."""
 
-from collections.abc import Generator, Mapping
+import functools
+import json
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -10,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from metalearn.backbones.weights import Report
 from metalearn.functional.precision import slowdown
+from metalearn.runtime.files import write_atomic
 from metalearn.tracking import Tracker
 
 
@@ -138,11 +142,38 @@ class Stage(Protocol):
 _EMULATED = 2.0  # times float32
 
 
-def warn_of_emulation(precision: str, device: torch.device, console: Console) -> None:
+NAMES = "weight_names.json"
+"""In a run folder: the name in the network, the name in the file, where these are others."""
+
+
+def teller(console: Console) -> Callable[[str], None]:
+    """What prints a line as it is, however long."""
+    return functools.partial(console.print, soft_wrap=True, highlight=False, markup=False)
+
+
+def warn_of_emulation(precision: str, device: torch.device, say: Callable[[str], None]) -> None:
     """Say so where the device computes in `precision` more slowly than in float32."""
     if (times := slowdown(precision, device)) > _EMULATED:
-        console.print(
-            f"precision={precision}: this processor takes {times:.0f} times as long for it as "
-            "for fp32",
-            soft_wrap=True, highlight=False,
-        )  # fmt: skip
+        much = f"{times:.0f} times as long for it as for fp32"
+        say(f"precision={precision}: this processor takes {much}")
+
+
+def tell(report: Report | None, folder: Path, say: Callable[[str], None]) -> None:
+    """Say what became of the weights that a run starts from, None for a random start, and keep the
+    names that were matched by order."""
+    if report is not None:
+        say(str(report))
+        if report.names:
+            write_atomic(folder / NAMES, json.dumps(report.names, indent=1))
+
+
+def trained(stage: Stage, position: Position) -> dict[str, Any]:
+    """What the result of any training tells of it."""
+    return {
+        "steps": position.step,
+        "selected_step": position.best_step,
+        "validation_score": position.best_score,
+        "seconds": position.seconds,
+        f"{stage.unit}_per_second": position.step * stage.size / position.seconds,
+        "commit": position.commit,
+    }

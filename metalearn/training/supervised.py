@@ -31,8 +31,15 @@ from metalearn.training.mixing import Labelled
 from metalearn.training.rates import Schedule
 from metalearn.training.result import last_word, surroundings
 from metalearn.training.settings import PretrainingSettings
-from metalearn.training.stage import Pace, Position, Validation, warn_of_emulation
-from metalearn.training.starting import tell
+from metalearn.training.stage import (
+    Pace,
+    Position,
+    Validation,
+    tell,
+    teller,
+    trained,
+    warn_of_emulation,
+)
 from metalearn.training.supervised_result import (
     WEIGHTS,
     novel_classes,
@@ -109,8 +116,8 @@ class Supervised:
 
     def begin(self, folder: Path, console: Console) -> None:
         """Tell of the precision and the starting weights."""
-        warn_of_emulation(self.precision, self.device, console)
-        tell(self.starting, folder, console)
+        warn_of_emulation(self.precision, self.device, say := teller(console))
+        tell(self.starting, folder, say)
 
     def batches(self, steps: range, workers: int) -> Generator[Labelled, None, None]:
         """The images of each step, augmented and mixed."""
@@ -130,16 +137,11 @@ class Supervised:
         )
         self.module.train()
         narrow = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        rotation, more = (self.rotation_head, settings.rotation), (self.teacher, self.layers)
         with computing_in(self.precision, self.device):
             with narrow:
                 loss, accuracy = loss_and_accuracy(
-                    self.module,
-                    batch,
-                    settings.label_smoothing,
-                    self.rotation_head,
-                    settings.rotation,
-                    self.teacher,
-                    self.layers,
+                    self.module, batch, settings.label_smoothing, *rotation, *more
                 )
             loss.backward()
         learned = [p for group in optimizer.param_groups for p in group["params"]]
@@ -149,9 +151,8 @@ class Supervised:
         optimizer.zero_grad()
         if self.averaged is not None:
             self.averaged.update_parameters(self.module)
-        rate = optimizer.param_groups[0]["lr"]
         told = {"loss": loss.detach(), "accuracy": accuracy, "grad_norm": norm}
-        return {**told, "learning_rate": rate}
+        return {**told, "learning_rate": optimizer.param_groups[0]["lr"]}
 
     def check(self, values: Mapping[str, float], number: int) -> None:
         """Raise Diverged where the loss or its gradient is not finite."""
@@ -167,13 +168,9 @@ class Supervised:
         score = math.nan
         if len(self.split.val):
             right, losses = classified(self.forward, self.kept, self.split.val)
-            held_out = mean_interval(right)
-            score = held_out.mean
-            record = {
-                "held_out_accuracy": held_out.mean,
-                "held_out_half_width": held_out.half_width,
-                "held_out_loss": float(losses.mean()),
-            }
+            score, half, _ = mean_interval(right)
+            record = {"held_out_accuracy": score, "held_out_half_width": half}
+            record["held_out_loss"] = float(losses.mean())
             if not math.isfinite(record["held_out_loss"]):
                 raise Diverged(
                     f"the loss on the held-out images is not finite at step {number}; lower "
@@ -226,38 +223,28 @@ class Supervised:
             listed = {"index": list(range(len(values))), "accuracy": values.tolist()}
             tracker.episodes(position.step, f"test {source.ways}-way {source.shots}-shot", listed)
         known: dict[str, Any] = {}
-        subsets = {
-            "": self.split.test,
-            "val_": self.split.val,
-            "train_": spread(self.split.train, asked["train_images"]),
-        }
+        subsets = {"": self.split.test, "val_": self.split.val}
+        subsets["train_"] = spread(self.split.train, asked["train_images"])
         for prefix, subset in subsets.items():
             if len(subset):
                 interval = mean_interval(classified(self.forward, network, subset)[0])
                 known[f"{prefix}accuracy"] = interval.mean
                 known[f"{prefix}accuracy_half_width"] = interval.half_width
                 known[f"{prefix}images"] = interval.count
-        accuracy, path = known.get("accuracy"), folder / WEIGHTS
-        digest = save_backbone(
-            config, self.images.reader, self.best, position.best_step, accuracy, path
-        )
+        path, told = folder / WEIGHTS, (position.best_step, known.get("accuracy"))
+        digest = save_backbone(config, self.images.reader, self.best, *told, path)
         result: dict[str, Any] = {
             **known,
             "few_shot": novel_classes(self.few_shot, by_shot),
             "select": self.settings.select,
-            "steps": position.step,
             "epochs": position.step / self.images.epoch,
-            "selected_step": position.best_step,
-            "validation_score": position.best_score,
             "classes": self.images.reader.dataset.class_count(SPLIT),
             "norm_policy": describe(network.eval()),
             "backbone": config["backbone"].get("name") or last_word(config["backbone"]["_target_"]),
             "dataset": last_word(config["dataset"]["_target_"]),
             "precision": self.precision,
-            "seconds": position.seconds,
-            "images_per_second": position.step * self.size / position.seconds,
+            **trained(self, position),
             **surroundings(config, self.device),
-            "commit": position.commit,
             "weights_sha256": digest,
             "teacher_sha256": self.teacher.sha256 if self.teacher else None,
             "weights": str(path),

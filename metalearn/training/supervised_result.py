@@ -37,18 +37,10 @@ def novel_classes(
     `[episodes]`."""
     rows = []
     for source, values in zip(sources, by_shot, strict=True):
-        measured = mean_interval(values)
-        rows.append(
-            {
-                "ways": source.ways,
-                "shots": source.shots,
-                "queries": source.queries,
-                "episodes": len(values),
-                "accuracy": measured.mean,
-                "accuracy_half_width": measured.half_width,
-                "manifest_hash": Manifest(source, "test", len(values)).hash,
-            }
-        )
+        mean, half, count = mean_interval(values)
+        row = {name: getattr(source, name) for name in ("ways", "shots", "queries")}
+        row |= {"episodes": count, "accuracy": mean, "accuracy_half_width": half}
+        rows.append({**row, "manifest_hash": Manifest(source, "test", count).hash})
     return rows
 
 
@@ -66,14 +58,10 @@ def save_backbone(
     """
     dataset = reader.dataset
     channels, height, width = reader.transform.shape(dataset.image_shape)
-    given = config.get("images") or {}
+    images = {"size": height if height == width else None, "channels": channels}
+    images |= {name: (config.get("images") or {}).get(name) for name in ("mean", "std")}
     told = {
-        "images": {
-            "size": height if height == width else None,
-            "channels": channels,
-            "mean": given.get("mean"),
-            "std": given.get("std"),
-        },
+        "images": images,
         "backbone": config["backbone"],
         "dataset": dataset.name,
         "classes": dataset.class_count(SPLIT),
@@ -81,11 +69,8 @@ def save_backbone(
         "steps": step,
         "accuracy": accuracy,
     }
-    tensors = {
-        name: t.cpu().contiguous()
-        for name, t in weights.items()
-        if not name.endswith("num_batches_tracked")
-    }
+    kept = [name for name in weights if not name.endswith("num_batches_tracked")]
+    tensors = {name: weights[name].cpu().contiguous() for name in kept}
     data = save(tensors, {"metalearn": json.dumps(told, sort_keys=True)})
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()

@@ -37,15 +37,10 @@ class Forward:
     def __call__(self, network: nn.Module, split: str, subset: Subset) -> tuple[Tensor, Tensor]:
         """`[n, N]` and `[n, D]` of the images `subset`; leaves `network` in eval mode."""
         network.eval()
-        pieces = [
-            subset.at(np.arange(len(subset))[a : a + _TOGETHER])
-            for a in range(0, len(subset), _TOGETHER)
-        ]
-        found = [
-            with_features(network, self.laid_out(self.reader(split, p.classes, p.examples)))
-            for p in pieces
-        ]
-        logits, features = zip(*found, strict=True)
+        starts, every = range(0, len(subset), _TOGETHER), np.arange(len(subset))
+        pieces = (subset.at(every[start : start + _TOGETHER]) for start in starts)
+        images = (self.laid_out(self.reader(split, *piece)) for piece in pieces)
+        logits, features = zip(*(with_features(network, x) for x in images), strict=True)
         return torch.cat(logits), torch.cat(features)
 
 

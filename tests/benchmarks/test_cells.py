@@ -6,8 +6,7 @@ import pytest
 
 from metalearn.benchmarks import cells
 from metalearn.benchmarks.cells import Cell
-from metalearn.benchmarks.frameworks import default, parse
-from metalearn.benchmarks.frameworks.base import framework
+from metalearn.benchmarks.frameworks import default, framework, parse
 from metalearn.benchmarks.frameworks.ours import ours
 from metalearn.engine import Engine
 from metalearn.engine.autotune import Autotuned

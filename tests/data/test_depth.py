@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from metalearn.data import DataError, folder
-from metalearn.data.image_files import Folder, pixels, read_image, survey
+from metalearn.data.files import Folder
+from metalearn.data.image_files import pixels, read_image, survey
 
 RAMP = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))
 DEEP = RAMP.astype(np.uint16)

@@ -3,7 +3,7 @@
 import torch
 
 from metalearn.benchmarks.cells import Cell
-from metalearn.benchmarks.frameworks.base import Runner
+from metalearn.benchmarks.frameworks import Runner
 from metalearn.benchmarks.frameworks.torch_loop import Task, runner, tasks_of
 from metalearn.benchmarks.models import module, user_loss
 from metalearn.gradients.peers.base import imported

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from metalearn.benchmarks.cells import Cell
-from metalearn.benchmarks.frameworks import jax_models
-from metalearn.benchmarks.frameworks.base import NotInstalled, Runner
+from metalearn.benchmarks.frameworks import NotInstalled, Runner, jax_models
 from metalearn.benchmarks.models import episodes, module
 
 Task = tuple[jax.Array, jax.Array, jax.Array, jax.Array]

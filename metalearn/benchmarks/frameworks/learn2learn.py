@@ -1,7 +1,7 @@
 """learn2learn 0.2, as in its examples: clone, adapt, backward, a task at a time."""
 
 from metalearn.benchmarks.cells import Cell
-from metalearn.benchmarks.frameworks.base import Runner
+from metalearn.benchmarks.frameworks import Runner
 from metalearn.benchmarks.frameworks.torch_loop import Task, runner, tasks_of
 from metalearn.benchmarks.models import module, user_loss
 from metalearn.gradients.peers.base import imported

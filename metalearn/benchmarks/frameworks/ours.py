@@ -10,7 +10,7 @@ from metalearn import tree
 from metalearn.algorithms import MAML
 from metalearn.algorithms.losses import cross_entropy, mean_squared
 from metalearn.benchmarks.cells import Cell
-from metalearn.benchmarks.frameworks.base import Runner
+from metalearn.benchmarks.frameworks import Runner
 from metalearn.benchmarks.machine import synchronise
 from metalearn.benchmarks.models import episodes, module
 from metalearn.engine import Engine

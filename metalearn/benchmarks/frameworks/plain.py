@@ -6,7 +6,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from metalearn.benchmarks.cells import Cell
-from metalearn.benchmarks.frameworks.base import Runner
+from metalearn.benchmarks.frameworks import Runner
 from metalearn.benchmarks.frameworks.torch_loop import Task, runner, tasks_of
 from metalearn.benchmarks.models import DISTINCT, module, user_loss
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor, nn
 
 from metalearn.benchmarks.cells import Cell
-from metalearn.benchmarks.frameworks.base import Runner
+from metalearn.benchmarks.frameworks import Runner
 from metalearn.benchmarks.machine import synchronise
 from metalearn.benchmarks.models import episodes
 

@@ -5,7 +5,7 @@ which takes the same time and the memory of one task.
 """
 
 from metalearn.benchmarks.cells import Cell
-from metalearn.benchmarks.frameworks.base import Runner
+from metalearn.benchmarks.frameworks import Runner
 from metalearn.benchmarks.frameworks.torch_loop import Task, runner, tasks_of
 from metalearn.benchmarks.models import module, user_loss
 from metalearn.gradients.peers.base import imported

@@ -48,6 +48,12 @@ class Measured:
     training: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def chose(self, choice: Choice | None, started: float) -> None:
+        """The seconds since `started` go to the tuning, where there was a choice."""
+        if choice:
+            spent = self.training.get("tuning_seconds", 0.0) + time.monotonic() - started
+            self.training["tuning_seconds"] = spent
+
     def add(self, shots: int, report: EvalReport, cost: Cost, choice: Choice | None) -> None:
         """One number of shots, with a note where episodes are not finite."""
         self.shots[shots] = Shot(report.accuracies.tolist(), cost, choice)
@@ -91,7 +97,9 @@ def on_features(
     for shots in setting.shots:
         manifest = setting.features(network, shots, setting.split, episodes, change)
         first = manifest.source.batch(setting.split, [0])
+        started = time.monotonic()
         head, steps, choice, adapted = make(shots, first.support.shape[-1])
+        measured.chose(choice, started)
         report = measure(head, manifest, at=(steps,))
 
         def fit(images: Given, head: Head = head, steps: int = steps) -> object:
@@ -117,7 +125,9 @@ def on_images(
     """
     measured = Measured(describe(algo.net.module))
     for shots in setting.shots:
+        started = time.monotonic()
         algo, steps, choice = steps_of(shots)
+        measured.chose(choice, started)
         manifest = setting.images(shots, setting.split, setting.plan.network_episodes(shots))
         report = evaluate(algo, meta, manifest.batches(4), device=setting.device, at=(steps,))
 
@@ -219,11 +229,9 @@ def _unit_length_in_double(episodes: Episodes) -> Episodes:
 def fine_tune_head(setting: Setting) -> Measured:
     """SGD of a linear layer from zero on frozen features, tuned on the val split."""
     grid, ways = setting.plan.config["tuning"], setting.plan.config["episodes"]["ways"]
-    network, spent = setting.bare(), 0.0
+    network = setting.bare()
 
     def make(shots: int, size: int) -> Fitted:
-        nonlocal spent
-        started = time.monotonic()
         manifest = setting.features(network, shots, "val", grid["episodes"])
         at = sorted(grid["head_steps"])
 
@@ -232,12 +240,10 @@ def fine_tune_head(setting: Setting) -> Measured:
             return np.array([measure(probe, manifest).accuracies.mean() for probe in probes])
 
         choice = tuned(tried, grid["head_rates"], at)
-        spent += time.monotonic() - started
         probe = classifying(LinearProbe(sgd(choice.rate), choice.steps, ways))
         return Fitted(probe, choice=choice, adapted=(size + 1) * ways)
 
     measured = on_features(setting, network, make)
-    measured.training["tuning_seconds"] = spent
     measured.notes.append(
         "full-batch SGD of a head from zero, features frozen (Chen et al. 2019, Baseline)"
     )
@@ -249,12 +255,10 @@ def fine_tune_all(setting: Setting) -> Measured:
     grid, plan = setting.plan.config["tuning"], setting.plan
     module = setting.network(plan.headed).net.module
     module = heads.zero(module, heads.head_name(module))
-    first, spent = MAML(module), 0.0
+    first = MAML(module)
     meta = tree.map_meta(lambda t: t.to(setting.device), first.init())
 
     def steps_of(shots: int) -> tuple[MetaAlgorithm, int, Choice]:
-        nonlocal spent
-        started = time.monotonic()
         manifest = setting.images(shots, "val", grid["network_episodes"])
         at = sorted(grid["steps"])
 
@@ -264,11 +268,9 @@ def fine_tune_all(setting: Setting) -> Measured:
             return report.by_step["accuracy"].mean(0)
 
         choice = tuned(tried, grid["rates"], at)
-        spent += time.monotonic() - started
         return MAML(module, max(choice.steps, 1), sgd(choice.rate)), choice.steps, choice
 
     measured = on_images(setting, first, meta, steps_of)
-    measured.training["tuning_seconds"] = spent
     measured.notes.append("full-batch SGD of all weights with a head from zero")
     return measured
 

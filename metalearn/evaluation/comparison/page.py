@@ -6,15 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from metalearn.evaluation.comparison.report import (
-    LEGEND,
-    Titled,
-    facts,
-    notes,
-    overview,
-    tables,
-    title,
-)
+from metalearn.evaluation.comparison import report
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 62rem;
@@ -39,16 +31,18 @@ def page(comparison: Mapping[str, Any], picture: Path) -> str:
     """The whole report, with the PNG `picture` inside."""
     image = base64.b64encode(picture.read_bytes()).decode("ascii")
     source = f"data:image/png;base64,{image}"
-    told = escape(title(comparison))
+    told = escape(report.title(comparison))
     parts = [
         f"<h1>{told}</h1>",
         f'<img alt="Accuracy by shots; the tables have its numbers" src="{source}">',
-        *(_table(table) for table in [*overview(comparison), *tables(comparison)]),
-        *(f"<p>{escape(line)}</p>" for line in LEGEND),
+        *(_table(table) for table in [*report.overview(comparison), *report.tables(comparison)]),
+        *(f"<p>{escape(line)}</p>" for line in report.LEGEND),
         "<h2>Methods</h2>",
-        _list(notes(comparison)),
+        "<ul>",
+        *(f"<li>{escape(line)}</li>" for line in report.notes(comparison)),
+        "</ul>",
         "<h2>What the figures hold for</h2>",
-        _facts(facts(comparison)),
+        _facts(report.facts(comparison)),
     ]
     body = "\n".join(parts)
     return (
@@ -58,7 +52,7 @@ def page(comparison: Mapping[str, Any], picture: Path) -> str:
     )
 
 
-def _table(table: Titled) -> str:
+def _table(table: report.Titled) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
     lines, told = [], None
     for cells, family, best in zip(table.rows, table.families, table.best, strict=True):
@@ -73,10 +67,6 @@ def _table(table: Titled) -> str:
         f'<h2>{escape(table.title)}</h2>\n<div class="wide"><table>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
     )
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "<ul>\n" + "\n".join(f"<li>{escape(line)}</li>" for line in lines) + "\n</ul>"
 
 
 def _facts(pairs: Sequence[tuple[str, str]]) -> str:

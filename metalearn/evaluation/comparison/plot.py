@@ -60,13 +60,13 @@ def _looks(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         origin = looks.get(method.removesuffix("_scratch")) if family == "from scratch" else None
         number = members[family] = members.get(family, -1) + 1
         place = number + (1 if family != "untrained" else 0)
+        own = {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
         looks[method] = {
-            "color": origin["color"] if origin else _COLOURS[place % len(_COLOURS)],
-            "marker": origin["marker"] if origin else _MARKERS[place % len(_MARKERS)],
+            **{name: (origin or own)[name] for name in own},
             "ls": _DASHES.get(family, "-"),
-            # Open symbols: nothing was learned before, or from nothing.
-            "mfc": "white" if family in ("untrained", "from scratch") else None,
         }
+        if family in ("untrained", "from scratch"):  # nothing was learned before, or from nothing
+            looks[method]["mfc"] = "white"
     return looks
 
 
@@ -89,17 +89,15 @@ def _draw_lines(
         at = np.array([shots.index(number) for number in own]) + aside
         mean = np.array([row["accuracy"] for row in own.values()])
         half = np.nan_to_num([row["half_width"] for row in own.values()])
-        look = {name: value for name, value in looks[method].items() if value is not None}
-        axes.errorbar(at, mean, half, lw=1.6, ms=5, capsize=2.5, elinewidth=1.2, **look)
+        axes.errorbar(at, mean, half, lw=1.6, ms=5, capsize=2.5, elinewidth=1.2, **looks[method])
     axes.axhline(chance, color="#777777", lw=1.0, ls=":")
     axes.annotate("chance", (len(shots) - 1, chance), xytext=(0, 3), fontsize=8, ha="right",
                   textcoords="offset points", color="#555555")  # fmt: skip
     for family in dict.fromkeys(families.values()):
         handles.append(Line2D([], [], lw=0, label=family))
         inside = [m for m in methods if families[m] == family]
-        for method in sorted(inside, key=lambda m: -last.get(m, 0.0)):
-            look = {name: value for name, value in looks[method].items() if value is not None}
-            handles.append(Line2D([], [], lw=1.6, ms=5, label=f"  {method}", **look))
+        inside.sort(key=lambda m: -last.get(m, 0.0))
+        handles += [Line2D([], [], lw=1.6, ms=5, label=f"  {m}", **looks[m]) for m in inside]
     legend = axes.legend(
         handles=handles, frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5),
         handlelength=3.2,
@@ -123,7 +121,7 @@ def _draw_points(
 ) -> None:
     _style(axes)
     for place, row in enumerate(rows):
-        look = {n: v for n, v in looks[row["method"]].items() if v is not None and n != "ls"}
+        look = {n: v for n, v in looks[row["method"]].items() if n != "ls"}
         half = np.nan_to_num(row["half_width"])
         axes.errorbar(
             row["accuracy"], place, xerr=half, lw=0, elinewidth=1.4, capsize=3, ms=6, **look

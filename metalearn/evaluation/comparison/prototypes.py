@@ -11,7 +11,6 @@ Adapters with the support set as its own queries: TSA, Li, Liu, Bilen 2022, sect
 FiT adapts (Shysheya et al. 2022), with the loss above in the place of its Gaussian classes.
 """
 
-import time
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
@@ -131,7 +130,7 @@ def prototype_tuning(setting: Setting, method: str) -> Measured:
     steps = grid["prototype_steps"]
     module, adapting = adapted(setting.bare().net, method, setting.shape)
     copies = grid["copies"] if setting.augmentation is not None and method != "tsa" else 0
-    setting, spent = replace(setting, copies=copies), 0.0
+    setting = replace(setting, copies=copies)
 
     def algo(rate: float) -> PrototypeTuning:
         return PrototypeTuning(module, steps, adam(rate), adapting, copies)
@@ -139,8 +138,6 @@ def prototype_tuning(setting: Setting, method: str) -> Measured:
     meta = tree.map_meta(lambda t: t.to(setting.device), algo(0.0).init())
 
     def steps_of(shots: int) -> tuple[MetaAlgorithm, int, Choice]:
-        nonlocal spent
-        started = time.monotonic()
         manifest = setting.images(shots, "val", grid["network_episodes"])
 
         def tried(rate: float) -> np.ndarray:
@@ -149,11 +146,9 @@ def prototype_tuning(setting: Setting, method: str) -> Measured:
             return report.by_step["accuracy"].mean(0)
 
         choice = tuned(tried, grid["prototype_rates"], [steps])
-        spent += time.monotonic() - started
         return algo(choice.rate), steps if choice.rate else 0, choice
 
     measured = on_images(setting, algo(0.0), meta, steps_of)
-    measured.training["tuning_seconds"] = spent
     measured.notes.append(f"{steps} steps of Adam by cosine to {ways} prototypes: {_NOTES[method]}")
     return measured
 

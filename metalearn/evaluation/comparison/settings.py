@@ -5,15 +5,6 @@ from typing import Any
 
 
 @dataclass
-class ComparedEpisodes:
-    """The shape of the episodes: N ways, each of `shots` in turn, `queries` a class."""
-
-    ways: int = 5
-    shots: list[int] = field(default_factory=lambda: [1, 5])
-    queries: int = 15
-
-
-@dataclass
 class ComparedSampling:
     """How the queries of an episode are drawn, each of `queries` in turn: "balanced", as many of
     every class, or "dirichlet", in proportions of that distribution. One needs no list."""

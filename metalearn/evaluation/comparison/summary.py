@@ -96,10 +96,8 @@ def summarised(
 def _cost(result: Mapping[str, Any], family: str) -> dict[str, Any]:
     training = result["training"]
     return {
-        "method": result["method"],
+        **{name: result[name] for name in ("method", "adapted", "learned")},
         "family": family,
-        "adapted": result["adapted"],
-        "learned": result["learned"],
         "seconds": training.get("seconds", training.get("tuning_seconds")),
         "tasks_per_second": training.get("tasks_per_second"),
         "peak_memory_bytes": max(one["peak_memory_bytes"] for one in result["shots"].values()),

@@ -22,7 +22,15 @@ from metalearn.functional.overrides import Exact
 from metalearn.functional.precision import computing_in
 from metalearn.inner.protocol import HasPlain, MetaAlgorithm, Plain
 from metalearn.inner.rules import InnerRule
-from metalearn.types import Batch, Episodes, Meta, MetaGradients, Metrics, Params
+from metalearn.types import (
+    Batch,
+    Episodes,
+    GradientAndMetrics,
+    Meta,
+    MetaGradients,
+    Metrics,
+    Params,
+)
 
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, Metrics]]
 """(a module in the place of the network, batch) -> (the scalar loss, scalar metrics)."""
@@ -95,10 +103,8 @@ def plain_module(algo: Plain, meta: Meta) -> nn.Module:
         like = values.get(name, next(iter(meta["init"].values())))
         if name in values:
             tensor.data = like.detach().clone()
-        elif tensor.is_floating_point():
-            tensor.data = tensor.data.to(like)
         else:
-            tensor.data = tensor.data.to(like.device)
+            tensor.data = tensor.data.to(like if tensor.is_floating_point() else like.device)
     return module
 
 
@@ -130,6 +136,17 @@ def adapting(algo: Plain, net: PureModule) -> str:
     raise UsageError("learn2learn and higher adapt one submodule; use adaptation=all or head")
 
 
+def ready(
+    strategy: object, package: str, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
+) -> tuple[Plain, float, ModuleType, nn.Module, str]:
+    """`algo` as a peer runs it, its rate, the peer, the module, and what of that adapts. Raises
+    UsageError where the peer cannot run it, or is not there."""
+    plain = check(strategy, algo, episodes)
+    rate = fixed_rate(plain.rule, meta["init"])
+    peer = imported(package)
+    return plain, rate, peer, plain_module(plain, meta), adapting(plain, algo.net)
+
+
 def over_tasks(
     algo: Plain,
     net: PureModule,
@@ -137,7 +154,7 @@ def over_tasks(
     meta: Meta,
     episodes: Episodes,
     one_task: OneTask,
-) -> tuple[MetaGradients, Metrics]:
+) -> GradientAndMetrics:
     """The mean gradient at the parameters of `module`, one backward pass a task.
 
     Attention, recurrent layers and what else torch cannot differentiate twice are those of

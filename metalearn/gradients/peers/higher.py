@@ -7,17 +7,9 @@ import torch
 from torch import Tensor
 
 from metalearn.engine import plain_loop
-from metalearn.gradients.peers.base import (
-    Loss,
-    adapting,
-    check,
-    fixed_rate,
-    imported,
-    over_tasks,
-    plain_module,
-)
+from metalearn.gradients.peers.base import Loss, over_tasks, ready
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
+from metalearn.types import Episodes, GradientAndMetrics, Kind, Meta, Metrics
 
 
 def constant(gradients: list[Tensor | None]) -> list[Tensor | None]:
@@ -45,14 +37,9 @@ class Higher:
     first_order: bool = False
     __call__ = plain_loop
 
-    def all_tasks(
-        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
-    ) -> tuple[MetaGradients, Metrics]:
+    def all_tasks(self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes) -> GradientAndMetrics:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
-        plain = check(self, algo, episodes)
-        rate = fixed_rate(plain.rule, meta["init"])
-        package = imported("higher")
-        module, head = plain_module(plain, meta), adapting(plain, algo.net)
+        plain, rate, package, module, head = ready(self, "higher", algo, meta, episodes)
         optimizer = torch.optim.SGD(module.get_submodule(head).parameters(), lr=rate)
         callback = constant if self.first_order else None
 

@@ -6,17 +6,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from metalearn.engine import plain_loop
-from metalearn.gradients.peers.base import (
-    Loss,
-    adapting,
-    check,
-    fixed_rate,
-    imported,
-    over_tasks,
-    plain_module,
-)
+from metalearn.gradients.peers.base import Loss, over_tasks, ready
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Episodes, Kind, Meta, MetaGradients, Metrics
+from metalearn.types import Episodes, GradientAndMetrics, Kind, Meta, Metrics
 
 
 @dataclass(frozen=True)
@@ -36,14 +28,9 @@ class Learn2learn:
     first_order: bool = False
     __call__ = plain_loop
 
-    def all_tasks(
-        self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
-    ) -> tuple[MetaGradients, Metrics]:
+    def all_tasks(self, algo: MetaAlgorithm, meta: Meta, episodes: Episodes) -> GradientAndMetrics:
         """The mean gradient over T tasks, shaped like `meta`, and metrics `[T]`."""
-        plain = check(self, algo, episodes)
-        rate = fixed_rate(plain.rule, meta["init"])
-        package = imported("learn2learn")
-        module, head = plain_module(plain, meta), adapting(plain, algo.net)
+        plain, rate, package, module, head = ready(self, "learn2learn", algo, meta, episodes)
         maml = package.algorithms.MAML(
             module.get_submodule(head), rate, self.first_order, allow_unused=True, allow_nograd=True
         )
