@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn import tree
-from metalearn.algorithms.losses import Loss, cross_entropy
+from metalearn.algorithms.losses import Loss, cross_entropy, cross_entropy_of_tasks
 from metalearn.classifiers.protocol import Classifier
 from metalearn.functional import PureModule, pure
 from metalearn.functional.outputs import tensor_of
@@ -103,6 +103,20 @@ class Metric:
     def outer_loss(self, meta: Meta, fast: Params, query: Batch) -> tuple[Tensor, Metrics]:
         """The loss of the queries under what was fitted."""
         return self.loss(self._logits(meta, fast, query), query)
+
+    @property
+    def of_tasks(self) -> bool:
+        """Whether the inputs are features, and the classifier takes those of T tasks at once."""
+        own = isinstance(self.module, nn.Flatten) and self.loss is cross_entropy
+        return own and getattr(self.classifier, "of_tasks", False)
+
+    def measured(self, meta: Meta, given: Given, query: Batch) -> Metrics:
+        """The metrics `[T]` of T tasks at once."""
+        support, unlabelled, query = (
+            b and b._replace(x=b.x.flatten(2)) for b in (*given, query)
+        )
+        state = self.classifier.fit(meta["hyper"], support, unlabelled)
+        return cross_entropy_of_tasks(self.classifier.logits(meta["hyper"], state, query.x), query)
 
     def step_weights(self, meta: Meta) -> None:
         """None: the query loss at the end alone."""
