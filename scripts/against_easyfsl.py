@@ -36,8 +36,9 @@ from metalearn.engine import Engine
 from metalearn.episodes import Manifest
 from metalearn.evaluation import evaluate
 from metalearn.evaluation.features import FeatureEpisodes, unit_length
-from metalearn.evaluation.on_features import classifying, measure
+from metalearn.evaluation.on_features import Head, classifying, measure
 from metalearn.runtime.files import write_atomic
+from metalearn.runtime.memory import keep_freed_memory
 from metalearn.types import Episodes
 
 OUT = Path("experiments/methods")
@@ -131,14 +132,14 @@ class Side:
         self.wall += time.perf_counter() - wall
 
 
-def ours(classifier: Classifier, episodes: Episodes) -> list[float]:
+def ours(head: Head, episodes: Episodes) -> list[float]:
     """The accuracies of all episodes, together."""
-    return evaluate(*classifying(classifier), episodes, engine=Engine("vmap")).accuracies.tolist()
+    return evaluate(*head, episodes, engine=Engine("vmap")).accuracies.tolist()
 
 
-def theirs(pair: Pair, episodes: Episodes) -> list[float]:
+def theirs(classifier: Any, episodes: Episodes) -> list[float]:
     """The same one by one, as easyfsl's users do."""
-    classifier, found = their_classifier(pair, episodes.support.x.shape[-1]), list[float]()
+    found = list[float]()
     support, query, _ = episodes
     with torch.no_grad():
         for x, y, q, want in zip(support.x, support.y, query.x, query.y, strict=True):
@@ -200,16 +201,20 @@ def as_run(pair: Pair, manifest: Manifest) -> tuple[Side, Side]:
     return own, peer
 
 
+def _few(t: Tensor) -> Tensor:
+    return t[:2]
+
+
 def raced(pair: Pair, ways: int, batches: Iterator[Episodes]) -> tuple[Side, Side]:
     """Both bare on the same episodes, part by part in turns."""
-    own, peer, made = Side([]), Side([]), pair.ours(ways)
+    own, peer, head, classifier = Side([]), Side([]), classifying(pair.ours(ways)), None
     for part in batches:
         episodes = part if pair.plain else unit_length(part)
-        if not own.accuracies:  # once before the clock runs
-            few = episodes.map(lambda t: t[:2])
-            ours(made, few), theirs(pair, few)
-        own.add(partial(ours, made, episodes))
-        peer.add(partial(theirs, pair, episodes))
+        if classifier is None:  # once before the clock runs
+            classifier, few = their_classifier(pair, part.support.shape[-1]), part.map(_few)
+            ours(head, few), theirs(classifier, few)
+        own.add(partial(ours, head, episodes))
+        peer.add(partial(theirs, classifier, episodes))
     return own, peer
 
 
@@ -243,6 +248,7 @@ def main() -> None:
     import easyfsl  # noqa: F401  (told at once where it is missing)
 
     torch.set_num_threads(1)
+    keep_freed_memory()  # as metalearn compare does; it serves both
     setting = setting_of(plan([*USUAL, *sys.argv[1:]]))
     network, count = setting.bare(), setting.plan.config["evaluation"]["episodes"]
     rows = []

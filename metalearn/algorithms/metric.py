@@ -112,8 +112,11 @@ class Metric:
 
     def measured(self, meta: Meta, given: Given, query: Batch) -> Metrics:
         """The metrics `[T]` of T tasks at once."""
+        # Those of one vector an example stay the tensors that they are: a classifier may know that
+        # it is asked about what it was fitted on.
         support, unlabelled, query = (
-            b and b._replace(x=b.x.flatten(2)) for b in (*given, query)
+            b if b is None or b.x.ndim == 3 else b._replace(x=b.x.flatten(2))
+            for b in (*given, query)
         )
         state = self.classifier.fit(meta["hyper"], support, unlabelled)
         return cross_entropy_of_tasks(self.classifier.logits(meta["hyper"], state, query.x), query)

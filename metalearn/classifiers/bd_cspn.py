@@ -25,18 +25,18 @@ from metalearn.types import Batch, Params
 def rectified(support: Batch, unlabelled: Batch, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """The means `[S, D]`, the support examples of each class `[S]`, and the shift `[1, D]` that
     lays the unlabelled features on the support set's; all features are of unit length."""
-    x, part = support.x, shares(unlabelled).unsqueeze(-2)
+    x, z, part = support.x, unlabelled.x, shares(unlabelled).unsqueeze(-2)
     means, counts = class_means(x, support)
-    shift = shares(support).unsqueeze(-2) @ x - part @ unlabelled.x
-    z = unlabelled.x + shift
-    near = cosines(z, means)
-    predicted = masked(near, counts).mT.max(-2, keepdim=True)[1]
+    shift = shares(support).unsqueeze(-2) @ x - part @ z
+    near = cosines(z + shift, means).mT
+    predicted = masked(near.mT, counts).mT.max(-2, keepdim=True)[1]
     classes = torch.arange(means.shape[-2], device=x.device).unsqueeze(1)
     # Over the largest, so that no scale overflows.
     weights = membership(support, x.dtype) * (scale * (unit(means) @ x.mT - 1)).exp()
-    more = ((predicted == classes) & (part > 0)) * (scale * (near.mT - 1)).exp()
-    total = weights.sum(-1, keepdim=True) + more.sum(-1, keepdim=True)
-    return (weights @ x + more @ z) / total.clamp(min=torch.finfo(x.dtype).tiny), counts, shift
+    more = ((predicted == classes) & (part > 0)) * (scale * (near - 1)).exp()
+    of_more = more.sum(-1, keepdim=True)
+    total = (weights.sum(-1, keepdim=True) + of_more).clamp(min=torch.finfo(x.dtype).tiny)
+    return (weights @ x + more @ z + of_more * shift) / total, counts, shift
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,10 @@ class BDCSPN:
         else:
             unlabelled = unlabelled._replace(x=unit(unlabelled.x))
             means, counts, shift = rectified(support, unlabelled, self.scale)
-        return {"prototypes": means, "shift": shift * self.shifted, "counts": counts}
+        return {"prototypes": means, "shift": shift, "counts": counts}
 
     def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
         """`[Q, S]` of features `[Q, D]`."""
-        similarity = cosines(unit(features) + state["shift"], state["prototypes"])
+        z = unit(features) + state["shift"] if self.shifted else features
+        similarity = cosines(z, state["prototypes"])
         return masked(similarity / self.temperature, state["counts"])

@@ -25,12 +25,13 @@ from metalearn.types import Batch, Params
 def nearest(features: Tensor, others: Tensor, there: Tensor, count: int) -> Tensor:
     """`[U, Q]`: 1 for the `count` nearest of `others` `[U, D]` to each of features `[Q, D]`, itself
     left out where it is among them. there: `[U]`, whether it is no padding."""
-    features, others = features.detach(), others.detach()
     info = torch.finfo(features.dtype)
     far, itself = info.max / 4, 64 * info.eps  # as near as rounding tells
-    lengths = features.square().sum(-1).unsqueeze(-2)
-    squares = others.square().sum(-1, keepdim=True) + far * (~there).unsqueeze(-1)
-    distances = squares - (2 * others) @ features.mT  # less the lengths
+    squares = others.detach().square().sum(-1)
+    lengths = squares if features is others else features.detach().square().sum(-1)
+    squares = (squares + far * (~there).to(squares.dtype)).unsqueeze(-1)
+    distances = torch.sub(squares, others.detach() @ features.detach().mT, alpha=2)
+    lengths = lengths.unsqueeze(-2)  # which the distances leave out
     # The smallest, the next one, and so on: for the usual 3 much faster than topk.
     distances = torch.add(distances, _not_above(distances, (itself - 1) * lengths), alpha=far)
     last = distances.amin(-2, keepdim=True)
@@ -70,8 +71,9 @@ class LaplacianShot:
         return {}
 
     def fit(self, hyper: Params, support: Batch, unlabelled: Batch | None = None) -> Params:
-        """`prototypes` `[S, D]`, `counts` `[S]`; of the unlabelled `others` `[U, D]`, what they are
-        taken for, `assigned` `[U, S]`, and `there` `[U]`, 0 for padding."""
+        """`prototypes` `[S, D]`, `counts` `[S]`; of the unlabelled `others` `[U, D]`, `there` `[U]`,
+        0 for padding, and a row a class what they are taken for, `assigned` `[S, U]`, and `scores`
+        `[S, U]` after one more step."""
         support = support._replace(x=unit(support.x))
         rest = support.map(lambda t: t.narrow(support.labels.ndim - 1, 0, 0))
         rest = rest if unlabelled is None else unlabelled
@@ -80,21 +82,24 @@ class LaplacianShot:
         means, counts = class_means(support.x, support)
         if unlabelled is not None and self.scale:
             means, counts, _ = rectified(support, rest._replace(x=z), self.scale)
-        state = {"prototypes": means, "counts": counts, "others": z, "there": weight}
-        if not z.shape[-2]:
-            return {**state, "assigned": z @ means.mT}
-        near = self.strength * nearest(z, z, weight > 0, self.neighbours)
+        state = {"prototypes": means, "counts": counts, "others": rest.x, "there": weight}
         away = masked(-squared_distances(z, means), counts).mT.contiguous()
-        assigned = away.softmax(-2)
-        for _ in range(self.steps - 1):
-            assigned = (away + assigned @ near).softmax(-2)
-        return {**state, "assigned": assigned.mT}
+        if not z.shape[-2]:
+            return {**state, "assigned": away, "scores": away}
+        near, scores = nearest(z, z, weight > 0, self.neighbours), away
+        for _ in range(self.steps):
+            assigned = scores.softmax(-2)
+            scores = torch.add(away, assigned @ near, alpha=self.strength)
+        return {**state, "assigned": assigned, "scores": scores}
 
     def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
         """`[Q, S]` of features `[Q, D]`, after one more step."""
-        z, others = unit(features), state["others"]
+        others = state["others"]
+        if features is others:  # what it was fitted on
+            return state["scores"].mT
+        z = unit(features)
         logits = -squared_distances(z, state["prototypes"])
         if others.shape[-2]:
-            near = nearest(z, others, state["there"] > 0, self.neighbours)
-            logits = logits + (self.strength * state["assigned"].mT @ near).mT
+            near = nearest(z, unit(others), state["there"] > 0, self.neighbours)
+            logits = logits + self.strength * (state["assigned"] @ near).mT
         return masked(logits, state["counts"])

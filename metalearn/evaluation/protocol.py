@@ -162,7 +162,7 @@ def evaluate(
             # A list, so that every task of the batch is computed in full precision.
             with computing_in("fp32", on):
                 tasks = tasks_of(algo, batch)
-                body = engine.body(algo, meta, tasks)
+                body = None if at_once else engine.body(algo, meta, tasks)
                 results = list(map_tasks(report, tasks, plan))
             for count, by_step in results:
                 stacked = tree.map(lambda *m: torch.stack(m, -1), *by_step)
