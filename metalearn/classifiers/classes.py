@@ -80,19 +80,19 @@ def maps(features: Tensor, channels: int | None) -> Tensor:
 def class_systems(
     kernel: Tensor, roots: Tensor, unused: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """E_n = (K + R_n^-2)^-1 `[..., N, S, S]` of a kernel K `[..., S, S]` and of diagonals R_n
-    `[..., N, S]`, which may have zeros; and the Cholesky factor of their sum.
+    """E_n = (K + R_n^-2)^-1 `[N, S, S]` of a kernel K `[S, S]` and of diagonals R_n `[N, S]`, which
+    may have zeros; and the Cholesky factor of their sum.
 
     unused: `[S]`, of the examples that are 0 in every R_n; None for none.
     """
     eye, roots = (
-        torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device),
-        roots.unsqueeze(-1),
+        torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device),
+        roots.unsqueeze(2),
     )
-    lower = torch.linalg.cholesky_ex(eye + roots * kernel.unsqueeze(-3) * roots.mT)[0]
+    lower = torch.linalg.cholesky_ex(eye + roots * kernel * roots.mT)[0]
     half = torch.linalg.solve_triangular(lower, roots * eye, upper=False)
     each = half.mT @ half
-    total = each.sum(-3)
+    total = each.sum(0)
     if unused is not None:
         total = total + torch.diag_embed(unused.to(total.dtype))
     return each, torch.linalg.cholesky_ex(total)[0]

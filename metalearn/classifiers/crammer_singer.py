@@ -1,8 +1,9 @@
 """The quadratic program of `svm.SVM`, for one task or, with a leading T, for many at once.
 
-Each step of Mehrotra's predictor and corrector solves N systems of size S. Where nothing is
-differentiated and there are many tasks, one that says twice which bounds are met is taken at its
-word: with those bounds as equations one more system is the whole answer, if it keeps the others.
+Each step of Mehrotra's predictor and corrector solves N systems of size S. `of_tasks` takes a task
+at its word that says twice which bounds are met: with those as equations one more solution is the
+answer where it keeps the others, and where it does not it says which to try next. So most tasks are
+done, exactly, in half the steps, and the rest go on without them.
 """
 
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor
 
 CENTRE = 1e-11  # slack times multiplier at the end, of the size of A
 _KEPT = 1e-10  # by how much less than 0 rounding leaves a slack or a multiplier
+_TRIES = 4  # at which bounds are met, before the next step
 _SHUT = 1e200  # of the diagonal of a system, for what stays as it is
 
 
@@ -37,8 +39,7 @@ class Point(NamedTuple):
     shift: Tensor
 
 
-def at(program: Program, rows: Tensor) -> Program:
-    """That of some of T tasks."""
+def _at(program: Program, rows: Tensor) -> Program:
     return Program(*(t[rows] for t in program))
 
 
@@ -66,43 +67,47 @@ def last(program: Program, point: Point) -> Tensor:
 
 def of_tasks(program: Program, point: Point, steps: int) -> Tensor:
     """A of T tasks, without a derivative, after `steps` steps at most."""
-    answer, rows = torch.zeros_like(program.hot), torch.arange(len(program.hot)).to(program.hot.device)
-    before = torch.zeros_like(program.hot)
+    answer = torch.zeros_like(program.hot)
+    rows, before = torch.arange(len(answer), device=answer.device), answer
     for _ in range(steps):
         point = better(program, point)
         free = (point.values[0] > program.unit * point.values[1]) * program.there
-        sure = (free == before).all(-1).all(-1).nonzero().squeeze(1)
-        before = free
-        if not len(sure):
-            continue
-        found, right = _with_bounds(
-            at(program, sure), Point(point.values[:, sure], point.shift[sure]), free[sure]
-        )
-        answer[rows[sure[right]]] = found[right]
-        others = torch.ones_like(rows, dtype=torch.bool)
-        others[sure[right]] = False
-        if not bool(others.any()):
+        tried = (free == before).flatten(1).all(1).nonzero().squeeze(1)
+        left, before = torch.ones_like(rows, dtype=torch.bool), free
+        for _ in range(_TRIES):
+            if not len(tried):
+                break
+            found, right, free_there = _with_bounds(
+                _at(program, tried), point.values[0, tried], point.shift[tried], free[tried]
+            )
+            answer[rows[tried[right]]], left[tried[right]] = found[right], False
+            free = free.index_copy(0, tried, free_there)
+            tried = tried[~right]
+        if not left.all():
+            rows, before, program = rows[left], before[left], _at(program, left)
+            point = Point(point.values[:, left], point.shift[left])
+        if not len(rows):
             return answer
-        rows, before, program = rows[others], before[others], at(program, others)
-        point = Point(point.values[:, others], point.shift[others])
     answer[rows] = last(program, point)
     return answer
 
 
-def _with_bounds(program: Program, point: Point, free: Tensor) -> tuple[Tensor, Tensor]:
-    """A whose bounds are met but for those that are `free` (1, else 0), `[T, N, S]`, and whether it
-    is the optimum, `[T]`."""
+def _with_bounds(
+    program: Program, slack: Tensor, shift: Tensor, free: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A whose bounds are met but for those that are `free` (1, else 0), `[T, N, S]`, whether it is
+    the optimum, `[T]`, and what is free by what it says."""
     kernel, hot, box, there, unit = program
-    a = box - point.values[0] * free
-    a = a * there
+    a = (box - slack * free) * there
     each, together = _systems(program, _SHUT * (1 - free))
-    rest = hot - a @ kernel - point.shift
+    rest = hot - a @ kernel - shift
     solved = (each @ rest.unsqueeze(-1)).squeeze(-1)
     d_shift = torch.cholesky_solve((solved.sum(-2) + a.sum(-2)).unsqueeze(-1), together)
     a = a + free * (solved - (each @ d_shift.unsqueeze(-3)).squeeze(-1))
-    dual = (hot - a @ kernel - point.shift - d_shift.mT) * there
+    dual = hot - a @ kernel - shift - d_shift.mT
     kept = (box - a >= -_KEPT * unit) & (dual >= -_KEPT) & (dual * free <= 1e3 * _KEPT)
-    return a, (kept | (there == 0)).all(-1).all(-1)
+    more = ((box - a) > unit * dual) * there
+    return a, (kept | (there == 0)).flatten(1).all(1), more
 
 
 def _length(values: Tensor, steps: Tensor) -> Tensor:

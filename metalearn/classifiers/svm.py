@@ -7,9 +7,8 @@ by its dual, over A `[N, S]` with W = A X (eq. 8):
     min  sum over n of  a_n K a_n / 2  -  sum over i of a_{y_i, i},   K = X X^T
     a_{n, i} <= C [n = y_i],   sum over n of a_{n, i} = 0
 
-found for all tasks of a batch at once by an interior point method (Mehrotra's predictor and
-corrector): each step solves N systems of size S. The answer is one more Newton step at the optimum,
-whose derivative in K is that of the optimum itself. logits = scale * f(x) W^T.
+found for all tasks of a batch at once by an interior point method (`crammer_singer.py`). The answer
+is one more Newton step at the optimum, whose derivative in K is that of the optimum itself. logits = scale * f(x) W^T.
 
 Lee, Maji, Ravichandran, Soatto: Meta-Learning with Differentiable Convex Optimization, 2019
 (MetaOptNet), section 3.2. Their code adds 1 to the diagonal of K; this does not.
@@ -82,7 +81,7 @@ class SVM:
         point = Point(torch.stack([slack, 0.3 * unit / (unit + slack)]), torch.zeros_like(weight))
         program = Program(kernel, hot, box, there, unit)
         if x.ndim > 2 and not torch.is_grad_enabled():
-            dual = of_tasks(program, point, self.steps)
+            dual = of_tasks(program, point, 2 * self.steps)
         else:
             for _ in range(self.steps):
                 point = better(program._replace(kernel=kernel.detach()), point)
