@@ -1,7 +1,7 @@
 """Our classifiers against easyfsl's: the same features, the same episodes, side by side.
 
     uv sync --group bench
-    uv run python -m scripts.against_easyfsl [overrides of metalearn compare]
+    uv run python -m scripts.against_easyfsl [only=TIM,PT-MAP] [overrides of metalearn compare]
 
 By default ResNet-56 trained on CIFAR-10, CIFAR-FS, 5 ways, 1 and 5 shots, 1,000 episodes, both in
 this process with one thread, and each timed twice. As it is run: from features and the numbers of
@@ -9,7 +9,8 @@ each episode's examples to accuracies; of easyfsl its `FeaturesDataset`, a `Data
 `evaluate`, as in its notebook and its script for extracted features; of ours
 `evaluation.on_features.measure`. Drawing counts for neither. Bare: features in place, easyfsl's
 classifiers one episode after another, ours on 250 at once. Prints a table and writes `easyfsl.md`
-and `easyfsl.json` into `experiments/methods`.
+and `easyfsl.json` into `experiments/methods`; with `only` the rows of other methods stay there as
+they were, since easyfsl's TIM and PT-MAP take minutes.
 """
 
 import json
@@ -249,21 +250,40 @@ def main() -> None:
 
     torch.set_num_threads(1)
     keep_freed_memory()  # as metalearn compare does; it serves both
-    setting = setting_of(plan([*USUAL, *sys.argv[1:]]))
+    arguments = [a for a in sys.argv[1:] if not a.startswith("only=")]
+    only = [a.removeprefix("only=") for a in sys.argv[1:] if a.startswith("only=")]
+    asked = only[0].split(",") if only else [*PAIRS]
+    setting = setting_of(plan([*USUAL, *arguments]))
     network, count = setting.bare(), setting.plan.config["evaluation"]["episodes"]
     rows = []
-    for name, pair in PAIRS.items():
+    for name, pair in ((name, PAIRS[name]) for name in asked):
         for shots in setting.shots:
             manifest = setting.features(network, shots, setting.split, count)
             found = raced(pair, manifest.source.shape[0] or 0, manifest.batches(AT_ONCE))
             rows.append(row(name, shots, *found, as_run(pair, manifest)))
             print(rows[-1], flush=True)
     manifests = {str(k): setting.images(k, setting.split, count).hash for k in setting.shots}
-    command = " ".join(["uv run python -m scripts.against_easyfsl", *sys.argv[1:]])
+    command = " ".join(["uv run python -m scripts.against_easyfsl", *arguments])
+    if only:
+        rows = kept(json.loads((OUT / "easyfsl.json").read_text()), manifests, rows)
     made = {"command": command, "rows": rows, "manifests": manifests, "machine": describe("cpu")}
     OUT.mkdir(parents=True, exist_ok=True)
     write_atomic(OUT / "easyfsl.json", json.dumps(made, indent=2) + "\n")
     write_atomic(OUT / "easyfsl.md", page(made, setting.dataset.name))
+
+
+def kept(
+    before: Mapping[str, Any], manifests: Mapping[str, str], rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """`rows`, and those of other methods from `before`, which are of the same episodes."""
+    if before["manifests"] != manifests:
+        raise SystemExit("the episodes are not those of easyfsl.json; leave out only=")
+    new = {row["method"]: [r for r in rows if r["method"] == row["method"]] for row in rows}
+    old = {
+        row["method"]: [r for r in before["rows"] if r["method"] == row["method"]]
+        for row in before["rows"]
+    }
+    return [row for name in PAIRS for row in new.get(name, old.get(name, []))]
 
 
 def page(made: Mapping[str, Any], dataset: str) -> str:

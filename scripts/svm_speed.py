@@ -38,7 +38,9 @@ class Loop:
     """cvxpy on one task after another. root: the parameter is a root of the kernel, not the
     features. compiled: one problem for all."""
 
-    def __init__(self, shots: int, solver: str, options: dict[str, Any], root: bool, compiled: bool):
+    def __init__(
+        self, shots: int, solver: str, options: dict[str, Any], root: bool, compiled: bool
+    ):
         self.size, self.solver, self.options = WAYS * shots, solver, options
         self.root, self.compiled = root, compiled
         self.hot = np.eye(WAYS)[:, np.tile(np.arange(WAYS), shots)]

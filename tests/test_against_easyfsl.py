@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from metalearn.evaluation.features import unit_length
-from metalearn.types import Batch, Episodes
 from metalearn.evaluation.on_features import classifying
+from metalearn.types import Batch, Episodes
 from scripts.against_easyfsl import PAIRS, ours, their_classifier, theirs
 from tests.tasks import generator
 

@@ -8,7 +8,8 @@ by its dual, over A `[N, S]` with W = A X (eq. 8):
     a_{n, i} <= C [n = y_i],   sum over n of a_{n, i} = 0
 
 found for all tasks of a batch at once by an interior point method (`crammer_singer.py`). The answer
-is one more Newton step at the optimum, whose derivative in K is that of the optimum itself. logits = scale * f(x) W^T.
+is one more Newton step at the optimum, whose derivative in K is that of the optimum itself.
+logits = scale * f(x) W^T.
 
 Lee, Maji, Ravichandran, Soatto: Meta-Learning with Differentiable Convex Optimization, 2019
 (MetaOptNet), section 3.2. Their code adds 1 to the diagonal of K; this does not.
@@ -78,6 +79,7 @@ class SVM:
         box = strength * torch.where(real.unsqueeze(-2), weight * hot, 1)
         start = unit * weight / 2 * there * (hot - 1 / there.sum(-2, keepdim=True))
         slack = torch.where(there > 0, box - start, 1)
+        # Not quite in the middle: 0.3 takes a step less than 1.
         point = Point(torch.stack([slack, 0.3 * unit / (unit + slack)]), torch.zeros_like(weight))
         program = Program(kernel, hot, box, there, unit)
         if x.ndim > 2 and not torch.is_grad_enabled():
