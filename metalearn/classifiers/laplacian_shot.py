@@ -71,9 +71,9 @@ class LaplacianShot:
         return {}
 
     def fit(self, hyper: Params, support: Batch, unlabelled: Batch | None = None) -> Params:
-        """`prototypes` `[S, D]`, `counts` `[S]`; `others` `[U, D]`, the unlabelled, `there` `[U]`, 0
-        for padding, and a row a class what they are taken for, `assigned`, and the `scores` that
-        this leads to, `[S, U]`."""
+        """`prototypes` `[S, D]`, `counts` `[S]`; `others` `[U, D]`, the unlabelled, and `there`
+        `[U]`, 0 for padding; a row a class what they are taken for, `assigned`, and the `scores`
+        that this leads to, `[S, U]`."""
         support = support._replace(x=unit(support.x))
         rest = support.map(lambda t: t.narrow(support.labels.ndim - 1, 0, 0))
         rest = rest if unlabelled is None else unlabelled
