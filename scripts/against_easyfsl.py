@@ -66,11 +66,8 @@ class Silent(nn.Module):
 
     def forward(self, x: Tensor, state: object = None) -> tuple[Tensor, Any]:
         """0 for both directions of a sequence, or of a cell's state."""
-        return (
-            (torch.cat([x, x], -1) * 0, None)
-            if state is None
-            else (x[:, : x.shape[1] // 2] * 0,) * 2
-        )
+        half = x[:, : x.shape[1] // 2] * 0
+        return (torch.cat([x, x], -1) * 0, None) if state is None else (half, half)
 
 
 PAIRS: dict[str, Pair] = {
@@ -213,7 +210,8 @@ def raced(pair: Pair, ways: int, batches: Iterator[Episodes]) -> tuple[Side, Sid
         episodes = part if pair.plain else unit_length(part)
         if classifier is None:  # once before the clock runs
             classifier, few = their_classifier(pair, part.support.shape[-1]), part.map(_few)
-            ours(head, few), theirs(classifier, few)
+            ours(head, few)
+            theirs(classifier, few)
         own.add(partial(ours, head, episodes))
         peer.add(partial(theirs, classifier, episodes))
     return own, peer
@@ -317,7 +315,8 @@ def page(made: Mapping[str, Any], dataset: str) -> str:
         f"one thread for all episodes. As they are run: from features and the numbers of each "
         f"episode's examples to accuracies, easyfsl by FeaturesDataset, DataLoader without workers "
         f"and evaluate, ours by evaluation.on_features.measure. Bare: features in place, easyfsl's "
-        f"classifiers one episode after another, ours {AT_ONCE} at once. {machine['cpu']}, "
+        f"classifiers one episode after another, ours {AT_ONCE} at once. Methods may have been "
+        f"measured by themselves, with only=. {machine['cpu']}, "
         f"Python {machine['python']}. Manifests: {hashes}.\n\n"
         f"{markdown_table(head, body)}\n\n"
         f"Set so that both compute the same, on features of unit length but for prototypical:\n\n"

@@ -112,12 +112,8 @@ class Metric:
 
     def measured(self, meta: Meta, given: Given, query: Batch) -> Metrics:
         """The metrics `[T]` of T tasks at once."""
-        # Those of one vector an example stay the tensors that they are: a classifier may know that
-        # it is asked about what it was fitted on.
-        support, unlabelled, query = (
-            b if b is None or b.x.ndim == 3 else b._replace(x=b.x.flatten(2))
-            for b in (*given, query)
-        )
+        unlabelled = None if given.unlabelled is None else _vectors(given.unlabelled)
+        support, query = _vectors(given.support), _vectors(query)
         state = self.classifier.fit(meta["hyper"], support, unlabelled)
         return cross_entropy_of_tasks(self.classifier.logits(meta["hyper"], state, query.x), query)
 
@@ -131,6 +127,12 @@ class Metric:
     def on_features(self) -> OnFeatures:
         """The classifier on what the whole network returns."""
         return OnFeatures(None, Metric(nn.Flatten(), self.classifier, self.loss, self.features))
+
+
+def _vectors(batch: Batch) -> Batch:
+    # Those that are some already stay the same tensor: a classifier may know that it is asked about
+    # what it was fitted on.
+    return batch if batch.x.ndim == 3 else batch._replace(x=batch.x.flatten(2))
 
 
 def _is_statistic(name: str) -> bool:

@@ -134,11 +134,11 @@ def evaluate(
 
     engine = Engine() if engine is None else engine
 
-    at_once = isinstance(algo, OfTasks) and algo.of_tasks
+    at_once = algo if isinstance(algo, OfTasks) and algo.of_tasks else None
 
     def report(task: Task, run: Run) -> list[Metrics]:
-        if at_once and plan.tasks is not None:
-            return [algo.measured(meta, task.given, task.query)]
+        if at_once and plan and plan.tasks is not None:
+            return [at_once.measured(meta, task.given, task.query)]
         return run(measured, algo, meta, task, at=tuple(at), body=body)
 
     values: dict[str, list[np.ndarray]] = {}
