@@ -24,7 +24,7 @@ from metalearn.inner import protocol
 from metalearn.inner.protocol import MetaAlgorithm, OnFeatures
 from metalearn.types import Episodes, Inputs, Meta, map_tensors
 
-_AT_ONCE = 2**19  # numbers of the largest tensor over the tasks that are adapted at a time
+_AT_ONCE = 2**20  # numbers of the largest tensor over the tasks that are adapted at a time
 _TOGETHER = 128  # images that pass through a network at a time
 _WORTH = 2  # times that an image is used, from which on its features are computed apart
 
