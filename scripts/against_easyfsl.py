@@ -1,7 +1,7 @@
 """Our classifiers against easyfsl's: the same features, the same episodes, side by side.
 
     uv sync --group bench
-    uv run python -m scripts.against_easyfsl [overrides of metalearn compare]
+    uv run python -m scripts.against_easyfsl [only=TIM,PT-MAP] [overrides of metalearn compare]
 
 By default ResNet-56 trained on CIFAR-10, CIFAR-FS, 5 ways, 1 and 5 shots, 1,000 episodes, both in
 this process with one thread, and each timed twice. As it is run: from features and the numbers of
@@ -9,7 +9,8 @@ each episode's examples to accuracies; of easyfsl its `FeaturesDataset`, a `Data
 `evaluate`, as in its notebook and its script for extracted features; of ours
 `evaluation.on_features.measure`. Drawing counts for neither. Bare: features in place, easyfsl's
 classifiers one episode after another, ours on 250 at once. Prints a table and writes `easyfsl.md`
-and `easyfsl.json` into `experiments/methods`.
+and `easyfsl.json` into `experiments/methods`; with `only` the rows of other methods stay there as
+they were, since easyfsl's TIM and PT-MAP take minutes.
 """
 
 import json
@@ -36,8 +37,9 @@ from metalearn.engine import Engine
 from metalearn.episodes import Manifest
 from metalearn.evaluation import evaluate
 from metalearn.evaluation.features import FeatureEpisodes, unit_length
-from metalearn.evaluation.on_features import classifying, measure
+from metalearn.evaluation.on_features import Head, classifying, measure
 from metalearn.runtime.files import write_atomic
+from metalearn.runtime.memory import keep_freed_memory
 from metalearn.types import Episodes
 
 OUT = Path("experiments/methods")
@@ -64,11 +66,8 @@ class Silent(nn.Module):
 
     def forward(self, x: Tensor, state: object = None) -> tuple[Tensor, Any]:
         """0 for both directions of a sequence, or of a cell's state."""
-        return (
-            (torch.cat([x, x], -1) * 0, None)
-            if state is None
-            else (x[:, : x.shape[1] // 2] * 0,) * 2
-        )
+        half = x[:, : x.shape[1] // 2] * 0
+        return (torch.cat([x, x], -1) * 0, None) if state is None else (half, half)
 
 
 PAIRS: dict[str, Pair] = {
@@ -131,14 +130,14 @@ class Side:
         self.wall += time.perf_counter() - wall
 
 
-def ours(classifier: Classifier, episodes: Episodes) -> list[float]:
+def ours(head: Head, episodes: Episodes) -> list[float]:
     """The accuracies of all episodes, together."""
-    return evaluate(*classifying(classifier), episodes, engine=Engine("vmap")).accuracies.tolist()
+    return evaluate(*head, episodes, engine=Engine("vmap")).accuracies.tolist()
 
 
-def theirs(pair: Pair, episodes: Episodes) -> list[float]:
+def theirs(classifier: Any, episodes: Episodes) -> list[float]:
     """The same one by one, as easyfsl's users do."""
-    classifier, found = their_classifier(pair, episodes.support.x.shape[-1]), list[float]()
+    found = list[float]()
     support, query, _ = episodes
     with torch.no_grad():
         for x, y, q, want in zip(support.x, support.y, query.x, query.y, strict=True):
@@ -200,16 +199,21 @@ def as_run(pair: Pair, manifest: Manifest) -> tuple[Side, Side]:
     return own, peer
 
 
+def _few(t: Tensor) -> Tensor:
+    return t[:2]
+
+
 def raced(pair: Pair, ways: int, batches: Iterator[Episodes]) -> tuple[Side, Side]:
     """Both bare on the same episodes, part by part in turns."""
-    own, peer, made = Side([]), Side([]), pair.ours(ways)
+    own, peer, head, classifier = Side([]), Side([]), classifying(pair.ours(ways)), None
     for part in batches:
         episodes = part if pair.plain else unit_length(part)
-        if not own.accuracies:  # once before the clock runs
-            few = episodes.map(lambda t: t[:2])
-            ours(made, few), theirs(pair, few)
-        own.add(partial(ours, made, episodes))
-        peer.add(partial(theirs, pair, episodes))
+        if classifier is None:  # once before the clock runs
+            classifier, few = their_classifier(pair, part.support.shape[-1]), part.map(_few)
+            ours(head, few)
+            theirs(classifier, few)
+        own.add(partial(ours, head, episodes))
+        peer.add(partial(theirs, classifier, episodes))
     return own, peer
 
 
@@ -243,21 +247,41 @@ def main() -> None:
     import easyfsl  # noqa: F401  (told at once where it is missing)
 
     torch.set_num_threads(1)
-    setting = setting_of(plan([*USUAL, *sys.argv[1:]]))
+    keep_freed_memory()  # as metalearn compare does; it serves both
+    arguments = [a for a in sys.argv[1:] if not a.startswith("only=")]
+    only = [a.removeprefix("only=") for a in sys.argv[1:] if a.startswith("only=")]
+    asked = only[0].split(",") if only else [*PAIRS]
+    setting = setting_of(plan([*USUAL, *arguments]))
     network, count = setting.bare(), setting.plan.config["evaluation"]["episodes"]
     rows = []
-    for name, pair in PAIRS.items():
+    for name, pair in ((name, PAIRS[name]) for name in asked):
         for shots in setting.shots:
             manifest = setting.features(network, shots, setting.split, count)
             found = raced(pair, manifest.source.shape[0] or 0, manifest.batches(AT_ONCE))
             rows.append(row(name, shots, *found, as_run(pair, manifest)))
             print(rows[-1], flush=True)
     manifests = {str(k): setting.images(k, setting.split, count).hash for k in setting.shots}
-    command = " ".join(["uv run python -m scripts.against_easyfsl", *sys.argv[1:]])
+    command = " ".join(["uv run python -m scripts.against_easyfsl", *arguments])
+    if only:
+        rows = kept(json.loads((OUT / "easyfsl.json").read_text()), manifests, rows)
     made = {"command": command, "rows": rows, "manifests": manifests, "machine": describe("cpu")}
     OUT.mkdir(parents=True, exist_ok=True)
     write_atomic(OUT / "easyfsl.json", json.dumps(made, indent=2) + "\n")
     write_atomic(OUT / "easyfsl.md", page(made, setting.dataset.name))
+
+
+def kept(
+    before: Mapping[str, Any], manifests: Mapping[str, str], rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """`rows`, and those of other methods from `before`, which are of the same episodes."""
+    if before["manifests"] != manifests:
+        raise SystemExit("the episodes are not those of easyfsl.json; leave out only=")
+    new = {row["method"]: [r for r in rows if r["method"] == row["method"]] for row in rows}
+    old = {
+        row["method"]: [r for r in before["rows"] if r["method"] == row["method"]]
+        for row in before["rows"]
+    }
+    return [row for name in PAIRS for row in new.get(name, old.get(name, []))]
 
 
 def page(made: Mapping[str, Any], dataset: str) -> str:
@@ -291,7 +315,8 @@ def page(made: Mapping[str, Any], dataset: str) -> str:
         f"one thread for all episodes. As they are run: from features and the numbers of each "
         f"episode's examples to accuracies, easyfsl by FeaturesDataset, DataLoader without workers "
         f"and evaluate, ours by evaluation.on_features.measure. Bare: features in place, easyfsl's "
-        f"classifiers one episode after another, ours {AT_ONCE} at once. {machine['cpu']}, "
+        f"classifiers one episode after another, ours {AT_ONCE} at once. Methods may have been "
+        f"measured by themselves, with only=. {machine['cpu']}, "
         f"Python {machine['python']}. Manifests: {hashes}.\n\n"
         f"{markdown_table(head, body)}\n\n"
         f"Set so that both compute the same, on features of unit length but for prototypical:\n\n"

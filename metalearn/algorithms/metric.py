@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn import tree
-from metalearn.algorithms.losses import Loss, cross_entropy
+from metalearn.algorithms.losses import Loss, cross_entropy, cross_entropy_of_tasks
 from metalearn.classifiers.protocol import Classifier
 from metalearn.functional import PureModule, pure
 from metalearn.functional.outputs import tensor_of
@@ -104,6 +104,19 @@ class Metric:
         """The loss of the queries under what was fitted."""
         return self.loss(self._logits(meta, fast, query), query)
 
+    @property
+    def of_tasks(self) -> bool:
+        """Whether the inputs are features, and the classifier takes those of T tasks at once."""
+        own = isinstance(self.module, nn.Flatten) and self.loss is cross_entropy
+        return own and getattr(self.classifier, "of_tasks", False)
+
+    def measured(self, meta: Meta, given: Given, query: Batch) -> Metrics:
+        """The metrics `[T]` of T tasks at once."""
+        unlabelled = None if given.unlabelled is None else _vectors(given.unlabelled)
+        support, query = _vectors(given.support), _vectors(query)
+        state = self.classifier.fit(meta["hyper"], support, unlabelled)
+        return cross_entropy_of_tasks(self.classifier.logits(meta["hyper"], state, query.x), query)
+
     def step_weights(self, meta: Meta) -> None:
         """None: the query loss at the end alone."""
 
@@ -114,6 +127,12 @@ class Metric:
     def on_features(self) -> OnFeatures:
         """The classifier on what the whole network returns."""
         return OnFeatures(None, Metric(nn.Flatten(), self.classifier, self.loss, self.features))
+
+
+def _vectors(batch: Batch) -> Batch:
+    # Those that are some already stay the same tensor: a classifier may know that it is asked about
+    # what it was fitted on.
+    return batch if batch.x.ndim == 3 else batch._replace(x=batch.x.flatten(2))
 
 
 def _is_statistic(name: str) -> bool:

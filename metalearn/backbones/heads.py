@@ -23,11 +23,19 @@ _NO_DIRECTION = 1e-6  # a length below which what is left is rounding
 def unit(x: Tensor) -> Tensor:
     """x / |x| over the last dimension; x itself where it has no direction, as at 0: a derivative
     of 1 / |x| there would be all that a step follows."""
+    wide = _wide(x)
+    return (wide * inverse_length(wide)).to(x.dtype)
+
+
+def inverse_length(x: Tensor) -> Tensor:
+    """1 / |x| over the last dimension, which stays as 1; 1 where x has no direction."""
+    squared = _wide(x).square().sum(-1, keepdim=True)
+    return torch.where(squared > _NO_DIRECTION**2, squared, 1).rsqrt().to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
     # Half precision has neither the small number nor the large sums.
-    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    squared = wide.square().sum(-1, keepdim=True)
-    squared = torch.where(squared > _NO_DIRECTION**2, squared, 1)
-    return (wide * squared.rsqrt()).to(x.dtype)
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 class CosineHead(nn.Module):

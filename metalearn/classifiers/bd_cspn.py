@@ -11,32 +11,32 @@ Liu, Song, Qin: Prototype Rectification for Few-Shot Learning, 2020.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from metalearn.backbones.heads import unit
-from metalearn.classifiers.classes import class_means, masked, membership, shares
+from metalearn.classifiers.classes import class_means, cosines, masked, membership, shares
 from metalearn.classifiers.protocol import positive
 from metalearn.types import Batch, Params
 
 
 def rectified(support: Batch, unlabelled: Batch, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The means `[S, D]`, the support examples of each class `[S]`, and the shift `[D]` that lays
-    the unlabelled features on the support set's."""
-    x, part = support.x, shares(unlabelled)
+    """The means `[S, D]`, the support examples of each class `[S]`, and the shift `[1, D]` that
+    lays the unlabelled features on the support set's; all features are of unit length."""
+    x, z, part = support.x, unlabelled.x, shares(unlabelled).unsqueeze(-2)
     means, counts = class_means(x, support)
-    shift = shares(support) @ x - part @ unlabelled.x
-    z = unlabelled.x + shift
-    directions = unit(means)
-    near = unit(z) @ directions.T
-    predicted = masked(near, counts).argmax(1, keepdim=True)
-    hot = (predicted == torch.arange(len(means), device=x.device)) & (part > 0).unsqueeze(1)
+    shift = shares(support).unsqueeze(-2) @ x - part @ z
+    near = cosines(z + shift, means).mT
+    predicted = masked(near.mT, counts).mT.max(-2, keepdim=True)[1]
+    classes = torch.arange(means.shape[-2], device=x.device).unsqueeze(1)
     # Over the largest, so that no scale overflows.
-    weights = membership(support, x.dtype) * (scale * (directions @ unit(x).T - 1)).exp()
-    more = (hot * (scale * (near - 1)).exp()).T
-    total = (weights.sum(1) + more.sum(1)).clamp(min=torch.finfo(x.dtype).tiny)
-    return (weights @ x + more @ z) / total.unsqueeze(1), counts, shift
+    weights = membership(support, x.dtype) * (scale * (unit(means) @ x.mT - 1)).exp()
+    more = ((predicted == classes) & (part > 0)) * (scale * (near - 1)).exp()
+    of_more = more.sum(-1, keepdim=True)
+    total = (weights.sum(-1, keepdim=True) + of_more).clamp(min=torch.finfo(x.dtype).tiny)
+    return (weights @ x + more @ z + of_more * shift) / total, counts, shift
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class BDCSPN:
     shifted: bool = True
     temperature: float = 0.1
     transductive: bool = field(default=True, init=False)
+    of_tasks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         positive("scale", self.scale)
@@ -58,18 +59,19 @@ class BDCSPN:
         return {}
 
     def fit(self, hyper: Params, support: Batch, unlabelled: Batch | None = None) -> Params:
-        """`prototypes` `[S, D]`, `shift` `[D]` and `counts` `[S]`, the support examples of each
+        """`prototypes` `[S, D]`, `shift` `[1, D]` and `counts` `[S]`, the support examples of each
         class."""
         support = support._replace(x=unit(support.x))
         if unlabelled is None:
             means, counts = class_means(support.x, support)
-            shift = torch.zeros_like(means[0])
+            shift = torch.zeros_like(means[..., :1, :])
         else:
             unlabelled = unlabelled._replace(x=unit(unlabelled.x))
             means, counts, shift = rectified(support, unlabelled, self.scale)
-        return {"prototypes": means, "shift": shift * self.shifted, "counts": counts}
+        return {"prototypes": means, "shift": shift, "counts": counts}
 
     def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
         """`[Q, S]` of features `[Q, D]`."""
-        similarity = unit(unit(features) + state["shift"]) @ unit(state["prototypes"]).T
+        z = unit(features) + state["shift"] if self.shifted else features
+        similarity = cosines(z, state["prototypes"])
         return masked(similarity / self.temperature, state["counts"])

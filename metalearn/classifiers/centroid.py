@@ -7,6 +7,7 @@ Snell, Swersky, Zemel: Prototypical Networks for Few-shot Learning, 2017.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,12 +17,14 @@ from metalearn.types import Batch, Params
 
 
 def squared_distances(features: Tensor, means: Tensor) -> Tensor:
-    """|f - c|^2 of features `[Q, D]` and means `[S, D]`: `[Q, S]`."""
+    """|f - c|^2 of features `[..., Q, D]` and means `[..., S, D]`: `[..., Q, S]`."""
     # As |f|^2 - 2 f c + |c|^2, which takes no [Q, S, D]; about the means, where it loses no digits.
-    centre = means.mean(0)
+    centre = means.mean(-2, keepdim=True)
     features, means = features - centre, means - centre
-    squares = features.square().sum(1, keepdim=True) + means.square().sum(1)
-    return squares - features @ (2 * means).T
+    # In memory a row a class, in which a softmax and a maximum over classes are several times as
+    # fast.
+    squares = features.square().sum(-1).unsqueeze(-2) + means.square().sum(-1, keepdim=True)
+    return (squares - 2 * means @ features.mT).mT
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Centroid:
     temperature: float = 1.0
     learn_temperature: bool = False
     transductive: bool = field(default=False, init=False)
+    of_tasks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         positive("temperature", self.temperature)

@@ -1,12 +1,14 @@
 """The classes of one task, met without looking at the labels, which `vmap` forbids.
 
 S, the number of support examples, bounds the number of ways N; classes from N on have no
-examples, and `masked` keeps them from being predicted.
+examples, and `masked` keeps them from being predicted. What takes leading dimensions here takes T
+tasks at once, whose labels can be seen: there are as many columns as the task of most ways has.
 """
 
 import torch
 from torch import Tensor
 
+from metalearn.backbones.heads import inverse_length, unit
 from metalearn.errors import UsageError
 from metalearn.types import Batch
 
@@ -17,23 +19,37 @@ def absent(like: Tensor) -> float:
 
 
 def membership(support: Batch, dtype: torch.dtype) -> Tensor:
-    """`[S, S]`: row n has the weight of every support example of class n, 0 for the others."""
+    """`[S, S]`: row n has the weight of every support example of class n, 0 for the others.
+    Of T tasks `[T, N, S]`."""
     labels = support.labels
-    classes = torch.arange(len(labels), device=labels.device)
-    member = (labels.unsqueeze(0) == classes.unsqueeze(1)).to(dtype)
-    return member if support.weight is None else member * support.weight
+    columns = size = labels.shape[-1]
+    if labels.ndim > 1:
+        columns = min(int(labels.max()) + 1, size)
+    classes = torch.arange(columns, device=labels.device)
+    member = (labels.unsqueeze(-2) == classes.unsqueeze(-1)).to(dtype)
+    return member if support.weight is None else member * support.weight.unsqueeze(-2)
 
 
 def class_means(features: Tensor, support: Batch) -> tuple[Tensor, Tensor]:
-    """The mean of the features `[S, D]` of each class, `[S, D]`, and its examples `[S]`."""
+    """The mean of the features `[..., S, D]` of each class, and its examples, as in
+    `membership`."""
     member = membership(support, features.dtype)
-    counts = member.sum(1)
-    return member @ features / counts.clamp(min=1).unsqueeze(1), counts
+    counts = member.sum(-1)
+    return member @ features / counts.clamp(min=1).unsqueeze(-1), counts
 
 
 def masked(logits: Tensor, counts: Tensor) -> Tensor:
-    """`logits` `[..., S]`, lowest for a class without examples."""
+    """`logits` `[..., S]`, lowest for a class without examples; of T tasks `[T, Q, N]`, of counts
+    `[T, N]`."""
+    counts = counts if counts.ndim == 1 else counts.unsqueeze(-2)
     return torch.where(counts > 0, logits, absent(logits))
+
+
+def cosines(features: Tensor, means: Tensor) -> Tensor:
+    """cos(f, c) of features `[..., Q, D]` and means `[..., S, D]`: `[..., Q, S]`, 0 where one of
+    them is 0."""
+    # In memory a row a class, as in `centroid.squared_distances`.
+    return (unit(means) @ features.mT * inverse_length(features).mT).mT
 
 
 def cross_entropies(logits: Tensor, hot: Tensor) -> Tensor:
@@ -83,6 +99,6 @@ def class_systems(
 
 
 def shares(batch: Batch) -> Tensor:
-    """How much each of the examples counts in their mean, `[B]`; 0 for padding."""
-    weight = batch.x.new_ones(len(batch.x)) if batch.weight is None else batch.weight
-    return weight / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+    """How much each of the examples counts in their mean, `[..., B]`; 0 for padding."""
+    weight = batch.x.new_ones(batch.x.shape[:-1]) if batch.weight is None else batch.weight
+    return weight / weight.sum(-1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)

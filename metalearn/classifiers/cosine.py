@@ -8,11 +8,12 @@ Chen, Liu, Xu, Darrell, Wang: Meta-Baseline: Exploring Simple Meta-Learning for 
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
 from metalearn.backbones.heads import unit
-from metalearn.classifiers.classes import class_means, masked
+from metalearn.classifiers.classes import class_means, cosines, masked
 from metalearn.classifiers.protocol import log_temperature, positive, temperature
 from metalearn.types import Batch, Params
 
@@ -30,6 +31,7 @@ class Cosine:
     learn_temperature: bool = False
     of_unit_length: bool = True
     transductive: bool = field(default=False, init=False)
+    of_tasks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         positive("temperature", self.temperature)
@@ -47,5 +49,5 @@ class Cosine:
 
     def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
         """`[Q, S]` of features `[Q, D]`."""
-        similarity = unit(features) @ unit(state["prototypes"]).T
+        similarity = cosines(features, state["prototypes"])
         return masked(similarity / temperature(hyper, self.temperature), state["counts"])

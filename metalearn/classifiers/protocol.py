@@ -15,6 +15,9 @@ class Classifier(Protocol):
     """One task, no T. Pure, and differentiable in `hyper` and in the features.
 
     transductive: whether `fit` looks at the queries' features; marked beside every result.
+    of_tasks: True for one whose `fit` and `logits` also take T tasks at once, every tensor with a
+        leading T, which saves `vmap` where nothing is differentiated; their columns are then as
+        many as the task of most ways has.
     """
 
     @property

@@ -65,7 +65,7 @@ class PTMAP:
             number = len(z) if unlabelled.weight is None else unlabelled.weight.sum()
             for step in range(self.steps + 1):
                 # A row a class, as fast as it gets; less the smallest, which the sum takes up.
-                costs = self.strength * squared_distances(means, z)
+                costs = self.strength * squared_distances(z, means).mT
                 costs = torch.where(there.unsqueeze(1) > 0, costs, torch.inf)
                 kernel = (costs.amin(0) - costs).exp().clamp(min=_LEAST) * there.unsqueeze(1)
                 for _ in range(self.sinkhorn):

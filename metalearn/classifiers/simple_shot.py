@@ -10,7 +10,7 @@ Few-Shot Learning, 2019.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -34,6 +34,7 @@ class SimpleShot:
     transform: Literal["plain", "l2", "centred_l2"] = "centred_l2"
     centre: Tensor | None = field(default=None, compare=False, repr=False)
     transductive: bool = field(default=False, init=False)
+    of_tasks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.transform not in _TRANSFORMS:

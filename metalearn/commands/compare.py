@@ -30,6 +30,7 @@ from metalearn.evaluation.comparison.summary import conditions, show, summarised
 from metalearn.evaluation.report import write_json
 from metalearn.runtime.device import torch_device
 from metalearn.runtime.files import decode_floats
+from metalearn.runtime.memory import keep_freed_memory
 from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB
 from metalearn.training.folder import check_writable, commit, held
 from metalearn.training.process import Failed, Stopped, apart, guarded
@@ -137,6 +138,7 @@ def perform(
 
 def _measure(asked: ComparisonPlan, method: str, shared: Setting | None) -> None:
     started = time.monotonic()
+    keep_freed_memory()
     here = shared or setting_of(asked)
     drawn = asked.config["sampling"]["queries"]
     found = [_measured(here.drawing(queries), method).plain() for queries in drawn]

@@ -36,7 +36,7 @@ def map_tasks(
     if plan.tasks is not None:
         size = plan.tasks or count
         for start in range(0, count, size):
-            part = tasks.at(slice(start, start + size))
+            part = tasks if size >= count else tasks.at(slice(start, start + size))
             yield min(size, count - start), f(part, run)
         return
     if plan.threads and torch.get_num_threads() > 1:

@@ -20,7 +20,7 @@ from metalearn.evaluation.statistics import Interval, mean_interval
 from metalearn.functional.precision import computing_in
 from metalearn.inner.labels import check_labels
 from metalearn.inner.loop import detached_gradient, trajectory
-from metalearn.inner.protocol import MetaAlgorithm
+from metalearn.inner.protocol import MetaAlgorithm, OfTasks
 from metalearn.types import Episodes, Meta, Metrics
 
 
@@ -134,7 +134,11 @@ def evaluate(
 
     engine = Engine() if engine is None else engine
 
+    at_once = algo if isinstance(algo, OfTasks) and algo.of_tasks else None
+
     def report(task: Task, run: Run) -> list[Metrics]:
+        if at_once and plan and plan.tasks is not None:
+            return [at_once.measured(meta, task.given, task.query)]
         return run(measured, algo, meta, task, at=tuple(at), body=body)
 
     values: dict[str, list[np.ndarray]] = {}
@@ -151,13 +155,14 @@ def evaluate(
             plan = given if isinstance(given, Plan) else parse(given)
             if plan is None:
                 plan, _ = engine.unmeasured(None, algo, meta, batch)
+                plan = Plan(tasks=0) if at_once else plan
             elif plan.tasks is not None:
                 check_run(None, algo, meta, batch, True)
             plan = plan._replace(threads=False, compile=False)
             # A list, so that every task of the batch is computed in full precision.
             with computing_in("fp32", on):
                 tasks = tasks_of(algo, batch)
-                body = engine.body(algo, meta, tasks)
+                body = None if at_once else engine.body(algo, meta, tasks)
                 results = list(map_tasks(report, tasks, plan))
             for count, by_step in results:
                 stacked = tree.map(lambda *m: torch.stack(m, -1), *by_step)

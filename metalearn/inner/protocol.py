@@ -118,6 +118,21 @@ class TracksBuffers(Protocol):
         ...
 
 
+@runtime_checkable
+class OfTasks(Protocol):
+    """An algorithm without inner steps that may measure T tasks at once without `vmap`, which
+    takes less time where nothing is differentiated."""
+
+    @property
+    def of_tasks(self) -> bool:
+        """Whether it does."""
+        ...
+
+    def measured(self, meta: Meta, given: Given, query: Batch) -> Metrics:
+        """The metrics of `outer_loss` for T tasks, `[T]`; all but `meta` has a leading T."""
+        ...
+
+
 def on_features(algo: MetaAlgorithm) -> OnFeatures | None:
     """What `algo` says of features, None where it says nothing."""
     return algo.on_features() if isinstance(algo, FrozenBody) else None

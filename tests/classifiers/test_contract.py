@@ -186,6 +186,31 @@ def test_vmap_equals_the_loop(classifier: Classifier, weighted: bool) -> None:
         close(logits, answers(classifier, task, query))
 
 
+MANY = [name for name in CLASSIFIERS if getattr(CLASSIFIERS[name], "of_tasks", False)]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", MANY)
+def test_many_tasks_at_once_equal_the_loop(name: str, weighted: bool) -> None:
+    """Of unequal ways and shots; with padding also of unequal size, whose labels may be any."""
+    ways = [Y, [1, 1, 0, 0, 0, 0], [2, 1, 0, 2, 1, 7 if weighted else 0], [0, 1, 2, 1, 0, 2]]
+    there = torch.ones(4, 6).double()
+    there[2, -1] = there[1, -2:] = 0
+    weight, classifier, hyper = there if weighted else None, CLASSIFIERS[name], {}
+    given = Batch(torch.stack([features(6, 30 + n) for n in range(4)]), torch.tensor(ways), weight)
+    x = torch.stack([features(QUERIES, 40 + n) for n in range(4)])
+    more = Batch(x, torch.zeros(4, QUERIES), there[:, 1:] if weighted else None)
+    hyper = classifier.hyper(SIZE)
+    with torch.no_grad():  # the queries are those that it was fitted on, and then they are others
+        state = classifier.fit(hyper, given, more)
+        for queries in (more.x, more.x.clone(), x + 0.1):
+            found = classifier.logits(hyper, state, queries)
+            for n, logits in enumerate(found):
+                task, rest = given.map(lambda t, n=n: t[n]), more.map(lambda t, n=n: t[n])
+                want = answers(classifier, task, queries[n], rest, hyper)[:, : logits.shape[1]]
+                torch.testing.assert_close(logits, want, rtol=1e-8, atol=1e-8)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_derivatives_are_those_of_finite_differences(
     classifier: Classifier, weighted: bool

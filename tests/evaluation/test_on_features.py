@@ -8,9 +8,20 @@ from sklearn.linear_model import LogisticRegression as Theirs
 from torch import Tensor
 
 from metalearn.algorithms import ANIL, MAML, R2D2, ProtoNet, SoftKMeans
+from metalearn.algorithms.losses import cross_entropy_of_tasks
 from metalearn.backbones import Conv4
-from metalearn.classifiers import Cosine, LinearProbe, LogisticRegression
+from metalearn.classifiers import (
+    BDCSPN,
+    SVM,
+    Centroid,
+    Classifier,
+    Cosine,
+    LaplacianShot,
+    LinearProbe,
+    LogisticRegression,
+)
 from metalearn.classifiers import SoftKMeans as Refined
+from metalearn.engine import Engine
 from metalearn.episodes import FewShotEpisodes, ImageTransform, Manifest, TransformedEpisodes
 from metalearn.evaluation import evaluate
 from metalearn.evaluation.features import FeatureEpisodes, standardised, unit_length, used
@@ -24,6 +35,7 @@ from metalearn.evaluation.on_features import (
 )  # fmt: skip
 from metalearn.inner.adaptive import adamw
 from metalearn.inner.rules import sgd
+from metalearn.types import Batch, Episodes
 from tests.images import tiny_dataset
 from tests.tasks import network
 
@@ -207,3 +219,33 @@ def test_the_best_on_validation_is_chosen_and_an_edge_of_the_grid_is_told() -> N
     )
     assert choose({0.1: {1: 0.3, 5: 0.3}}) == (0.1, 1, 0.3, "steps=1")
     assert choose({0.5: {3: 0.9}}) == (0.5, 3, 0.9, "")
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("classifier", [Centroid(), LaplacianShot(), BDCSPN(), SVM()], ids=repr)
+def test_tasks_at_once_are_measured_as_one_after_another(
+    made, classifier: Classifier, padded: bool
+) -> None:
+    source, features, row = made
+    episodes = FeatureEpisodes(source, features, row, "test").batch("test", range(EPISODES))
+    if padded:
+        weights = [torch.ones(b.labels.shape, dtype=torch.float64) for b in episodes[:2]]
+        weights[0][1, -1] = weights[1][0, -2:] = weights[1][2, 0] = 0
+        parts = (b._replace(weight=w) for b, w in zip(episodes[:2], weights, strict=True))
+        episodes = Episodes(*parts)
+        episodes.query.y[0, -1] = 4  # of padding, which nobody looks at
+    head = classifying(classifier, dtype=torch.float64)
+    want = evaluate(*head, episodes, engine=Engine("loop"))
+    assert len(set(want.accuracies)) > 1
+    for batching in ("vmap", "4", "auto"):
+        found = evaluate(*head, episodes, engine=Engine(batching))
+        np.testing.assert_allclose(found.losses, want.losses, rtol=1e-9)
+        np.testing.assert_array_equal(found.accuracies, want.accuracies)
+
+
+def test_of_equal_logits_the_first_class_is_the_answer() -> None:
+    logits, y = torch.zeros(2, 3, 4, dtype=torch.float64), torch.tensor([[0, 1, 3], [0, 0, 2]])
+    found = cross_entropy_of_tasks(logits, Batch(None, y))
+    assert found["accuracy"].tolist() == pytest.approx([1 / 3, 2 / 3])
+    logits[0, 0] = torch.nan  # is not right
+    assert cross_entropy_of_tasks(logits, Batch(None, y))["accuracy"].tolist()[0] == 0
