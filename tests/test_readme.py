@@ -113,6 +113,8 @@ def test_nothing_is_left_out_without_a_reason() -> None:
 @pytest.mark.parametrize("command", [c for c in expanded() if "<" not in c])
 def test_it_runs(command: str, place: Path) -> None:
     narrow = ["backbone.filters=4"] if command.startswith("uv run metalearn train") else []
+    if command.startswith("uv run metalearn report"):
+        run("uv run metalearn train dataset=cifar_fs backbone.filters=4")
     if "compare" in command and "methods=" not in command:
         narrow = ["methods=[untrained,nearest_centroid]"]
     run(command, *narrow)
