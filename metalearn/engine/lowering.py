@@ -46,12 +46,8 @@ def im2col_conv2d(
     stride: Any = 1,
     padding: Any = 0,
     dilation: Any = 1,
-    groups: int = 1,
-) -> Any:
-    """`F.conv2d` as one matrix product with the unfolded images; NotImplemented for several groups,
-    and for a padding that is named."""
-    if groups != 1 or isinstance(padding, str):
-        return NotImplemented
+) -> Tensor:
+    """`F.conv2d` of one group as one matrix product with the unfolded images."""
     kernel = weight.shape[-2:]
     steps, holes, rim = (_pair(v) for v in (stride, dilation, padding))
     columns = F.unfold(x, kernel, holes, rim, steps)
@@ -114,6 +110,20 @@ def _pooled(
     return max_pool_2x2(x)
 
 
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    if groups != 1 or isinstance(padding, str):
+        return NotImplemented
+    return im2col_conv2d(x, weight, bias, stride, padding, dilation)
+
+
 @contextmanager
 def compiling() -> Iterator[None]:
     """Around the trace of what is to be compiled."""
@@ -126,5 +136,5 @@ def compiling() -> Iterator[None]:
 @contextmanager
 def by_im2col() -> Iterator[None]:
     """Around what is to convolve by matrix products."""
-    with _Replaced({torch.conv2d: im2col_conv2d}):
+    with _Replaced({torch.conv2d: _convolution}):
         yield
