@@ -25,7 +25,7 @@ def copy(tmp_path: Path) -> Path:
     """What a change may touch, apart from this checkout."""
     for name in ("conf", "metalearn", "scripts", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("CONTRIBUTING.md", "README.md", "pyproject.toml"):
+    for name in ("CONTRIBUTING.md", "README.md", "conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
