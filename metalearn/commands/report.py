@@ -31,7 +31,7 @@ def main(arguments: list[str], console: Console) -> None:
     if missing := [path for path in paths if not path.exists()]:
         raise UsageError(f"{missing[0]} is not there; name folders of runs")
     confidence = _confidence(options.get("confidence", "0.95"))
-    runs, waiting = read_runs(paths)
+    runs, left = read_runs(paths)
     by = [key for key in options["by"].split(",") if key] if "by" in options else None
     arranged = arrange(runs, by)
     shown, made = table.table(arranged, confidence), table.rows(arranged, confidence)
@@ -48,8 +48,8 @@ def main(arguments: list[str], console: Console) -> None:
     console.print(view)
     for line in shown.notes:
         console.print(line, soft_wrap=True, highlight=False)
-    for folder in waiting:
-        console.print(f"left out: {folder} has not finished", soft_wrap=True, highlight=False)
+    for line in left:
+        console.print(f"left out: {line}", soft_wrap=True, highlight=False)
     console.print(f"{len(runs)} runs: {out}/report.html, .md, .tex, .csv, .json", highlight=False)
 
 

@@ -27,17 +27,19 @@ class Row(NamedTuple):
 
 
 class Arranged(NamedTuple):
-    """keys: the settings that tell rows apart. conditions: the columns."""
+    """keys: the settings that tell rows apart. more: what differs between them besides.
+    conditions: the columns."""
 
     keys: list[str]
+    more: list[str]
     conditions: list[str]
     rows: list[Row]
     measure: str
 
 
 def arrange(runs: Sequence[FinishedRun], by: Sequence[str] | None = None) -> Arranged:
-    """The table of `runs`. by: the settings that tell rows apart; None for those that vary among
-    runs with one condition, one of each group that varies together.
+    """The table of `runs`. by: the settings that tell rows apart; None for as few as do it of all
+    that vary among runs with one condition.
 
     Raises UsageError for a setting in `by` that no run has, and for runs that cannot stand in one
     cell: measured on other episodes, with another norm policy, two of one seed.
@@ -45,7 +47,7 @@ def arrange(runs: Sequence[FinishedRun], by: Sequence[str] | None = None) -> Arr
     if len(measures := {run.measure for run in runs}) > 1:
         raise UsageError("classification and regression cannot stand in one table; name one kind")
     conditions = list(dict.fromkeys(run.condition for run in runs))
-    keys = _varying(runs, conditions) if by is None else list(by)
+    keys, more = _varying(runs, conditions) if by is None else (list(by), [])
     known = {key for run in runs for key in run.settings}
     for key in keys:
         if key not in known:
@@ -62,11 +64,12 @@ def arrange(runs: Sequence[FinishedRun], by: Sequence[str] | None = None) -> Arr
             cell.sort(key=lambda run: run.seed)
             _check(cell)
     ordered = sorted(rows.values(), key=lambda row: row.transductive)
-    return Arranged(keys, conditions, ordered, measures.pop())
+    return Arranged(keys, more, conditions, ordered, measures.pop())
 
 
-def _varying(runs: Sequence[FinishedRun], conditions: Sequence[str]) -> list[str]:
-    """`algorithm` first: it names what follows it."""
+def _varying(runs: Sequence[FinishedRun], conditions: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Settings that tell apart all that differ, and the others. `algorithm` first: it names what
+    follows it."""
     groups: dict[tuple[int, ...], str] = {}
     every = dict.fromkeys(key for run in runs for key in run.settings)
     for key in sorted(every, key=lambda key: key != "algorithm"):
@@ -76,7 +79,12 @@ def _varying(runs: Sequence[FinishedRun], conditions: Sequence[str]) -> list[str
         if max(map(len, column.values())) > 1:
             values = [str(run.settings.get(key)) for run in runs]
             groups.setdefault(tuple(map(values.index, values)), key)
-    return list(groups.values()) or ["algorithm"]
+    parts, keys, apart = list(groups), list[str](), [()] * len(runs)
+    for part in parts:
+        split = [(*before, own) for before, own in zip(apart, part, strict=True)]
+        if len(set(split)) > len(set(apart)):
+            apart, keys = split, [*keys, groups[part]]
+    return keys or ["algorithm"], [key for key in groups.values() if key not in keys]
 
 
 def _check(cell: Sequence[FinishedRun]) -> None:

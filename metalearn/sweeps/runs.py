@@ -64,14 +64,15 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield path, value
 
 
-def read_runs(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[Path]]:
-    """Every finished run in `paths` and below them, and the folders of those that have not
-    finished. Later measurements of a run by `evaluate` count where their own folder is named.
+def read_runs(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
+    """Every finished run in `paths` and below them, and a line for each folder that was left out:
+    it has not finished, or is of pre-training. Later measurements of a run by `evaluate` count
+    where their own folder is named.
 
     Raises UsageError for a path without any run, and for a result that cannot be read.
     """
     runs: dict[Path, FinishedRun] = {}
-    waiting: list[Path] = []
+    left: dict[Path, str] = {}
     for path in paths:
         results = [path / "result.json"]
         if not results[0].is_file():
@@ -79,26 +80,32 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[Path]]:
             results = [r for r in found if "evaluations" not in r.relative_to(path).parts]
         begun = [path, *(c.parent for c in sorted(path.rglob("config.yaml")))]
         begun = [f for f in begun if (f / "config.yaml").is_file()]
-        waiting += [f for f in begun if not (f / "result.json").is_file() and f not in waiting]
+        left |= {f: "has not finished" for f in begun if not (f / "result.json").is_file()}
         if not results and not begun:
             raise UsageError(f"{path} holds no run: neither result.json nor config.yaml is there")
         for result in results:
-            if (result.parent / "episodes.csv").is_file():  # pre-training has none
-                runs.setdefault(result.parent.resolve(), _read(result.parent))
+            if (run := _read(result.parent)) is None:
+                left[result.parent] = "is of no test episodes"
+            else:
+                runs.setdefault(result.parent.resolve(), run)
     if not runs:
         raise UsageError(
             f"no run in {', '.join(map(str, paths))} has finished; the command that started one "
             "goes on with it"
         )
-    return list(runs.values()), waiting
+    return list(runs.values()), [f"{folder} {why}" for folder, why in left.items()]
 
 
-def _read(folder: Path) -> FinishedRun:
+def _read(folder: Path) -> FinishedRun | None:
+    """None for a result that is of no list of test episodes, as pre-training's."""
     settings = folder / "config.yaml"
     if not settings.is_file():  # of an evaluation, whose run has it
         settings = folder.parents[1] / "config.yaml"
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if "manifest_hash" not in result:
+            return None
+        result.setdefault("transductive", False)  # of a run from before there were such methods
         config = yaml.safe_load(settings.read_text(encoding="utf-8"))
         with (folder / "episodes.csv").open(encoding="utf-8", newline="") as file:
             measure = "accuracy" if "accuracy" in result else "loss"

@@ -56,6 +56,7 @@ def rows(arranged: Arranged, confidence: float = 0.95) -> list[dict[str, Any]]:
             made.append(
                 {
                     **row.settings,
+                    **{key: row.cells[condition][0].settings.get(key) for key in arranged.more},
                     "transductive": row.transductive,
                     "condition": condition,
                     "measure": arranged.measure,
@@ -138,6 +139,8 @@ def _notes(
         "Bold: the best of its kind. †: less than that on the same episodes, p < 0.05 after "
         "Holm's correction.",
     ]
+    if arranged.more:
+        told.append(f"The rows differ in more: {', '.join(arranged.more)} (report.csv).")
     if arranged.measure == "loss":
         told[1] = told[1].replace("less", "worse")
     for condition in arranged.conditions:
@@ -145,10 +148,11 @@ def _notes(
         first = [cell[0].result for cell in cells]
         episodes = sorted({len(cell[0].values) for cell in cells})
         hashes = list(dict.fromkeys(result["manifest_hash"][:12] for result in first))
+        a_class = " a class" if arranged.measure == "accuracy" else ""
         apart = ": what saw other episodes than the best is not compared" if hashes[1:] else ""
         told.append(
             f"{condition}: {' or '.join(map(str, episodes))} episodes, "
-            f"{_every(first, 'queries')} queries a class, norm {_every(first, 'norm_policy')}, "
+            f"{_every(first, 'queries')} queries{a_class}, norm {_every(first, 'norm_policy')}, "
             f"manifest {' and '.join(hashes)}{apart}"
         )
     return told

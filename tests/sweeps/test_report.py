@@ -71,6 +71,26 @@ def test_latex_and_the_page(runs: Path) -> None:
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)  # it needs nothing beside it
 
 
+def test_as_few_settings_as_tell_the_rows_apart(workplace: Path) -> None:
+    for number, (name, rate) in enumerate([("MAML", 0.1), ("ANIL", 0.2), ("Reptile", 0.2)]):
+        inner = {"inner": {"rate": rate}}
+        write_run(Path(f"runs/{name}"), name, 0, drawn(0.5, number), config=inner)
+    assert metalearn("report", "runs").code == 0
+    text = (workplace / "report/report.md").read_text()
+    assert "| algorithm | seeds |" in text and "The rows differ in more: inner.rate" in text
+    made = json.loads((workplace / "report/report.json").read_text())
+    assert [(row["algorithm"], row["inner.rate"]) for row in made] == [
+        ("ANIL", 0.2), ("MAML", 0.1), ("Reptile", 0.2),
+    ]  # fmt: skip
+
+
+def test_runs_of_an_older_version_and_pre_training(workplace: Path) -> None:
+    old = Path(__file__).parents[1] / "old_runs"
+    outcome = metalearn("report", str(old))
+    assert outcome.code == 0 and "1 runs" in outcome.out, outcome.err
+    assert f"left out: {old}/pretrain is of no test episodes" in outcome.out
+
+
 def test_rows_by_a_setting(runs: Path) -> None:
     for seed, rate in ((0, 0.1), (1, 0.1), (0, 0.2)):
         folder = Path(f"rates/{seed}-{rate}")
