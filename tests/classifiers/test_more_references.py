@@ -1,12 +1,16 @@
 """More classifiers against their equations in numpy, scikit-learn, scipy or torch's own layers."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.special import logsumexp
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression as TheirRegression
 from sklearn.svm import LinearSVC
+from torch import Tensor
 
 from metalearn.classifiers import (
     FEAT,
@@ -149,6 +153,13 @@ def test_the_svm_is_scikit_learns(
     close(logits(SVM(strength, 3.0, ways=ways), given), 3 * theirs.decision_function(query), 1e-5)
 
 
+def crammer_singer(w: Tensor, x: Tensor, y: Tensor, strength: float) -> Tensor:
+    """The objective of the SVM."""
+    f, hot = x @ w, F.one_hot(y, w.shape[1]).double()
+    worst = (f - (f * hot).sum(1, keepdim=True) + 1 - hot).amax(1)
+    return w.square().sum() / 2 + strength * worst.sum()
+
+
 @pytest.mark.parametrize(
     ("ways", "shots", "size", "strength", "scale"),
     [(5, 1, 64, 0.1, 1.0), (20, 1, 64, 0.1, 1.0), (5, 5, 64, 0.1, 10.0), (5, 15, 64, 0.1, 0.5),
@@ -162,15 +173,30 @@ def test_nothing_near_the_svm_is_better(
     x = scale * torch.randn(len(y), size, generator=g, dtype=torch.float64)
     found = SVM(strength, ways=ways).fit({}, Batch(x, y))["weight"][:, :ways]
 
-    def objective(w: torch.Tensor) -> torch.Tensor:
-        f, hot = x @ w, F.one_hot(y, ways).double()
-        worst = (f - (f * hot).sum(1, keepdim=True) + 1 - hot).amax(1)
-        return w.square().sum() / 2 + strength * worst.sum()
-
+    least = crammer_singer(found, x, y, strength)
     for _ in range(50):
         near = found + 1e-4 / scale * torch.randn(found.shape, generator=g, dtype=torch.float64)
-        assert objective(found) < objective(near) or ways == 1
+        assert least < crammer_singer(near, x, y, strength) or ways == 1
     assert ways > 1 or found.norm() < 1e-9
+
+
+@torch.no_grad()
+def test_hard_tasks_at_once_reach_the_optimum() -> None:
+    """Fewer features than examples, long ones, and a large C: no solution of scikit-learn's is
+    better by the objective, nor one by the steps that a single task would need."""
+    g, y = generator(3), torch.arange(5).repeat(5)
+    x = torch.stack([s * torch.randn(25, 3, generator=g, dtype=torch.float64) for s in (1, 30)])
+    found = SVM(10.0, ways=5).fit({}, Batch(x, y.expand(2, 25)))["weight"][..., :5]
+    for task in range(2):
+        theirs = LinearSVC(
+            multi_class="crammer_singer", C=10.0, fit_intercept=False, tol=1e-9, max_iter=10**5
+        )
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+            theirs.fit(x[task].numpy(), y.numpy())
+        many = SVM(10.0, ways=5, steps=60).fit({}, Batch(x[task], y))["weight"][:, :5]
+        for w in (torch.from_numpy(theirs.coef_).T, many):
+            least = crammer_singer(w, x[task], y, 10.0)
+            assert crammer_singer(found[task], x[task], y, 10.0) <= least * (1 + 1e-7)
 
 
 def test_feat_is_torchs_attention_and_layer_norm() -> None:
