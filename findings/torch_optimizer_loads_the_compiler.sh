@@ -3,7 +3,7 @@
 #
 # Expected: after `import torch`, building torch.optim.SGD over one tensor takes microseconds.
 # Found: it imports torch._dynamo and, through it, torch._inductor and sympy: hundreds of modules,
-#    and 1.5 s of a processor where `import torch` itself took 2.1 s (a Xeon). So each short run of a
+#    and 2.0 s of a processor where `import torch` itself took 2.4 s (a Xeon). So each short run of a
 #    sweep waits twice. Importing torch.optim alone does not do it; the second optimizer is free.
 #
 # Output with torch 2.14.1 (seconds are this machine's, and are not compared):
