@@ -111,10 +111,16 @@ def _read(folder: Path) -> FinishedRun | None:
             measure = "accuracy" if "accuracy" in result else "loss"
             values = np.array([float(row[measure]) for row in csv.DictReader(file)])
         run = FinishedRun(folder, config, result, values)
-        assert run.condition and run.seed is not None and run.settings
+        if run.seed is None or not run.condition or not run.settings:
+            raise ValueError("no seed, or no settings")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UsageError(
             f"{folder} cannot be read ({type(error).__name__}: {error}); leave it out, or train it "
             "anew"
         ) from None
+    if not len(values) or not np.isfinite(values).all():
+        raise UsageError(
+            f"{folder} has test episodes of which {measure} is no number, or none at all; leave "
+            "it out"
+        )
     return run

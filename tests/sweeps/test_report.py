@@ -155,6 +155,7 @@ def test_what_was_measured_on_other_episodes_is_not_compared(workplace: Path) ->
         (["good", "ouut=x"], "no option ouut (did you mean out?) of"),
         (["spoilt"], "spoilt cannot be read (JSONDecodeError"),
         (["other"], "other cannot be read (KeyError: 'shots')"),
+        (["nan"], "nan has test episodes of which accuracy is no number, or none at all"),
         (["good", "loss"], "classification and regression cannot stand in one table"),
     ],
 )  # fmt: skip
@@ -164,6 +165,7 @@ def test_a_mistake_is_one_line(words: list[str], told: str, workplace: Path) -> 
     Path("spoilt/result.json").write_text('{"accuracy": ')
     write_run(Path("other"), "MAML", 0, drawn(0.5, 0), shots=None)
     write_run(Path("loss"), "MAML", 0, drawn(0.5, 0), accuracy=None, loss=0.5)
+    write_run(Path("nan"), "MAML", 0, np.array([0.5, np.nan]))
     Path("empty").mkdir()
     Path("begun").mkdir()
     Path("begun/config.yaml").write_text("seed: 0\n")
