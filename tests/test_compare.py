@@ -346,8 +346,10 @@ def test_a_method_that_fails_is_named_and_the_others_are_kept(workplace: Path) -
 @pytest.mark.slow
 def test_methods_in_processes_of_their_own_give_the_same_numbers(workplace: Path) -> None:
     asked = (BAD, "methods=[bad,nearest_centroid,logistic_regression,protonet]")
-    outcome = compare(*asked, "isolate=true", "run_dir=apart")
+    outcome = compare(*asked, "isolate=true", "jobs=2", "run_dir=apart")
     assert outcome.code == 1 and WHY in made("apart")["failed"]["bad"]
+    assert "2 methods at a time" in outcome.out
+    assert "test at step" in Path("apart/methods/protonet.log").read_text()
     assert compare(*asked).code == 1
     for name in ("nearest_centroid", "logistic_regression"):
         for shots in (1, 5):
@@ -372,7 +374,7 @@ def test_sigterm_stops_a_method_in_its_own_process_and_the_same_command_goes_on(
         stopped.terminate()
         out, _ = stopped.communicate(timeout=600)
     assert stopped.returncode == 143
-    assert "stopped in protonet; the same command goes on from there" in out
+    assert "stopped; the same command goes on from there" in out
     assert list(Path("run").glob("protonet/checkpoints/step-*"))
     assert not Path("run/methods/protonet.json").exists()
     outcome = metalearn("compare", *asked)
@@ -416,6 +418,8 @@ def test_the_configuration_is_printed(workplace: Path) -> None:
         ("sampling.queries=[]", "sampling.queries=[] must name each kind once, and one or more"),
         ("sampling.queries=even", "sampling.queries=even is not known; use balanced or dirichlet"),
         ("sampling.concentration=0", "sampling.concentration=0.0 must be above 0"),
+        ("jobs=2", "jobs=2 must be 1 or more, and 1 with isolate=false"),
+        ("meta.clock=cpu", "meta.clock=cpu is not known; use wall or processor"),
         ("+classifiers.maml._target_=metalearn.classifiers.Ridge", "maml is not free as a name"),
         ("methods=[]", "methods=[] is empty; name one or more, or use methods=null for all"),
         ("episodes.shots=[]", "episodes.shots=[] is empty; give it one value or more"),

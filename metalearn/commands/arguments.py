@@ -56,6 +56,8 @@ def check_values(config: Mapping[str, Any]) -> None:
             raise UsageError(f"{name}={value} must be above 0, or null")
     _check_size(config)
     check_choice("resume", config["resume"], ("auto", "never"))
+    if (clock := at(config, "training.clock")) is not None:
+        check_choice("training.clock", clock, ("wall", "processor"))
     check_choice("tracker.mode", config["tracker"]["mode"], ("online", "offline", "disabled"))
 
 

@@ -5,7 +5,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from metalearn.runtime.files import decode_floats
 from metalearn.runtime.memory import keep_freed_memory
 from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB
 from metalearn.training.folder import check_writable, commit, held
-from metalearn.training.process import Failed, Stopped, apart, guarded
+from metalearn.training.process import Chain, Failed, Stopped, apart, guarded
 from metalearn.training.stage import teller
 
 FILE = "comparison.json"
@@ -68,16 +68,14 @@ def run(overrides: Sequence[str], console: Console) -> int:
             say(f"{folder} has finished before; resume=never compares anew")
             show(_read(folder / FILE), console)
             return 0
-        for method in left:
-            say(f"{method} ({asked.methods.index(method) + 1} of {len(asked.methods)})")
-            try:
-                perform(asked, method, console, shared)
-            except Failed as error:
-                failed[method] = str(error)
-                say(f"{method} failed: {error}")
-            except Stopped as stopped:
-                say(f"stopped in {method}; the same command goes on from there")
-                return stopped.code
+        try:
+            for method, error in perform(asked, left, console, shared):
+                if error is not None:
+                    failed[method] = str(error)
+                    say(f"{method} failed: {error}")
+        except Stopped as stopped:
+            say("stopped; the same command goes on from there")
+            return stopped.code
         results = [_read(result_file(folder, m)) for m in asked.methods if m not in failed]
         made = summarised(asked, facts, results, failed, commit())
         write(made, results, folder)
@@ -118,22 +116,41 @@ def result_file(folder: Path, method: str) -> Path:
 
 
 def perform(
-    asked: ComparisonPlan, method: str, console: Console, shared: Setting | None = None
-) -> None:
-    """Measure a method, and keep its result. Raises Failed or Stopped.
+    asked: ComparisonPlan, methods: Sequence[str], console: Console, shared: Setting | None = None
+) -> Iterator[tuple[str, Failed | None]]:
+    """Measure the methods, and keep their results; yields each with why it failed. Raises Stopped.
 
     Training is a process apart: what it used does not count when adapting is measured.
     shared: for methods that are measured in this process.
     """
-    isolate, acts = asked.config["isolate"], [functools.partial(_measure, asked, method, shared)]
-    if method in asked.runs:  # a console cannot be sent to another process
-        told = None if isolate else console
-        acts.insert(0, functools.partial(compare_trained.train, asked.runs[method], told))
-    for act in acts:
-        if isolate:
-            apart(act, asked.folder / "methods" / f".{method}.failed")
+    jobs, say, place = asked.config["jobs"], teller(console), asked.folder / "methods"
+
+    def begin(method: str) -> None:
+        say(f"{method} ({asked.methods.index(method) + 1} of {len(asked.methods)})")
+
+    def acts(method: str) -> list[Callable[[], None]]:
+        measure = functools.partial(_measure, asked, method, shared)
+        if method not in asked.runs:
+            return [measure]
+        told = console if shared else None  # it cannot be sent to another process
+        return [functools.partial(compare_trained.train, asked.runs[method], told), measure]
+
+    if shared is None:
+        if jobs > 1:
+            say(f"{jobs} methods at a time; what each prints goes to {place}/<method>.log")
+        logs = {m: place / f"{m}.log" if jobs > 1 else None for m in methods}
+        chains = {m: Chain(acts(m), place / f".{m}.failed", logs[m]) for m in methods}
+        yield from apart(chains, jobs, begin)
+        return
+    for method in methods:
+        begin(method)
+        try:
+            for act in acts(method):
+                guarded(act)
+        except Failed as error:
+            yield method, error
         else:
-            guarded(act)
+            yield method, None
 
 
 def _measure(asked: ComparisonPlan, method: str, shared: Setting | None) -> None:

@@ -20,6 +20,7 @@ from metalearn.evaluation.comparison.plan import (
     family,
 )
 from metalearn.runtime.device import torch_device
+from metalearn.training.stage import CLOCKS
 
 _ONE_FOR_ALL = ("backbone", "dataset", "images", "device", "seed", "run_dir", "tracker", "outputs")
 EVERY = "classifiers"
@@ -125,6 +126,9 @@ def _check(config: dict[str, Any]) -> None:
     for name in _ABOVE_ZERO.split():
         if not at(config, name) > 0:
             raise UsageError(f"{name}={at(config, name)} must be above 0")
+    check_choice("meta.clock", config["meta"]["clock"], tuple(CLOCKS))
+    if (jobs := config["jobs"]) < 1 or (jobs > 1 and not config["isolate"]):
+        raise UsageError(f"jobs={jobs} must be 1 or more, and 1 with isolate=false")
     shots = config["episodes"]["shots"]
     _check_list("episodes.shots", shots, 1)
     if len(set(shots)) < len(shots):
@@ -204,6 +208,7 @@ def _run(
             f"episodes.shots={meta['shots']}",
             f"episodes.queries={shape['queries']}",
             f"training.seconds={meta['seconds']}",
+            f"training.clock={meta['clock']}",
             f"evaluation.seed={config['evaluation']['seed']}",
             f"evaluation.split={config['evaluation']['split']}",
             *hydra,

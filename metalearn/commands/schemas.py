@@ -98,6 +98,7 @@ class ComparisonSettings(SharedSettings):
     norm: str = "frozen"
     scratch_norm: str = "group"
     isolate: bool = True
+    jobs: int = 1
 
 
 SCHEMAS: dict[str, type] = {

@@ -37,6 +37,7 @@ ADDED: dict[str, Any] = {
     "tuning.prototype_rates": [0.0, 0.0001, 0.001, 0.01],
     "tuning.prototype_steps": 50,
     "tuning.copies": 10,
+    "meta.clock": "wall",
 }
 """What newer sections hold, by its dotted path, with the value that does as before."""
 
@@ -52,6 +53,7 @@ OF_KIND: dict[str, dict[str, Any]] = {
     "meta": {
         "sampling": {"queries": ["balanced"], "concentration": 2.0},
         "classifiers": {},
+        "jobs": 1,
         "augmentation": {"support": _STANDARD, "query": _STANDARD},
     },
 }
@@ -81,6 +83,8 @@ def renewed(
             _fill_in(new, path, value)
     for kind in OF_KIND.keys() & new.keys():
         new = {**deepcopy(OF_KIND[kind]), **new}
+    if "algorithm" in new:
+        _fill_in(new, "training.clock", "wall")
     _renew_backbone(new.get("backbone"))
     return placed(_found(new, targets))
 

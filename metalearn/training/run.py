@@ -33,7 +33,7 @@ from metalearn.training.folder import (
     leaving_nothing_of_a_refusal,
     told_of_sources,
 )
-from metalearn.training.stage import Pace, Position, Stage, teller
+from metalearn.training.stage import CLOCKS, Pace, Position, Stage, teller
 
 
 def run(
@@ -199,7 +199,8 @@ def fit(
     stop = Ending() if stop is None else stop
     folder.mkdir(parents=True, exist_ok=True)
     place = _place(folder)
-    clock = time.monotonic() - at.seconds
+    now = CLOCKS[pace.clock]
+    start = now() - at.seconds
     workers = int(stage.device.type == "cuda") if pace.workers is None else pace.workers
     coming = stage.batches(range(at.step, pace.steps), workers)
     with at_ending(stop), closing(coming):
@@ -208,7 +209,7 @@ def fit(
             values = stage.step(at.step + 1, next(coming), tracker)
             at.step += 1
             # Once a step: what `last` says, and what a checkpoint of this step keeps, agree.
-            at.seconds = time.monotonic() - clock
+            at.seconds = now() - start
             last = at.step == pace.steps or _out_of_time(at, pace)
             validates = last or at.step % pace.validate_every == 0
             records = validates or at.step % pace.record_every == 0
@@ -219,7 +220,7 @@ def fit(
                 record["peak_memory_bytes"] = peak_memory_bytes(stage.device)
                 if validates:
                     record |= _validate(stage, at, tracker)
-                    at.seconds = time.monotonic() - clock
+                    at.seconds = now() - start
                 tracker.scalars(at.step, record)
             stopping = bool(stop)
             if validates or stopping or at.step % pace.checkpoint_every == 0:
@@ -236,7 +237,7 @@ def fit(
                 return False
             if records:
                 since = at.step, time.perf_counter()
-        at.seconds = time.monotonic() - clock
+        at.seconds = now() - start
         return not stop  # the last step has left a checkpoint
 
 

@@ -33,6 +33,8 @@ class TrainingSettings:
     steps: meta-steps. meta_batch: T tasks in each.
     seconds: of training, validation included, after which it stops as if `steps` had been reached;
     a resumed run keeps what it has used. Such a run repeats only up to where the clock stopped it.
+    clock: that counts them, wall, or processor: the time of all threads of this process together,
+    whatever else the machine does.
     ways, shots, queries: of the training episodes, where they differ from `episodes`.
     clip_norm: largest norm of the meta-gradient.
     validate_every: meta-steps between validations. patience: validations without a new best
@@ -45,6 +47,7 @@ class TrainingSettings:
     steps: int = 1000
     meta_batch: int = 16
     seconds: float | None = None
+    clock: str = "wall"
     ways: int | None = None
     shots: int | None = None
     queries: int | None = None

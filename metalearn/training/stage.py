@@ -2,6 +2,7 @@
 
 import functools
 import json
+import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,14 +18,21 @@ from metalearn.functional.precision import slowdown
 from metalearn.runtime.files import write_atomic
 from metalearn.tracking import Tracker
 
+CLOCKS: dict[str, Callable[[], float]] = {
+    "wall": time.monotonic,
+    "processor": time.process_time,
+}
+"""What counts the seconds of a run: the time that passes, or the processor time of this process,
+all its threads together, which other programs on the machine do not use up."""
+
 
 @dataclass(frozen=True)
 class Pace:
     """When the shell validates, saves, records and stops; in steps, `seconds` in seconds.
 
-    seconds: of training, validation included; None for no limit. patience: validations without a
-    new best. keep: newest checkpoints that are kept, beside the best. workers: threads that make
-    the coming batches; None for 1 beside a GPU and 0 on a CPU.
+    seconds: of training by `clock`, validation included; None for no limit. patience: validations
+    without a new best. keep: newest checkpoints that are kept, beside the best. workers: threads
+    that make the coming batches; None for 1 beside a GPU and 0 on a CPU.
     """
 
     steps: int
@@ -33,6 +41,7 @@ class Pace:
     record_every: int = 1
     keep: int = 2
     seconds: float | None = None
+    clock: str = "wall"
     patience: int | None = None
     workers: int | None = None
 
@@ -41,8 +50,8 @@ class Pace:
 class Position:
     """Where a run stands: `step` steps are done, and the weights of `best_step` are selected.
 
-    seconds: of training so far. commit: of the code that began the run. threads: that torch
-    computes with. config_hash, seed: whose checkpoint it is.
+    seconds: of training so far, by the clock of its pace. commit: of the code that began the run.
+    threads: that torch computes with. config_hash, seed: whose checkpoint it is.
     """
 
     step: int = 0
@@ -174,6 +183,7 @@ def trained(stage: Stage, position: Position) -> dict[str, Any]:
         "selected_step": position.best_step,
         "validation_score": position.best_score,
         "seconds": position.seconds,
+        "clock": stage.pace.clock,
         f"{stage.unit}_per_second": position.step * stage.size / position.seconds,
         "commit": position.commit,
     }

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from rich.table import Table
 
 from metalearn.errors import UsageError
 from metalearn.evaluation.report import write_json
-from metalearn.tracking import read_records
-from metalearn.training.run import finished, run
-from metalearn.training.stage import Pace, Stage, Validation
+from metalearn.tracking import Tracker, read_records
+from metalearn.training.run import finished, fit, run
+from metalearn.training.stage import Pace, Position, Stage, Validation
 
 
 class Line:
@@ -144,3 +145,21 @@ def test_a_lost_run_and_another_configuration(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "lost/checkpoints").iterdir()] == ["step-00000002"]
     with pytest.raises(UsageError, match="holds a run with steps=9, not 8"):
         run({**config, "steps": 8}, lambda c: (dict(c), Line(c)), Console(file=io.StringIO()))
+
+
+def test_processor_time_counts_only_what_the_process_computes(tmp_path: Path) -> None:
+    class Waiting(Line):
+        def __init__(self, clock: str) -> None:
+            super().__init__({"steps": 6})
+            self.pace = Pace(6, validate_every=6, checkpoint_every=6, seconds=0.5, clock=clock)
+
+        def step(self, number, batch, tracker):
+            time.sleep(0.2)
+            return super().step(number, batch, tracker)
+
+    steps = {}
+    for clock in ("wall", "processor"):
+        position = Position()
+        assert fit(Waiting(clock), position, tmp_path / clock, Tracker([]))
+        steps[clock] = position.step
+    assert steps["wall"] <= 3 and steps["processor"] == 6

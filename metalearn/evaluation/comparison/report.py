@@ -266,11 +266,23 @@ def facts(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("weights sha256", comparison["weights_sha256"]),
         ("norm policy", comparison["norm_policy"]),
         ("seed", str(comparison["seed"])),
-        ("device", f"{comparison['device']}, {comparison['threads']} threads"),
+        ("device", f"{comparison['device']}, {comparison['threads']} threads{_parted(comparison)}"),
+        ("seconds of training", _clock(comparison)),
         ("torch", comparison["torch"]),
         ("commit", comparison["commit"]),
     ]
     return [(name, value) for name, value in known if value]
+
+
+def _parted(comparison: Mapping[str, Any]) -> str:
+    jobs = comparison["config"].get("jobs", 1)
+    return f" parted among {jobs} methods at a time" if jobs > 1 else ""
+
+
+def _clock(comparison: Mapping[str, Any]) -> str:
+    """Where it is not the time that passed."""
+    processor = comparison["config"]["meta"].get("clock") == "processor"
+    return "processor time, all threads together" if processor else ""
 
 
 def _proportions(comparison: Mapping[str, Any]) -> str:

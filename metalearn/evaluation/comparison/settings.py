@@ -72,9 +72,11 @@ class TuningSettings:
 
 @dataclass
 class MetaSettings:
-    """The `metalearn train` runs of a comparison: their seconds, shots and overrides."""
+    """The `metalearn train` runs of a comparison: their seconds by which clock, shots,
+    overrides."""
 
     seconds: float = 150.0
+    clock: str = "wall"
     shots: int = 5
     scratch: list[str] = field(default_factory=list)
     common: list[str] = field(default_factory=list)
