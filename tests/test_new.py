@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from metalearn.benchmarks.contract import contract
+from metalearn.commands.compare_plan import plan
 from metalearn.commands.config import conf_folder
 from tests.command import metalearn
 
@@ -63,6 +64,8 @@ def test_a_new_method_is_tested_listed_and_scored(
     line = json.loads(outcome.out)
     assert (line["method"], line["contract"], line["episodes"]) == (f"{group}={name}", [], 4)
     assert 0 <= line["accuracy"] <= 1 and line["half_width"] >= 0
+    made = plan([f"methods=[{name}]"])  # of `metalearn compare`
+    assert made.methods == [name] and (name in made.runs) == (group == "algorithm")
 
 
 def test_what_an_algorithm_does_not_keep_is_named(

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.classifiers import Classifier
+from metalearn.commands import searchpath
 from metalearn.commands.arguments import at, check_choice, check_values, make
-from metalearn.commands.config import compose, options
+from metalearn.commands.config import compose, conf_files
 from metalearn.commands.network import check_backbone, with_weights
 from metalearn.errors import UsageError, nearest
 from metalearn.evaluation.comparison.plan import (
@@ -40,7 +41,8 @@ _OF_TASKS = ("support", "transductive")
 def plan(overrides: Sequence[str]) -> ComparisonPlan:
     """What `metalearn compare <overrides>` is to do. Raises UsageError."""
     _check_overrides(overrides, "", ("backbone.norm", "backbone.ways", "outputs"))
-    overrides = _with_classifiers(overrides)
+    offered = _offered(overrides)
+    overrides = _with_named(overrides, offered)
     config = compose(overrides, "compare")
     check_values(config)
     _check(config)
@@ -53,7 +55,7 @@ def plan(overrides: Sequence[str]) -> ComparisonPlan:
     headed, bare = config["backbone"], {**bare, "sha256": config["backbone"].get("sha256")}
     for node in (headed, bare):
         check_backbone(node)
-    methods = _methods(config)
+    methods = _methods(config, offered)
     _check_norm(config, methods)
     runs = {
         name: _run(config, name, headed, bare, [o for o in overrides if o.startswith("hydra.")])
@@ -64,21 +66,32 @@ def plan(overrides: Sequence[str]) -> ComparisonPlan:
     return ComparisonPlan(config, headed, bare, methods, runs, transductive)
 
 
-def _with_classifiers(overrides: Sequence[str]) -> list[str]:
-    """`overrides`, and a choice of `conf/classifier` for each method that is named after one.
+def _offered(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """What a method may be named after: the choices of `conf/classifier` and `conf/algorithm`,
+    those of installed projects and of a search path among them."""
+    _, searched = searchpath.split(overrides)
+    groups = ("classifier", "algorithm")
+    return {group: [path.stem for path in conf_files(group, searched)] for group in groups}
+
+
+def _with_named(overrides: Sequence[str], offered: Mapping[str, list[str]]) -> list[str]:
+    """`overrides`, and a choice of `conf/classifier` or a run of `conf/algorithm` for each method
+    that is named after one.
 
     "classifiers" among the methods stands for all of them.
     """
     plain = [o for o in overrides if not o.lstrip("+").startswith("classifiers.")]
     asked = compose(plain, "compare")
-    own, choices = asked["classifiers"], options("classifier")
-    wanted = dict.fromkeys(asked["methods"] or ())
+    wanted, classifiers = dict.fromkeys(asked["methods"] or ()), offered["classifier"]
     if EVERY in wanted:
-        wanted = dict.fromkeys([*(name for name in wanted if name != EVERY), *choices])
+        wanted = dict.fromkeys([*(name for name in wanted if name != EVERY), *classifiers])
         overrides = [*overrides, f"methods=[{','.join(wanted)}]"]
-    taken = {*FEATURES, *TUNED, *own, *asked["meta"]["overrides"]}
-    chosen = [name for name in wanted if name in choices and name not in taken]
-    return [*(f"+classifier@classifiers.{name}={name}" for name in chosen), *overrides]
+    taken = {*FEATURES, *TUNED, *PROTOTYPES, *asked["classifiers"], *asked["meta"]["overrides"]}
+    free = [name for name in wanted if name not in taken]
+    chosen = [f"+classifier@classifiers.{n}={n}" for n in free if n in classifiers]
+    trained = [n for n in free if n in offered["algorithm"] and n not in classifiers]
+    runs = [f'+meta.overrides.{name}=["algorithm={name}"]' for name in trained]
+    return [*chosen, *runs, *overrides]
 
 
 def _classifiers(config: dict[str, Any]) -> dict[str, Classifier]:
@@ -160,7 +173,7 @@ def _check_list(name: str, values: Sequence[float], low: float) -> None:
         raise UsageError(f"{name}={list(values)} must be {low} or more each")
 
 
-def _methods(config: Mapping[str, Any]) -> list[str]:
+def _methods(config: Mapping[str, Any], offered: Mapping[str, list[str]]) -> list[str]:
     """The names to compare, in the order of their families. Raises UsageError."""
     meta = config["meta"]
     learned = list(meta["overrides"])
@@ -176,7 +189,8 @@ def _methods(config: Mapping[str, Any]) -> list[str]:
     known = [*FEATURES, "fine_tune_all", *PROTOTYPES, *classifiers, *learned, *scratch]
     unusual = {*PROTOTYPES, *scratch} - {n + SCRATCH for n in meta["scratch"]}
     usual = [name for name in known if name not in unusual]
-    choices = [*known, *(name for name in options("classifier") if name not in known), EVERY]
+    others = [*offered["classifier"], *offered["algorithm"]]
+    choices = [*known, *(name for name in others if name not in known), EVERY]
     asked = usual if config["methods"] is None else config["methods"]
     if not asked:
         raise UsageError("methods=[] is empty; name one or more, or use methods=null for all")

@@ -83,11 +83,6 @@ def compose(overrides: Sequence[str], job: str = "train") -> dict[str, Any]:
         return plain(hydra.compose(job, list(overrides)), job)
 
 
-def options(group: str) -> list[str]:
-    """The choices of a config group that come with the package, by name."""
-    return sorted(path.stem for path in (conf_folder() / group).glob("[!_]*.yaml"))
-
-
 def check_sweep(overrides: Sequence[str], job: str = "train") -> None:
     """Raise UsageError where a member of a sweep cannot be composed."""
     with _hydra(overrides, job):

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from metalearn.backbones.heads import head_name
 from metalearn.commands import sweep
 from metalearn.commands.arguments import check_choice, corner, explained, factory, make
-from metalearn.commands.config import conf_folder, options
+from metalearn.commands.config import conf_files
 from metalearn.commands.episodes import Data, read_data
 from metalearn.commands.methods import read
 from metalearn.commands.network import check_backbone, with_weights
@@ -180,10 +180,10 @@ def _chosen(group: str, node: Mapping[str, Any]) -> list[str]:
     """The overrides that compose `node`: the nearest of the choices of its config group, and where
     it differs from that."""
     differing = {}
-    for name in options(group):
-        own = read(conf_folder() / group / f"{name}.yaml")
+    for path in conf_files(group):
+        own = read(path)
         if own.get("_target_") == node.get("_target_"):
-            differing[name] = [n for n, v in node.items() if own.get(n) != v]
+            differing[path.stem] = [n for n, v in node.items() if own.get(n) != v]
     if not differing:
         return []
     name = min(differing, key=lambda name: len(differing[name]))
