@@ -175,7 +175,7 @@ def markdown(records: Sequence[Record], plot: str) -> str:
         parts.append(machine_lines(records[-1]["machine"], records[-1]["settings"]))
     parts.append(NOTES)
     if found:
-        parts += [f"![tasks a second]({plot})", "## How many times as fast ours is"]
+        parts += [f"![ours over the best peer]({plot})", "## How many times as fast ours is"]
         if len(compared(found)) == 2:
             parts += ["Peers as their users run them / with the same tuned allocator as ours."]
         names = dict.fromkeys(r.framework for r in found)
