@@ -32,7 +32,9 @@ COMMANDS = ("train", "pretrain", "evaluate", "compare", "report")
 COMMANDS += ("data", "list", "new", "score", "bench")
 """Each is the `main` of the file of that name in `commands/`."""
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
-_RUNS = ("train", "pretrain", "compare", "evaluate")
+_RANKS = ("train", "pretrain")
+"""Torchrun may start several processes for one of these."""
+_RUNS = (*_RANKS, "compare", "evaluate")
 
 
 def main() -> None:
@@ -46,8 +48,7 @@ def main() -> None:
         if command not in COMMANDS:
             near = nearest(command, COMMANDS)
             raise UsageError(f"no command {command}{near}; use {', '.join(COMMANDS)}")
-        if command in _RUNS:
-            _one_process()
+        _check_ranks(command, arguments)
         with quiet_interrupt():
             module = import_module(f"metalearn.commands.{command}")
         # A strategy's name may hold ":loop:", which rich would draw as an emoji.
@@ -57,12 +58,15 @@ def main() -> None:
         _discard_output()
         sys.exit(1)
     except KeyboardInterrupt:
-        print("metalearn: interrupted; the same command goes on, or starts again", file=sys.stderr)
+        if _speaks():
+            line = "interrupted; the same command goes on, or starts again"
+            print(f"metalearn: {line}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if (line := one_line(error)) is None:
             raise
-        print(f"metalearn: {line}", file=sys.stderr)
+        if _speaks(error):
+            print(f"metalearn: {line}", file=sys.stderr)
         try:
             sys.stdout.flush()
         except OSError:  # a file of the output on a full disk
@@ -74,18 +78,39 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _one_process() -> None:
-    """Raise UsageError in the first of several processes that torchrun has started; the others
-    end in silence."""
-    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE") or 1) < 2:
+def _check_ranks(command: str, arguments: list[str]) -> None:
+    """Raise UsageError in the first of several processes that torchrun has started, where the
+    command is one process; the others end in silence, as where there is only something to print."""
+    several = _started()
+    if several < 2:
         return
-    if int(os.environ["RANK"]) > 0:
+    options = [argument for argument in arguments if argument.startswith("-")]
+    if command in _RANKS and not options:
+        return
+    if os.environ["RANK"] != "0":
         sys.exit(0)
-    raise UsageError(
-        f"torchrun started {os.environ['WORLD_SIZE']} processes, but a run is one process on one "
-        "device: there is no training over ranks yet; start metalearn without torchrun (-m "
-        "hydra/launcher=joblib runs several configurations side by side)"
-    )
+    if command in _RANKS and {"-m", "--multirun"} & set(options):
+        raise UsageError(
+            f"torchrun started {several} processes for one run, and -m asks for several; start "
+            "each by torchrun, or all without it (hydra/launcher=joblib runs them side by side)"
+        )
+    if command in _RUNS:
+        raise UsageError(
+            f"torchrun started {several} processes, and {command} is one process; start it without "
+            "torchrun, which is for train and pretrain"
+        )
+
+
+def _speaks(error: BaseException | None = None) -> bool:
+    """Whether this process tells of a mistake: of several that torchrun started the first, or
+    another where that is gone."""
+    return getattr(error, "speaks", False) or _started() < 2 or os.environ["RANK"] == "0"
+
+
+def _started() -> int:
+    """How many processes torchrun started for this command; 1 without it."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return int(size) if size.isdecimal() and "RANK" in os.environ else 1
 
 
 if __name__ == "__main__":

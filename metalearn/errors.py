@@ -30,6 +30,16 @@ class Diverged(UsageError):
     """A run whose numbers are no longer finite: it fails, and what it has written stays."""
 
 
+class RankLost(UsageError):
+    """A rank has ended, or no longer answers, and so the others end too.
+
+    midway: whether what is trained had begun to change, and is no whole step. speaks: whether this
+    process tells of it, though it is not the first.
+    """
+
+    midway = speaks = False
+
+
 class DataError(Exception):
     """Data that is missing, damaged or asked for wrongly. The command line prints its one line."""
 

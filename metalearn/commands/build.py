@@ -28,6 +28,7 @@ from metalearn.engine import Engine
 from metalearn.engine.checks import order
 from metalearn.engine.cuda_graph import check_capture
 from metalearn.engine.lite import check_lite
+from metalearn.engine.ranks import Ranks
 from metalearn.engine.strategy import STRATEGIES, ForeignStrategy, Strategy, lacks_proximal_term
 from metalearn.episodes import ImageTransform, Manifest, augmented
 from metalearn.errors import UsageError
@@ -132,7 +133,8 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     trained: its weights are there, and those that it started from are not read.
     """
     device = torch_device(config["device"])
-    engine = Engine(*(config[key] for key in ("batching", "precision", "capture", "lite")))
+    options = (config[key] for key in ("batching", "precision", "capture", "lite"))
+    engine = Engine(*options, ranks=Ranks.joined())
     check_capture(engine.capture, device)
     method = _method(config)
     if trained:

@@ -27,6 +27,7 @@ from metalearn.commands.pretrain_network import (
     network,
 )
 from metalearn.data import ImageDataset
+from metalearn.engine.ranks import Ranks
 from metalearn.episodes import FewShotEpisodes, ImageTransform
 from metalearn.errors import UsageError
 from metalearn.runtime.device import torch_device
@@ -80,9 +81,8 @@ def build(config: Mapping[str, Any]) -> tuple[dict[str, Any], Supervised]:
         augmentation.check(dataset.image_shape)
     reader = ImageReader(dataset, data.transform, data.held_on)
     mixing = Mixing(settings.mixup, settings.cutmix, config["manifold_mixup"]["alpha"])
-    images = BaseImages(
-        reader, split.train, settings.batch_size, config["seed"], augmentation, mixing
-    )
+    given = settings.batch_size, config["seed"], augmentation, mixing, Ranks.joined()
+    images = BaseImages(reader, split.train, *given)
     module, report = network(config, shape, dataset.class_count("train"), weights)
     rotation_head = make_rotation_head(module, settings.rotation, shape, config["seed"])
     layers = None

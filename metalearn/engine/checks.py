@@ -3,6 +3,7 @@
 from typing import Any
 
 from metalearn.engine.strategy import ForeignStrategy, Strategy
+from metalearn.errors import UsageError
 from metalearn.functional.double_backward import check_network, has_passed, pass_over
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Episodes, Meta
@@ -41,3 +42,13 @@ def order(strategy: Any, algo: MetaAlgorithm) -> int:
     kind = getattr(strategy, "kind", None)  # a user's own strategy may not say
     second = strategy is not None and kind in (None, "exact", "implicit")
     return 2 if algo.steps and (second or getattr(strategy, "last", 0)) else 1
+
+
+def check_foreign(strategy: object, precision: str, loops: bool) -> None:
+    """Raise UsageError where a strategy that runs T tasks itself cannot run as asked. loops:
+    whether the batching may be a loop."""
+    name = type(strategy).__name__.lower()
+    if precision != "fp32":
+        raise UsageError(f"gradient={name} has no precision={precision}; use fp32")
+    if not loops:
+        raise UsageError(f"gradient={name} loops over tasks; use batching=auto or loop")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metalearn.engine.autotune import Autotuned, autotune, is_many, remembered
 from metalearn.engine.batching import at_once, default_plan, mean_gradient
-from metalearn.engine.checks import check_run
+from metalearn.engine.checks import check_foreign, check_run
 from metalearn.engine.compiled_step import Apart, CompiledStep, structure_of, tensors_of
 from metalearn.engine.cuda_graph import captured, check_capture, forgetting
 from metalearn.engine.execution import Execution, kinds, setting
@@ -19,8 +19,9 @@ from metalearn.engine.frozen_body import Body, ThroughFeatures, frozen_body
 from metalearn.engine.lite import check_kept, check_lite, through_few
 from metalearn.engine.made import Made
 from metalearn.engine.plan import Batching, Plan, parse
+from metalearn.engine.ranks import Ranks
 from metalearn.engine.strategy import ForeignStrategy, Strategy, check_algorithm, check_protocol
-from metalearn.engine.task import Task, TaskGradient, tasks_of
+from metalearn.engine.task import Task, TaskGradient, seeds, tasks_of
 from metalearn.errors import UsageError
 from metalearn.functional.precision import Precision, check_precision, computing_in
 from metalearn.functional.torch_private import same_layout
@@ -44,6 +45,7 @@ class Engine:
     precision: see `functional.precision`. capture: of CUDA graphs, see `Capture`.
     lite: H, support examples of each task that keep their history, drawn anew at each call, for
         sets too large for all to (see `engine.lite`); None for all of them.
+    ranks: the processes that share every meta-batch (see `engine.ranks`); None for this one alone.
 
     Raises UsageError for a value that is not known.
     """
@@ -52,6 +54,7 @@ class Engine:
     precision: Precision = "fp32"
     capture: Capture = "none"
     lite: int | None = None
+    ranks: Ranks | None = None
     _made: dict[int, Made] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -66,12 +69,33 @@ class Engine:
         algo: MetaAlgorithm,
         meta: Meta,
         episodes: Episodes,
+        tasks: int | None = None,
     ) -> GradientAndMetrics:
         """The mean over T tasks of the meta-gradient, shaped like `meta`, and metrics `[T]`.
 
-        episodes: support `[T, S, *X]`, query `[T, Q, *X]`. Raises UsageError where the algorithm
-        is not defined for the strategy, or cannot run so, and for classes that are not 0 to N - 1.
+        episodes: support `[T, S, *X]`, query `[T, Q, *X]`, the same on every rank, which takes its
+            share of them.
+        tasks: T over all ranks, where `episodes` are this rank's alone, `ranks.work(T)`.
+
+        Raises UsageError where the algorithm is not defined for the strategy, or cannot run so, and
+        for classes that are not 0 to N - 1; RankLost where another rank has ended.
         """
+        if self.ranks is None:
+            return self._alone(strategy, algo, meta, episodes)
+        if tasks is None and (tasks := episodes.tasks):
+            episodes = self.ranks.part(episodes)
+        gradient, metrics = self._alone(strategy, algo, meta, episodes, tasks)
+        return self.ranks.mean(gradient, metrics, tasks)
+
+    def _alone(
+        self,
+        strategy: Strategy | ForeignStrategy,
+        algo: MetaAlgorithm,
+        meta: Meta,
+        episodes: Episodes,
+        of: int | None = None,
+    ) -> GradientAndMetrics:
+        """The same over the tasks of this process. of: T, where they are a rank's."""
         made = self._of(algo)
         tensors = tensors_of(meta, episodes)
         asked = strategy, *structure_of(episodes), *setting(algo, meta)
@@ -90,13 +114,16 @@ class Engine:
         if self.lite is not None and (strategy, algo.net.modes()) not in made.gradients:
             check_lite(self.lite, strategy, algo, meta, episodes)
         if hasattr(strategy, "all_tasks"):
-            return self._foreign(cast(ForeignStrategy, strategy), algo, meta, episodes)
+            check_foreign(strategy, self.precision, self.batching in ("auto", "loop", Plan()))
+            return cast(ForeignStrategy, strategy).all_tasks(algo, meta, episodes)
         strategy = cast(Strategy, strategy)
         plan = self.plan(strategy, algo, meta, episodes)
         if plan.tasks is not None:
             check_run(strategy, algo, meta, episodes, True)
         random = algo.net.exact or getattr(strategy, "random", False) or self.lite is not None
-        drawn = seeds(episodes.tasks, episodes.support.device) if random else None
+        drawn = seeds(of or episodes.tasks, episodes.support.device) if random else None
+        if drawn is not None and of and self.ranks is not None:  # a task's own, whatever its rank
+            drawn = drawn[self.ranks.work(of)]
         tasks = tasks_of(algo, episodes, drawn)
         gradient = self._gradient(strategy, algo, meta, tasks)
 
@@ -140,7 +167,7 @@ class Engine:
 
             def trial(plan: Plan, tasks: int) -> Callable[[], object]:
                 few = episodes.map(lambda t: t[:tasks])
-                return functools.partial(self.with_plan(plan), strategy, algo, meta, few)
+                return functools.partial(self.with_plan(plan)._alone, strategy, algo, meta, few)
 
             alone = functools.partial(forgetting, made.graphs)
             made.tuned[asked] = autotune(
@@ -192,7 +219,7 @@ class Engine:
 
     def with_plan(self, plan: Plan) -> "Engine":
         """The same engine, what it made included, that runs every strategy by `plan`."""
-        engine = Engine(plan, self.precision, self.capture, self.lite)
+        engine = Engine(plan, self.precision, self.capture, self.lite, self.ranks)
         engine._made = self._made
         return engine
 
@@ -265,24 +292,9 @@ class Engine:
             steps[:] = [step, *steps[: _MOST_STEPS - 1]]
         return code(tensors)
 
-    def _foreign(
-        self, strategy: ForeignStrategy, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
-    ) -> GradientAndMetrics:
-        name = type(strategy).__name__.lower()
-        if self.precision != "fp32":
-            raise UsageError(f"gradient={name} has no precision={self.precision}; use fp32")
-        if self.batching not in ("auto", "loop", Plan()):
-            raise UsageError(f"gradient={name} loops over tasks; use batching=auto or loop")
-        return strategy.all_tasks(algo, meta, episodes)
-
 
 def plain_loop(
     strategy: Strategy | ForeignStrategy, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
 ) -> GradientAndMetrics:
     """`Engine(batching="loop")(strategy, algo, meta, episodes)`: what a strategy does if called."""
     return Engine("loop")(strategy, algo, meta, episodes)
-
-
-def seeds(count: int, device: torch.device) -> Tensor:
-    """A seed for the dropout masks and the noise of each task, from torch's generator."""
-    return torch.randint(2**62, (count,)).to(device)

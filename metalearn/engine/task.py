@@ -88,3 +88,8 @@ class Run(Protocol):
 
 TaskGradient = Callable[[MetaAlgorithm, Meta, Task, Run], GradientAndMetrics]
 """(algo, meta, one task or a part with T, run) -> its gradient and scalar metrics, or `[T]`."""
+
+
+def seeds(count: int, device: torch.device) -> Tensor:
+    """A seed for the dropout masks and the noise of each task, from torch's generator."""
+    return torch.randint(2**62, (count,)).to(device)

@@ -53,11 +53,12 @@ class Manifest:
         dataset = getattr(source, "dataset", None)
         return dataset.digest if isinstance(dataset, ImageDataset | Mixture) else None
 
-    def batches(self, size: int) -> Iterator[Episodes]:
-        """All episodes in order, `size` at a time; the last part may be smaller."""
-        for start in range(0, self.episodes, size):
-            stop = min(start + size, self.episodes)
-            yield self.source.batch(self.split, range(start, stop))
+    def batches(self, size: int, of: range | None = None) -> Iterator[Episodes]:
+        """The episodes `of`, None for all, in order, `size` at a time; the last part may be
+        smaller."""
+        of = range(self.episodes) if of is None else of
+        for start in range(0, len(of), size):
+            yield self.source.batch(self.split, of[start : start + size])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Algorithms on features that are computed once: a classifier, or the head of a network."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from metalearn.backbones.norms import inductive
 from metalearn.classifiers import Classifier
 from metalearn.engine import Engine
 from metalearn.engine.frozen_body import frozen_body
+from metalearn.engine.ranks import Ranks
 from metalearn.engine.task import tasks_of
 from metalearn.episodes import FewShotEpisodes, ImageTransform, Manifest, TransformedEpisodes
 from metalearn.episodes.gather import inputs_of
@@ -58,14 +59,15 @@ def head_on_host(algo: MetaAlgorithm, whole: Meta) -> Head:
     return Head(algo, Meta(init=init, hyper=hyper, buffers=buffers))
 
 
-def measure(head: Head, manifest: Manifest, at: Sequence[int] | None = None) -> EvalReport:
+def measure(
+    head: Head, manifest: Manifest, at: Sequence[int] | None = None, ranks: Ranks | None = None
+) -> EvalReport:
     """`evaluate` with as many tasks at a time as stay in the cache."""
     first = manifest.source.batch(manifest.split, range(1))
     with Largest() as made:
         evaluate(*head, first, engine=Engine("loop"), at=at)
     tasks = max(1, min(256, _AT_ONCE // made.numbers))
-    report = evaluate(*head, manifest.batches(tasks), engine=Engine("vmap"), at=at)
-    return replace(report, manifest_hash=manifest.hash)
+    return evaluate(*head, manifest, engine=Engine("vmap", ranks=ranks), at=at, together=tasks)
 
 
 class Largest(TorchDispatchMode):
@@ -124,18 +126,23 @@ def evaluate_once(
     if found is None:
         return evaluate(algo, meta, manifest, steps, engine, device)
     classes, examples, row = used([source], split, manifest.episodes)
+    ranks = (engine.ranks if engine else None) or Ranks()
 
-    def inputs() -> Iterator[Inputs]:
-        for start in range(0, len(classes), _TOGETHER):
+    def inputs(starts: Iterable[int]) -> Iterator[Inputs]:
+        for start in starts:
             rows = slice(start, start + _TOGETHER)
             x, _ = inputs_of(dataset, split, classes[rows], examples[rows])
             x = x if transform.is_identity else transform(x)
             yield map_tensors(lambda t: t.to(where), x)
 
-    features = extract(algo.net, {**meta["buffers"], **meta["init"]}, inputs(), found.path)
+    weights = {**meta["buffers"], **meta["init"]}
+    starts = range(0, len(classes), _TOGETHER)
+    own = starts[ranks.share(len(starts)).start : ranks.share(len(starts)).stop]
+    parts = ranks.gathered(extract(algo.net, weights, inputs(own), found.path) if own else None)
+    features = torch.cat([part for part in parts if part is not None])
     taken = replace(manifest, source=FeatureEpisodes(source, features, row, split))
     last = algo.steps if steps is None else steps
-    return measure(head_on_host(found.algo, meta), taken, at=range(last + 1))
+    return measure(head_on_host(found.algo, meta), taken, at=range(last + 1), ranks=ranks)
 
 
 class Choice(NamedTuple):

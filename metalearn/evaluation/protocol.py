@@ -13,6 +13,7 @@ from metalearn.engine.batching import map_tasks
 from metalearn.engine.checks import check_run
 from metalearn.engine.frozen_body import Body, features_of
 from metalearn.engine.plan import Plan, parse
+from metalearn.engine.ranks import Ranks
 from metalearn.engine.task import Run, Task, tasks_of
 from metalearn.episodes import Manifest
 from metalearn.errors import UsageError, check_whole
@@ -110,15 +111,18 @@ def evaluate(
     engine: Engine | None = None,
     device: torch.device | str | None = None,
     at: Sequence[int] | None = None,
+    together: int = 32,
 ) -> EvalReport:
     """Adapt to every episode and measure its queries after each inner step.
 
     episodes: a `Manifest`, one `Episodes` `[T, ...]`, or batches of them.
     steps: inner steps, by default the algorithm's own. engine: whose batching is used, by default
-        a loop on a CPU and `vmap` on a GPU; neither compiled nor in a low precision.
+        a loop on a CPU and `vmap` on a GPU; neither compiled nor in a low precision. Its ranks, if
+        there are any, share the episodes of a manifest, and every one has the whole report.
     device: where to move the episodes.
     at: the inner steps to measure after, ascending, in the place of `steps`; by default after
         each, which costs a pass over the queries.
+    together: episodes of a manifest that are made at a time.
     Dropout is off. Raises UsageError for no episodes, for steps of a method without any, or for
     classes that are not 0 to N - 1 in every task.
     """
@@ -128,11 +132,13 @@ def evaluate(
         at = range((algo.steps if steps is None else steps) + 1)
     check_evaluation_steps(algo, max(at))
     manifest = episodes if isinstance(episodes, Manifest) else None
-    batches = manifest.batches(32) if manifest else episodes
-    if isinstance(batches, Episodes):
-        batches = [batches]
-
     engine = Engine() if engine is None else engine
+    ranks = engine.ranks if manifest and engine.ranks else Ranks()
+    batches = episodes
+    if manifest:
+        batches = manifest.batches(together, ranks.share(manifest.episodes))
+    elif isinstance(batches, Episodes):
+        batches = [batches]
 
     at_once = algo if isinstance(algo, OfTasks) and algo.of_tasks else None
 
@@ -169,9 +175,15 @@ def evaluate(
                 for name, value in stacked.items():
                     rows = value.unsqueeze(0) if count is None else value
                     values.setdefault(name, []).append(rows.double().cpu().numpy())
-    if not values:
+    digest = manifest.hash if manifest else None
+    parts = ranks.gathered((digest, {name: np.concatenate(rows) for name, rows in values.items()}))
+    other = next((rank for rank, part in enumerate(parts) if part[0] != parts[0][0]), None)
+    if other is not None:
+        raise UsageError(
+            f"rank {other} draws other episodes than rank 0: its data differ; give every machine "
+            "the same files"
+        )
+    found = [rows for _, rows in parts if rows]  # fewer episodes than ranks leave some without
+    if not found:
         raise UsageError("no episodes to evaluate; use evaluation.episodes of 1 or more")
-    return EvalReport(
-        {name: np.concatenate(rows) for name, rows in values.items()},
-        manifest.hash if manifest else None,
-    )
+    return EvalReport({n: np.concatenate([rows[n] for rows in found]) for n in found[0]}, digest)

@@ -1,6 +1,6 @@
 """Any `nn.Module` as a pure function of its weights that can be differentiated twice."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from metalearn import tree
 from metalearn.functional.copied import copied
-from metalearn.functional.norm_functions import Call, calling, in_forward
+from metalearn.functional.norm_functions import Call, Moments, calling, in_forward
 from metalearn.functional.norms import BatchNorm, Statistics, replace_norms, statistics_of
 from metalearn.functional.outputs import outputs_of
 from metalearn.functional.overrides import Exact, needs_exact
@@ -104,9 +104,9 @@ class PureModule:
 
     def _record(
         self, weights: Params, x: Inputs, weight: Tensor | None
-    ) -> dict[nn.Module | Tensor, tuple[Tensor, Tensor]]:
+    ) -> dict[nn.Module | Tensor, tuple[Tensor, ...]]:
         """The moments that each norm layer met in one forward pass."""
-        record: dict[nn.Module | Tensor, tuple[Tensor, Tensor]] = {}
+        record: dict[nn.Module | Tensor, tuple[Tensor, ...]] = {}
         if weight is not None:
             x = map_tensors(partial(without_padding, weight != 0), x)
         with calling(Call(weight, record)):
@@ -134,22 +134,32 @@ class PureModule:
 
     @torch.no_grad()
     def track(
-        self, weights: Params, buffers: Params, x: Inputs, weight: Tensor | None = None
+        self,
+        weights: Params,
+        buffers: Params,
+        x: Inputs,
+        weight: Tensor | None = None,
+        together: Callable[[list[Moments]], Sequence[Moments]] = list,
     ) -> Params:
         """`buffers` after the running averages took one step of their momentum towards the
-        statistics of `x` `[B, *X]` under `weights`. Unchanged without such norm layers."""
+        statistics of `x` `[B, *X]` under `weights`. Unchanged without such norm layers.
+
+        together: from what each layer met here to what it met on all ranks.
+        """
         norms = {prefix: n for prefix, n in self._norms("running").items() if n.momentum}
         if not norms:
             return buffers
         record = self._record({**buffers, **weights}, x, weight)
-        moved = dict(buffers)
+        found: dict[str, Moments] = {}
         for prefix, norm in norms.items():
-            mean = f"{prefix}running_mean"
-            found = record.get(norm if isinstance(norm, BatchNorm) else buffers[mean])
-            if found is None:  # not part of this forward pass
-                continue
-            for key, value in zip((mean, f"{prefix}running_var"), found, strict=True):
-                moved[key] = torch.lerp(buffers[key], value.flatten(), norm.momentum)
+            own = norm if isinstance(norm, BatchNorm) else buffers[f"{prefix}running_mean"]
+            if own in record:  # else not part of this forward pass
+                found[prefix] = Moments(*record[own])
+        moved = dict(buffers)
+        for prefix, met in zip(found, together([*found.values()]), strict=True):
+            for kind, value in (("mean", met.mean), ("var", met.var)):
+                key, momentum = f"{prefix}running_{kind}", norms[prefix].momentum
+                moved[key] = torch.lerp(buffers[key], value.flatten(), momentum)
         return moved
 
     @contextmanager

@@ -27,7 +27,7 @@ class Call(NamedTuple):
     """
 
     weight: Tensor | None = None
-    record: dict[nn.Module | Tensor, tuple[Tensor, Tensor]] | None = None
+    record: dict[nn.Module | Tensor, tuple[Tensor, ...]] | None = None
 
 
 _PLAIN = Call()
@@ -86,13 +86,34 @@ def moments(x: Tensor, dims: tuple[int, ...], weight: Tensor | None) -> tuple[Te
     return mean, average((x - mean).square())
 
 
-def running_moments(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance of `[B, C, *]` by channel, which is what torch's running averages
-    are made of."""
+class Moments(NamedTuple):
+    """Of some examples by channel: the mean, the unbiased variance, and of how many values."""
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+
+def running_moments(x: Tensor, weight: Tensor | None) -> Moments:
+    """Those of `[B, C, *]`, which is what torch's running averages are made of."""
     mean, var = moments(x, (0, *range(2, x.ndim)), weight)
     examples = x.new_full((), len(x)) if weight is None else weight.sum()
     count = examples * x[0, 0].numel()
-    return mean, var * (count / (count - 1).clamp(min=1))
+    return Moments(mean, var * (count / (count - 1).clamp(min=1)), count)
+
+
+def pooled(parts: Moments, like: Moments) -> Moments:
+    """Those of W sets of examples together, of each set's: `[W, C]`, and counts `[W]`. like: whose
+    shapes and types the result has."""
+    mean, var, count = parts
+    n = count.unsqueeze(1)
+    total = count.sum()
+    # A set of none may have no moments.
+    mean = torch.where(n > 0, mean, 0.0)
+    middle = (n * mean).sum(0) / total
+    squares = torch.where(n > 1, (n - 1) * var, 0.0) + n * (mean - middle).square()
+    found = Moments(middle, squares.sum(0) / (total - 1).clamp(min=1), total)
+    return Moments(*(t.view(s.shape).to(s.dtype) for t, s in zip(found, like, strict=True)))
 
 
 def normalise(x: Tensor, mean: Tensor, var: Tensor, eps: float, weight, bias, shape) -> Tensor:

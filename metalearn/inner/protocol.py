@@ -114,7 +114,8 @@ class TracksBuffers(Protocol):
     `net.track`."""
 
     def track(self, meta: Meta, support: Batch) -> Params:
-        """The new `buffers`. support: of all tasks, `[T, S, *X]`."""
+        """The new `buffers`. support: of all tasks, `[T, S, *X]`; with ranks of each rank's own,
+        and what has moved is averaged."""
         ...
 
 

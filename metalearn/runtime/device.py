@@ -1,6 +1,7 @@
 """Which device a run uses."""
 
 import functools
+import os
 import platform
 from pathlib import Path
 
@@ -10,9 +11,21 @@ from metalearn.errors import UsageError
 
 
 def torch_device(name: str) -> torch.device:
-    """The device for `device=`: "auto" is the GPU where there is one. Raises UsageError."""
+    """The device for `device=`: "auto" is the GPU where there is one. Of several processes that
+    torchrun started each has a GPU of its own. Raises UsageError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    rank = os.environ.get("LOCAL_RANK") if os.environ.get("WORLD_SIZE", "1") != "1" else None
+    if rank is not None and name.startswith("cuda") and torch.cuda.is_available():
+        if name != "cuda":
+            raise UsageError(f"device={name} is one GPU for all ranks; use device=cuda or auto")
+        if int(rank) >= (count := torch.cuda.device_count()):
+            raise UsageError(
+                f"torchrun started more processes here than the {count} GPUs; use "
+                f"--nproc-per-node={count}, or device=cpu"
+            )
+        torch.cuda.set_device(int(rank))
+        name = f"cuda:{rank}"
     try:
         device = torch.device(name)
     except RuntimeError:

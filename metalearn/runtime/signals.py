@@ -40,16 +40,20 @@ def at_ending(act: Callable[[int], None]) -> Iterator[None]:
 
     Only the main thread can; elsewhere nothing changes. What is ignored (nohup) stays so.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = [n for n in ENDING if signal.getsignal(n) is not signal.SIG_IGN]
-    before = [signal.signal(n, lambda number, _: act(number)) for n in numbers]
+    before = handle_ending(act)
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def handle_ending(act: Callable[[int], None]) -> dict[int, Any]:
+    """`at_ending` from here on, in the main thread; what handled each signal before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    numbers = [n for n in ENDING if signal.getsignal(n) is not signal.SIG_IGN]
+    return {n: signal.signal(n, lambda number, _: act(number)) for n in numbers}
 
 
 def end_with_parent() -> None:
@@ -81,5 +85,6 @@ def quiet_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-if sys.orig_argv[1:3] == ["-m", "metalearn.cli"]:  # until `cli.main` imports its command
+if sys.orig_argv[1:3] in (["-m", "metalearn.cli"], ["-m", "metalearn"]):
+    # Until `cli.main` imports its command.
     signal.signal(signal.SIGINT, _stop)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metalearn.data import ImageDataset
+from metalearn.engine.ranks import Ranks
 from metalearn.episodes import Augmentation, ImageTransform
 from metalearn.episodes.augmentation import NUMBERS
 from metalearn.episodes.gather import scaled
@@ -44,8 +45,10 @@ class ImageReader:
 class BaseImages:
     """The images that train, in a new random order every epoch, changed and mixed at random.
 
-    What is left of an epoch after its last whole batch is not used. Raises UsageError where the
-    images do not fill one batch.
+    What is left of an epoch after its last whole batch is not used. ranks: share every batch, and
+    an image is changed as one process would; None for this process alone.
+
+    Raises UsageError where the images do not fill one batch, or not every rank has one of it.
     """
 
     reader: ImageReader
@@ -54,8 +57,19 @@ class BaseImages:
     seed: int = 0
     augmentation: Augmentation | None = None
     mixing: Mixing = Mixing()  # noqa: RUF009  (frozen)
+    ranks: Ranks | None = None
 
     def __post_init__(self) -> None:
+        if self.ranks and self.batch_size < self.ranks.size:
+            raise UsageError(
+                f"training.batch_size={self.batch_size} is less than an image for each of the "
+                f"{self.ranks.size} ranks; use fewer ranks, or a larger batch"
+            )
+        if self.ranks and self.mixing.manifold:
+            raise UsageError(
+                "manifold_mixup mixes the images of a whole batch inside the network, and ranks "
+                "have parts of it; use one process, or training.mixup"
+            )
         if self.batch_size > len(self.subset):
             raise UsageError(
                 f"training.batch_size={self.batch_size}, but {len(self.subset)} images are there "
@@ -83,21 +97,31 @@ class BaseImages:
             yield step, order[place * self.batch_size : (place + 1) * self.batch_size]
 
     def _made(self, step: int, rows: np.ndarray) -> Labelled:
-        subset = self.subset.at(rows)
+        own = (self.ranks or Ranks()).work(len(rows))
+        # An image may be mixed with one of another rank.
+        places = np.arange(len(rows))[slice(None) if self.mixing.mixes else own]
+        subset = self.subset.at(rows[places])
         x = self.reader.unprepared(SPLIT, subset.classes, subset.examples)
         if self.augmentation is not None:
-            x = _changed(self.augmentation, x, self._rng("augmented", step))
+            rng = self._rng("augmented", step)
+            x = _changed(self.augmentation, x, places, len(rows), rng)
         y = torch.from_numpy(subset.classes).to(x.device)
-        return self.mixing(self.reader.transform(x), y, self._rng("mixed", step))
+        batch = self.mixing(self.reader.transform(x), y, self._rng("mixed", step))
+        if not self.mixing.mixes:
+            return batch
+        return batch._replace(x=batch.x[own], y=batch.y[own], other=batch.other[own])
 
     def _rng(self, use: str, index: int) -> np.random.Generator:
         digest = self.reader.dataset.digest
         return generator(f"{digest}/pretraining/{use}", SPLIT, self.seed, index)
 
 
-def _changed(how: Augmentation, x: Tensor, rng: np.random.Generator) -> Tensor:
-    """`x` `[B, C, H, W]` augmented, every image by random numbers of its own."""
-    quarters = (rng.random(len(x)) * 4).astype(np.int64)
-    numbers = rng.random((len(x), NUMBERS), np.float32)
-    draws = rng.random((how.randaugment, len(x), 2), np.float32)
+def _changed(
+    how: Augmentation, x: Tensor, places: np.ndarray, count: int, rng: np.random.Generator
+) -> Tensor:
+    """`x` `[n, C, H, W]` augmented, every image by random numbers of its own, which follow from its
+    place among the `count` of the batch."""
+    quarters = (rng.random(count) * 4).astype(np.int64)[places]
+    numbers = rng.random((count, NUMBERS), np.float32)[places]
+    draws = rng.random((how.randaugment, count, 2), np.float32)[:, places]
     return how(x, to_device(quarters, x.device), to_device(numbers, x.device), draws)

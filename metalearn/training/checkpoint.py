@@ -52,6 +52,13 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return target
 
 
+def digest_of(state: dict[str, Any]) -> str:
+    """The sha256 of `state`, which `save_checkpoint` could be given."""
+    tensors: dict[str, Tensor] = {}
+    plain = _split(state, "", tensors)
+    return _digest(save(tensors), 0, plain)
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state that `save_checkpoint` was given. Raises DamagedCheckpoint."""
     try:

@@ -16,6 +16,8 @@ from metalearn import tree
 from metalearn.backbones.weights import Report
 from metalearn.engine import Engine
 from metalearn.engine.autotune import Autotuned
+from metalearn.engine.plan import Plan
+from metalearn.engine.ranks import Ranks
 from metalearn.engine.room import ROOM_FOR, at_once, check_room
 from metalearn.engine.strategy import ForeignStrategy, Scheduled, Strategy
 from metalearn.episodes import EpisodeSource, Manifest
@@ -91,26 +93,36 @@ class Episodic:
         names = [part.name for part in dataclasses.fields(Pace) if part.name != "record_every"]
         return Pace(**{name: getattr(self.settings, name) for name in names})
 
+    @property
+    def ranks(self) -> Ranks | None:
+        """Those of the engine."""
+        return self.engine.ranks
+
     def begin(self, folder: Path, console: Console) -> None:
         """Tell of the starting weights and the precision, and choose the engine's plan.
 
         Raises UsageError where the memory that the plan needs is not there.
         """
-        self._tell = teller(console)
-        tell(self.starting, folder, self._tell)
-        warn_of_emulation(self.engine.precision, self.device, self._tell)
-        self._autotune(folder / "engine.json", console)
+        self._tell, ranks = teller(console), self.ranks or Ranks()
+        if ranks.first:
+            tell(self.starting, folder, self._tell)
+            warn_of_emulation(self.engine.precision, self.device, self._tell)
+        # Other shares of a meta-batch are other tasks at once.
+        name = "engine.json" if ranks.size == 1 else f"engine-{ranks.size}-ranks.json"
+        # The first alone measures, on all of the memory's speed: all run as it found fastest.
+        plan = ranks.told(lambda: self._autotune(folder / name, console))
+        self.tuned = self.engine if plan is None else self.engine.with_plan(plan)
 
-    def _autotune(self, path: Path, console: Console) -> None:
-        """Choose where `batching=auto`: as this run did before, or measured now."""
+    def _autotune(self, path: Path, console: Console) -> Plan | None:
+        """The plan where `batching=auto`: as this run chose before, or measured now; else None."""
         if not hasattr(self.gradient, "task"):
-            return
+            return None
         strategy = cast(Strategy, self.gradient)
         if self.engine.batching != "auto":
             if self.size > ROOM_FOR and at_once(self.engine):
-                first = self._moved(self.train.batch("train", range(self.size)))
+                first = self._moved(self.train.batch("train", self._computed(0)))
                 check_room(self.engine, strategy, self.algo, self.meta, first)
-            return
+            return None
         if path.exists():
             try:
                 answer = Autotuned.decode(path.read_text(encoding="utf-8"))
@@ -120,20 +132,24 @@ class Episodic:
                     "what it measures anew"
                 ) from None
         else:
-            episodes = self._moved(self.train.batch("train", range(self.size)))
-            coming = self.settings.steps * self.size
+            episodes = self._moved(self.train.batch("train", self._computed(0)))
+            coming = self.settings.steps * episodes.tasks
             with console.status("measuring how the engine runs this fastest; the answer is kept"):
                 answer = self.engine.autotune(strategy, self.algo, self.meta, episodes, coming)
             write_atomic(path, answer.encode())
-        self.tuned = self.engine.with_plan(answer.plan)
         self._tell(f"engine: {answer}")
+        return answer.plan
 
     def batches(self, steps: range, workers: int) -> Generator[Episodes, None, None]:
-        """Step s draws the training episodes [s * T, (s + 1) * T)."""
-        return prefetched(lambda s: self.train.batch("train", self._indices(s)), steps, workers)
+        """Step s draws the training episodes [s * T, (s + 1) * T), each rank its own of them."""
+        return prefetched(lambda s: self.train.batch("train", self._computed(s)), steps, workers)
 
     def _indices(self, step: int) -> range:
         return range(step * self.size, (step + 1) * self.size)
+
+    def _computed(self, step: int) -> range:
+        every = self._indices(step)
+        return every[self.ranks.work(self.size)] if self.ranks else every
 
     def _moved(self, episodes: Episodes) -> Episodes:
         return episodes.map(lambda t: t.to(self.device))
@@ -144,7 +160,8 @@ class Episodic:
         rate, gradient = self.outer.learning_rate, self.gradient
         gradient = gradient.at(number) if isinstance(gradient, Scheduled) else gradient
         episodes = self._moved(batch)
-        metrics = meta_step(self.tuned, gradient, self.algo, self.outer, self.meta, episodes)
+        given = self.algo, self.outer, self.meta, episodes, self.size
+        metrics = meta_step(self.tuned, gradient, *given)
         norm = float(metrics.pop("grad_norm"))
         values: dict[str, list[float]] = {name: value.tolist() for name, value in metrics.items()}
         means = {name: sum(value) / len(value) for name, value in values.items()}
@@ -219,7 +236,8 @@ class Episodic:
         self, config: Mapping[str, Any], position: Position, folder: Path, tracker: Tracker
     ) -> dict[str, Any]:
         """Test the selected weights; write them, the result, every episode and the plots."""
-        digest = save_weights(folder / "weights.safetensors", self.best)
+        writes = self.ranks is None or self.ranks.first
+        digest = save_weights(folder / "weights.safetensors", self.best) if writes else ""
         test = self.evaluate(self.best, self.test)
         tracker.episodes(position.step, "test", last_step(test))
         if repeat := repeating(config, position, self.tuned.batching):
@@ -234,6 +252,8 @@ class Episodic:
             before = self.evaluate(self.untrained, self.test).interval(test.measure)
             extra[f"untrained_{test.measure}"] = before.mean
             extra[f"untrained_{test.measure}_half_width"] = before.half_width
+        if not writes:
+            return {}
         return write_result(config, self.algo, self.test, self.device, test, folder, folder, extra)
 
     def table(self, result: Mapping[str, Any]) -> Table:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from metalearn.errors import Diverged, UsageError
+from metalearn.errors import Diverged, RankLost, UsageError
 from metalearn.runtime.files import write_atomic
 from metalearn.training.old_configs import renewed
 from metalearn.training.sources import changed
@@ -59,11 +59,11 @@ def commit() -> str | None:
         return None
 
 
-def _lock(folder: Path) -> FileLock | None:
-    """The lock of `folder`, for this process; None where another one has it."""
+def lock_of(folder: Path, seconds: float = 0.0) -> FileLock | None:
+    """The lock of `folder`, for this process; None where another one has it for so long."""
     _make(folder)
     # A soft lock would outlive a process that is killed.
-    lock = FileLock(folder / _LOCK, timeout=0, fallback_to_soft=False)
+    lock = FileLock(folder / _LOCK, timeout=seconds, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
@@ -92,7 +92,7 @@ def held(folder: Path, config: dict[str, Any], resume: str) -> Iterator[Path]:
         raise UsageError(f"resume={resume!r} is not known; use auto or never")
     number, place = 1, folder
     while True:
-        lock = _lock(place)
+        lock = lock_of(place)
         if resume == "auto" and lock is None:
             raise UsageError(
                 f"another process is running in {place}; wait for it or choose another run_dir"
@@ -134,13 +134,13 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
 @contextmanager
 def leaving_nothing_of_a_refusal(folder: Path, before: set[str]) -> Iterator[None]:
     """Where a run fails before its first checkpoint, take away what it made in `folder`, which
-    would refuse the corrected command. One that diverged stays, and one that went on.
+    would refuse the corrected command. One that diverged, lost a rank or went on stays.
 
     before: the names that were in `folder` before the run held it.
     """
     try:
         yield
-    except Diverged:
+    except (Diverged, RankLost):
         raise
     except Exception:
         kept = {path.name for path in folder.iterdir()} if folder.is_dir() else before

@@ -55,6 +55,11 @@ class Mixing:
                 key = "manifold_mixup.alpha" if name == "manifold" else f"training.{name}"
                 raise UsageError(f"{key}={value} must be 0 or more, and finite")
 
+    @property
+    def mixes(self) -> bool:
+        """Whether an image is mixed with others of its batch."""
+        return any(vars(self).values())
+
     def __call__(self, x: Tensor, y: Tensor, rng: np.random.Generator) -> Labelled:
         """The batch `x` `[B, C, H, W]`, `y` `[B]` mixed by the numbers of `rng`."""
         kinds = [name for name in ("cutmix", "mixup", "manifold") if getattr(self, name)]

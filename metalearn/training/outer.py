@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from metalearn import tree
 from metalearn.engine import Engine
+from metalearn.engine.ranks import Ranks
 from metalearn.engine.strategy import ForeignStrategy, Strategy
-from metalearn.errors import UsageError
+from metalearn.errors import RankLost, UsageError
 from metalearn.inner.protocol import MetaAlgorithm, TracksBuffers
-from metalearn.types import META_STEP, Episodes, Meta, MetaGradients, Metrics
+from metalearn.types import META_STEP, Batch, Episodes, Meta, MetaGradients, Metrics, Params
 
 
 class Outer:
@@ -104,6 +106,22 @@ def sharpened(meta: Meta, gradient: MetaGradients, radius: float) -> Meta:
     return Meta(init=moved, hyper=meta["hyper"], buffers=meta["buffers"])
 
 
+def _tracked(ranks: Ranks, algo: MetaAlgorithm, meta: Meta, support: Batch, share: float) -> Params:
+    """The buffers after the support sets of all ranks. share: how much this one's count."""
+    if not isinstance(algo, TracksBuffers):
+        x, _, weight = support.map(lambda t: t.flatten(0, 1))
+        together = partial(ranks.moments, idle=not share)
+        init = tree.detach(meta["init"])
+        return algo.net.track(init, meta["buffers"], x, weight, together)
+    buffers = algo.track(meta, support)
+    before = meta["buffers"]
+    moved = [n for n, t in buffers.items() if t is not before.get(n) and t.is_floating_point()]
+    if ranks.size == 1 or not moved:
+        return buffers
+    own = [buffers[name] * share if share else torch.zeros_like(buffers[name]) for name in moved]
+    return {**buffers, **dict(zip(moved, ranks.summed(own), strict=True))}
+
+
 _REHEARSED = 5000  # steps of a schedule
 
 
@@ -127,23 +145,30 @@ def meta_step(
     outer: Outer,
     meta: Meta,
     episodes: Episodes,
+    tasks: int | None = None,
 ) -> Metrics:
     """Update `meta` in place by one meta-batch; returns metrics `[T]` and scalar `grad_norm`.
+
+    episodes, tasks: as the engine takes them. With ranks every rank calls it, and has the same
+    `meta` after it; RankLost where another has ended, `midway` where `meta` has changed by then.
 
     Running averages of norm layers, if there are any, follow the support set's inputs under the
     starting weights, or as the algorithm's own `track` says. `META_STEP` is counted where an
     algorithm has it. Metrics are those of `meta`, whatever the sharpness.
     """
-    direction, metrics = engine(strategy, algo, meta, episodes)
+    ranks = engine.ranks or Ranks()
+    if tasks is None:
+        tasks, episodes = episodes.tasks, ranks.part(episodes)
+    direction, metrics = engine(strategy, algo, meta, episodes, tasks)
     if outer.sharpness:
         above = sharpened(meta, direction, outer.sharpness)
-        direction, _ = engine(strategy, algo, above, episodes)
+        direction, _ = engine(strategy, algo, above, episodes, tasks)
     norm = outer.step(direction)
-    if isinstance(algo, TracksBuffers):
-        buffers = algo.track(meta, episodes.support)
-    else:
-        x, _, weight = episodes.support.map(lambda t: t.flatten(0, 1))
-        buffers = algo.net.track(tree.detach(meta["init"]), meta["buffers"], x, weight)
+    try:
+        buffers = _tracked(ranks, algo, meta, episodes.support, len(ranks.share(tasks)) / tasks)
+    except RankLost as lost:
+        lost.midway = True
+        raise
     if META_STEP in buffers:
         buffers = {**buffers, META_STEP: buffers[META_STEP] + 1}
     meta["buffers"] = buffers

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,33 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from metalearn.engine.ranks import Ranks
 from metalearn.errors import Diverged, UsageError
 from metalearn.runtime.files import decode_floats
 from metalearn.runtime.memory import keep_freed_memory, peak_memory_bytes, reset_peak_memory
 from metalearn.runtime.signals import Ending, at_ending, leave
 from metalearn.tracking import JsonLines, Progress, RunInfo, Tracker, WandB
 from metalearn.training.checkpoint import (
-    generator_states,
-    latest_checkpoint,
     prune_checkpoints,
-    restore_generators,
     save_checkpoint,
 )
 from metalearn.training.folder import (
     check_writable,
     commit,
-    held,
     held_hash,
     leaving_nothing_of_a_refusal,
     told_of_sources,
 )
-from metalearn.training.stage import CLOCKS, Pace, Position, Stage, teller
+from metalearn.training.ranks import (
+    as_one,
+    check_start,
+    held_by_first,
+    losing,
+    other_ranks,
+    seconds_since,
+    shared_generators,
+)
+from metalearn.training.stage import CLOCKS, Pace, Position, Stage, resume, teller
 
 
 def run(
@@ -45,33 +51,47 @@ def run(
 
     build: from the configuration to the one with what the starting weights say of themselves, and
     the stage. Returns the best validation score, which a sweep maximises. A run that has finished
-    before is shown.
+    before is shown. Of several ranks each calls this, and the first alone writes and prints.
 
     Raises UsageError, or DataError, before the folder is made; SystemExit with 128 + its number
     after SIGTERM or SIGHUP, from where the same command goes on.
     """
-    folder = Path(config["run_dir"])
-    check_writable(folder)
+    ranks = Ranks.joined() or Ranks()
+    with as_one(ranks):
+        return _run(config, build, console if ranks.first else Console(quiet=True), ranks)
+
+
+def _run(
+    config: Mapping[str, Any],
+    build: Callable[[Mapping[str, Any]], tuple[dict[str, Any], Stage]],
+    console: Console,
+    ranks: Ranks,
+) -> float | None:
+    folder, told = Path(config["run_dir"]), []
+    if ranks.first:
+        check_writable(folder)
     config, stage = build(config)
     threads = torch.get_num_threads()
-    told = told_of_sources(folder, config)
+    if ranks.first:
+        told = told_of_sources(folder, config)
     before = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    with held(folder, config, config["resume"]) as place:
+    with held_by_first(ranks, folder, config) as place:
         if place != folder:
             folder, before = place, set()
         say = teller(console)
         for line in told:
             say(line)
-        if (result := finished(folder)) is not None:
+        if (result := ranks.told(lambda: finished(folder))) is not None:
             say(f"{folder} has finished before; resume=never trains anew in a fresh folder")
             console.print(stage.table(result))
             _check_finite(result)
             return result["validation_score"]
         # Dropout draws from torch's global generators: seeded for this run, put back after it.
-        with leaving_nothing_of_a_refusal(folder, before), torch.random.fork_rng():
+        leaving = leaving_nothing_of_a_refusal(folder, before) if ranks.first else nullcontext()
+        with leaving, torch.random.fork_rng():
             torch.manual_seed(config["seed"])
             try:
-                return _train(config, stage, folder, console)
+                return _train(config, stage, folder, console, ranks)
             except OSError as error:
                 if error.filename is None:  # as where a disk is full
                     error.filename = str(folder)
@@ -96,15 +116,22 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return decode_floats(result)
 
 
-def _train(config: Mapping[str, Any], stage: Stage, folder: Path, console: Console) -> float | None:
+def _train(
+    config: Mapping[str, Any], stage: Stage, folder: Path, console: Console, ranks: Ranks
+) -> float | None:
     keep_freed_memory()
+    check_start(ranks, stage)
     stage.begin(folder, console)
-    pace, source, stop, say = stage.pace, commit(), Ending(), teller(console)
-    now, digest = torch.get_num_threads(), held_hash(folder)
+    pace, stop, say = stage.pace, ranks.ending, teller(console)
+    source, digest = ranks.told(lambda: (commit(), held_hash(folder)))
+    now = torch.get_num_threads()
     position = Position(threads=now, seed=config["seed"], config_hash=digest)
     reset_peak_memory(stage.device)
     resumed = resume(stage, position, folder, say)
     if resumed:
+        if position.ranks != ranks.size:  # of threads that other ranks had, there may be too many
+            say(other_ranks(position.ranks, ranks.size))
+            position.threads = now
         if position.threads not in (None, now):  # sums of other parts round otherwise
             torch.set_num_threads(position.threads)
             say(
@@ -114,8 +141,9 @@ def _train(config: Mapping[str, Any], stage: Stage, folder: Path, console: Conso
         if position.commit != source:
             say(f"this run began at commit {position.commit}, now {source}")
         say(f"resuming {folder} at step {position.step}")
+    position.ranks = ranks.size
     sinks = [JsonLines(warn=say), WandB(**config["tracker"]), Progress(console)]
-    with Tracker(sinks) as tracker:
+    with Tracker(sinks if ranks.first else ()) as tracker:
         info = RunInfo(
             name=folder.name,
             folder=folder,
@@ -129,19 +157,23 @@ def _train(config: Mapping[str, Any], stage: Stage, folder: Path, console: Conso
             record_every=pace.record_every,
         )
         position.commit = source
-        position.wandb_id = tracker.start(info).get("wandb_id", position.wandb_id)
+        position.wandb_id = ranks.told(
+            lambda: tracker.start(info).get("wandb_id", position.wandb_id)
+        )
         if not fit(stage, position, folder, tracker, stop):
             tracker.close("interrupted")
             told = f"stopped at step {position.step} of {pace.steps} after a checkpoint"
             say(f"{told}; the same command goes on from there")
             raise SystemExit(stop.code)
         try:
-            with at_ending(leave):
+            with at_ending(leave), losing(ranks, stage, position, folder):
                 result = stage.finish(config, position, folder, tracker)
                 tracker.summary(result)
         except SystemExit:
             say("stopped during the test; the same command goes on from there")
             raise
+    if not ranks.first:
+        return position.best_score
     console.print(stage.table(result))
     say(f"run folder: {folder}")
     _check_finite(result)
@@ -159,57 +191,32 @@ def _check_finite(result: Mapping[str, Any]) -> None:
         )
 
 
-def resume(stage: Stage, position: Position, folder: Path, warn: Callable[[str], None]) -> bool:
-    """Load the newest readable checkpoint under `folder`; False where there is none.
-
-    Raises UsageError for a checkpoint of another run or stage, or of a version that kept other
-    things.
-    """
-    saved = latest_checkpoint(folder / "checkpoints", warn)
-    if saved is None:
-        return False
-    theirs, ours = saved.get("config_hash"), position.config_hash
-    if theirs and ours and theirs != ours:
-        raise UsageError(
-            f"the checkpoints in {folder} are another run's (seed {saved.get('seed')}, config "
-            f"{theirs[:8]}; {folder.name} is of seed {position.seed}, config {ours[:8]}); move "
-            "them away, or use resume=never"
-        )
-    try:
-        position.load(saved)
-        stage.load(saved)
-        restore_generators(saved["generators"])
-    except KeyError as error:
-        raise UsageError(
-            f"the checkpoints in {folder} hold no {error}: they are of another version; "
-            "use resume=never"
-        ) from None
-    return True
-
-
 def fit(
     stage: Stage, position: Position, folder: Path, tracker: Tracker, stop: Ending | None = None
 ) -> bool:
     """Train until the steps or the seconds are over, an early stop, SIGTERM or SIGHUP.
 
     `stage` and `position` are updated in place; checkpoints go to `folder/checkpoints`. Returns
-    False where a signal came, which `stop` then knows. Raises UsageError where `folder` has gone.
+    False where a signal came, to any rank, which `stop` then knows. Raises UsageError where
+    `folder` has gone, and RankLost, after a checkpoint, where a rank has.
     """
-    pace, at = stage.pace, position
-    stop = Ending() if stop is None else stop
-    folder.mkdir(parents=True, exist_ok=True)
+    pace, at, ranks = stage.pace, position, stage.ranks or Ranks()
+    ranks.ending = stop = ranks.ending if stop is None else stop
+    if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
     place = _place(folder)
-    now = CLOCKS[pace.clock]
-    start = now() - at.seconds
+    start = CLOCKS[pace.clock]() - at.seconds
     workers = int(stage.device.type == "cuda") if pace.workers is None else pace.workers
     coming = stage.batches(range(at.step, pace.steps), workers)
     with at_ending(stop), closing(coming):
         since = at.step, time.perf_counter()
         while not _over(at, pace):
-            values = stage.step(at.step + 1, next(coming), tracker)
+            generators = shared_generators(ranks) if ranks.size > 1 else None
+            with losing(ranks, stage, at, folder, generators):
+                values = stage.step(at.step + 1, next(coming), tracker)
             at.step += 1
             # Once a step: what `last` says, and what a checkpoint of this step keeps, agree.
-            at.seconds = now() - start
+            at.seconds = seconds_since(start, pace, ranks)
             last = at.step == pace.steps or _out_of_time(at, pace)
             validates = last or at.step % pace.validate_every == 0
             records = validates or at.step % pace.record_every == 0
@@ -219,26 +226,31 @@ def fit(
                 record[f"{stage.unit}_per_second"] = rate
                 record["peak_memory_bytes"] = peak_memory_bytes(stage.device)
                 if validates:
-                    record |= _validate(stage, at, tracker)
-                    at.seconds = now() - start
+                    with losing(ranks, stage, at, folder):
+                        record |= _validate(stage, at, tracker)
+                    at.seconds = seconds_since(start, pace, ranks)
                 tracker.scalars(at.step, record)
-            stopping = bool(stop)
+            stopping = ranks.stopping()
             if validates or stopping or at.step % pace.checkpoint_every == 0:
                 _checked(stage, values, at.step)
+            if ranks.first and (validates or stopping or at.step % pace.checkpoint_every == 0):
                 if _place(folder) != place:
                     raise UsageError(
                         f"{folder} was moved or removed while it trained; put it back, and the "
                         "same command goes on from its last checkpoint"
                     )
-                state = {**at.dump(), **stage.dump(), "generators": generator_states()}
+                state = {**at.dump(), **stage.dump(), "generators": shared_generators(ranks)}
                 save_checkpoint(folder / "checkpoints", at.step, state)
                 prune_checkpoints(folder / "checkpoints", pace.keep, also=at.best_step)
             if stopping:
+                stop(stopping)
                 return False
             if records:
                 since = at.step, time.perf_counter()
-        at.seconds = now() - start
-        return not stop  # the last step has left a checkpoint
+        at.seconds = seconds_since(start, pace, ranks)
+        if stopping := ranks.agreed():
+            stop(stopping)
+        return not stopping  # the last step has left a checkpoint
 
 
 def _place(folder: Path) -> tuple[int, int] | None:

@@ -14,9 +14,12 @@ from rich.table import Table
 from torch import Tensor
 
 from metalearn.backbones.weights import Report
+from metalearn.engine.ranks import Ranks
+from metalearn.errors import UsageError
 from metalearn.functional.precision import slowdown
 from metalearn.runtime.files import write_atomic
 from metalearn.tracking import Tracker
+from metalearn.training.checkpoint import latest_checkpoint, restore_generators
 
 CLOCKS: dict[str, Callable[[], float]] = {
     "wall": time.monotonic,
@@ -51,7 +54,7 @@ class Position:
     """Where a run stands: `step` steps are done, and the weights of `best_step` are selected.
 
     seconds: of training so far, by the clock of its pace. commit: of the code that began the run.
-    threads: that torch computes with. config_hash, seed: whose checkpoint it is.
+    threads: that torch computes with, on so many ranks. config_hash, seed: whose checkpoint it is.
     """
 
     step: int = 0
@@ -61,6 +64,7 @@ class Position:
     wandb_id: str | None = None
     commit: str | None = None
     threads: int | None = None
+    ranks: int = 1
     config_hash: str | None = None
     seed: int | None = None
 
@@ -76,7 +80,7 @@ class Position:
                 setattr(self, part.name, saved[part.name])
 
 
-_LATER = ("threads", "config_hash", "seed")  # what earlier versions did not keep
+_LATER = ("threads", "ranks", "config_hash", "seed")  # what earlier versions did not keep
 
 
 class Validation(NamedTuple):
@@ -94,6 +98,8 @@ class Stage(Protocol):
     """One kind of training: what it learns, and how.
 
     unit, size: what a step trains on and how many of them, as in 16 "tasks".
+    ranks: that share each step; None for this process alone. All call the same methods in the same
+        order, and each ends every step with the same state.
     """
 
     @property
@@ -104,13 +110,17 @@ class Stage(Protocol):
     def size(self) -> int: ...
     @property
     def pace(self) -> Pace: ...
+    @property
+    def ranks(self) -> Ranks | None: ...
 
     def begin(self, folder: Path, console: Console) -> None:
-        """What is to be chosen or told before the first step of this process."""
+        """What is to be chosen or told before the first step of this process. With ranks the first
+        one alone writes to `folder`, here and in `finish`."""
         ...
 
     def batches(self, steps: range, workers: int) -> Generator[Any, None, None]:
-        """The batches of `steps`, counted from 0, made ahead by so many threads."""
+        """The batches of `steps`, counted from 0, made ahead by so many threads; of each what this
+        rank computes."""
         ...
 
     def step(self, number: int, batch: Any, tracker: Tracker) -> Mapping[str, Tensor | float]:
@@ -140,12 +150,43 @@ class Stage(Protocol):
     def finish(
         self, config: Mapping[str, Any], position: Position, folder: Path, tracker: Tracker
     ) -> dict[str, Any]:
-        """Test the selected weights, and write all that the run leaves behind; the result."""
+        """Test the selected weights, and write all that the run leaves behind; the result, empty on
+        a rank that does not write."""
         ...
 
     def table(self, result: Mapping[str, Any]) -> Table:
         """A result for people."""
         ...
+
+
+def resume(stage: Stage, position: Position, folder: Path, warn: Callable[[str], None]) -> bool:
+    """Load the newest readable checkpoint under `folder`, as the first rank finds it; False where
+    there is none.
+
+    Raises UsageError for a checkpoint of another run or stage, or of a version that kept other
+    things.
+    """
+    ranks = stage.ranks or Ranks()
+    saved = ranks.told(lambda: latest_checkpoint(folder / "checkpoints", warn))
+    if saved is None:
+        return False
+    theirs, ours = saved.get("config_hash"), position.config_hash
+    if theirs and ours and theirs != ours:
+        raise UsageError(
+            f"the checkpoints in {folder} are another run's (seed {saved.get('seed')}, config "
+            f"{theirs[:8]}; {folder.name} is of seed {position.seed}, config {ours[:8]}); move "
+            "them away, or use resume=never"
+        )
+    try:
+        position.load(saved)
+        stage.load(saved)
+        restore_generators(saved["generators"])
+    except KeyError as error:
+        raise UsageError(
+            f"the checkpoints in {folder} hold no {error}: they are of another version; "
+            "use resume=never"
+        ) from None
+    return True
 
 
 _EMULATED = 2.0  # times float32
@@ -186,4 +227,5 @@ def trained(stage: Stage, position: Position) -> dict[str, Any]:
         "clock": stage.pace.clock,
         f"{stage.unit}_per_second": position.step * stage.size / position.seconds,
         "commit": position.commit,
+        **({"ranks": position.ranks} if position.ranks > 1 else {}),
     }

@@ -3,6 +3,7 @@ and on few-shot episodes, a test of both at the end."""
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from metalearn.backbones.norms import describe
 from metalearn.backbones.weights import Report
+from metalearn.engine.ranks import Ranks
 from metalearn.episodes import FewShotEpisodes
 from metalearn.errors import Diverged
 from metalearn.evaluation.report import pretraining_table
@@ -31,6 +33,7 @@ from metalearn.training.mixing import Labelled
 from metalearn.training.rates import Schedule
 from metalearn.training.result import last_word, surroundings
 from metalearn.training.settings import PretrainingSettings
+from metalearn.training.shared_step import SharedStep
 from metalearn.training.stage import (
     Pace,
     Position,
@@ -83,7 +86,14 @@ class Supervised:
     unit = "images"
 
     def __post_init__(self) -> None:
+        self._tell: Callable[[str], object] = print
+        self._told = False
         self.best = state(self.module)
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """Those that share each batch."""
+        return self.images.ranks
 
     @property
     def size(self) -> int:
@@ -107,7 +117,7 @@ class Supervised:
     @property
     def forward(self) -> Forward:
         """How images go through the network when it is measured."""
-        return Forward(self.images.reader, self.device, self.settings.channels_last)
+        return Forward(self.images.reader, self.device, self.settings.channels_last, self.ranks)
 
     @property
     def kept(self) -> nn.Module:
@@ -116,8 +126,10 @@ class Supervised:
 
     def begin(self, folder: Path, console: Console) -> None:
         """Tell of the precision and the starting weights."""
-        warn_of_emulation(self.precision, self.device, say := teller(console))
-        tell(self.starting, folder, say)
+        self._tell = teller(console)
+        if self.ranks is None or self.ranks.first:
+            warn_of_emulation(self.precision, self.device, self._tell)
+            tell(self.starting, folder, self._tell)
 
     def batches(self, steps: range, workers: int) -> Generator[Labelled, None, None]:
         """The images of each step, augmented and mixed."""
@@ -138,13 +150,28 @@ class Supervised:
         self.module.train()
         narrow = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         rotation, more = (self.rotation_head, settings.rotation), (self.teacher, self.layers)
-        with computing_in(self.precision, self.device):
+        shared = None
+        if self.ranks:
+            shared = SharedStep(self.ranks, self.module, self.images.seed, number)
+        share = len(batch.x) / self.size
+        with (
+            computing_in(self.precision, self.device),
+            shared.entered(self.device) if shared else nullcontext(),
+        ):
             with narrow:
                 loss, accuracy = loss_and_accuracy(
                     self.module, batch, settings.label_smoothing, *rotation, *more
                 )
-            loss.backward()
+            (loss * share).backward()
         learned = [p for group in optimizer.param_groups for p in group["params"]]
+        if shared:
+            loss, accuracy = shared.average(learned, [loss, accuracy], share)
+            if shared.drew and not self._told:
+                self._told = True
+                self._tell(
+                    "what the network draws at random, as by dropout, is another draw with "
+                    "another number of ranks"
+                )
         limit = math.inf if settings.clip_norm is None else settings.clip_norm
         norm = torch.nn.utils.clip_grad_norm_(learned, limit)
         optimizer.step()
@@ -231,6 +258,8 @@ class Supervised:
                 known[f"{prefix}accuracy"] = interval.mean
                 known[f"{prefix}accuracy_half_width"] = interval.half_width
                 known[f"{prefix}images"] = interval.count
+        if self.ranks and not self.ranks.first:
+            return {}
         path, told = folder / WEIGHTS, (position.best_step, known.get("accuracy"))
         digest = save_backbone(config, self.images.reader, self.best, *told, path)
         result: dict[str, Any] = {

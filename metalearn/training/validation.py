@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.classifiers import Cosine
+from metalearn.engine.ranks import Ranks
 from metalearn.episodes import FewShotEpisodes, Manifest
 from metalearn.errors import Diverged
 from metalearn.evaluation.features import FeatureEpisodes, used
@@ -22,11 +23,15 @@ _TOGETHER = 256  # images
 
 @dataclass(frozen=True, eq=False)
 class Forward:
-    """Logits and features of a network in eval mode, in full precision, without history."""
+    """Logits and features of a network in eval mode, in full precision, without history.
+
+    ranks: share the images, and every one has all that they give; None for this process alone.
+    """
 
     reader: ImageReader
     device: torch.device
     channels_last: bool = False
+    ranks: Ranks | None = None
 
     def laid_out(self, x: Tensor) -> Tensor:
         """`x` on the device, as the network lies in memory."""
@@ -37,10 +42,16 @@ class Forward:
     def __call__(self, network: nn.Module, split: str, subset: Subset) -> tuple[Tensor, Tensor]:
         """`[n, N]` and `[n, D]` of the images `subset`; leaves `network` in eval mode."""
         network.eval()
-        starts, every = range(0, len(subset), _TOGETHER), np.arange(len(subset))
-        pieces = (subset.at(every[start : start + _TOGETHER]) for start in starts)
+        ranks, every = self.ranks or Ranks(), np.arange(len(subset))
+        starts = range(0, len(subset), _TOGETHER)
+        own = (starts[number] for number in ranks.share(len(starts)))
+        pieces = (subset.at(every[start : start + _TOGETHER]) for start in own)
         images = (self.laid_out(self.reader(split, *piece)) for piece in pieces)
-        logits, features = zip(*(with_features(network, x) for x in images), strict=True)
+        found = [with_features(network, x) for x in images]
+        if ranks.size > 1:
+            parts = ranks.gathered([(logits.cpu(), features.cpu()) for logits, features in found])
+            found = [tuple(t.to(self.device) for t in pair) for part in parts for pair in part]
+        logits, features = zip(*found, strict=True)
         return torch.cat(logits), torch.cat(features)
 
 
@@ -83,4 +94,4 @@ def few_shot(
         Manifest(FeatureEpisodes(source, features, row, split), split, episodes)
         for source in sources
     )
-    return [measure(head, manifest).accuracies for manifest in manifests]
+    return [measure(head, m, ranks=forward.ranks).accuracies for m in manifests]
