@@ -79,7 +79,7 @@ class Ranks:
     def leave(self) -> None:
         """Leave the process group. Other ranks that still wait for this one are lost."""
         _JOINED.clear()
-        if self.size > 1:
+        if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
     @property
