@@ -233,7 +233,10 @@ def test_what_ranks_cannot_do_is_one_line(monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Ranks, "joined", classmethod(lambda cls: Ranks(0, 20)))
         for more, said in (
-            (["manifold_mixup.alpha=2", "training.batch_size=20"], "manifold_mixup mixes the images of a whole batch"),
+            (
+                ["manifold_mixup.alpha=2", "training.batch_size=20"],
+                "manifold_mixup mixes the images of a whole batch",
+            ),
             ([], "training.batch_size=17 is less than an image for each of the 20 ranks"),
         ):
             with pytest.raises(UsageError, match=said):
