@@ -34,6 +34,11 @@ def _errors(r: Row) -> list[str]:
     return [r["model"], str(r["steps"]), r["strategy"], *told, r["reason"]]
 
 
+def _off(r: Row) -> list[str]:
+    numbers = [str(r["steps"]), r["precision"], f"{r['off']} of {r['tasks']}"]
+    return [r["model"], *numbers, f"{r['median']:.1e}", f"{r['largest']:.1e}"]
+
+
 def _memory(r: Row) -> list[str]:
     copies = ["", ""]
     if r["strategy"] == "adjoint":  # the others keep theirs in the graph, or none
@@ -56,6 +61,7 @@ def _makers(r: Row) -> list[str]:
 
 
 ERRORS = Layout(("network", "K", "strategy", "cosine", "relative error", ""), _errors)
+OFF = Layout(("network", "K", "precision", "off by 5%", "median error", "largest"), _off)
 _COPIES = "of which K copies of the weights"
 MEMORY = Layout(
     ("network", "K", "strategy", "peak MB", _COPIES, "rest MB", "s a meta-step"), _memory

@@ -15,7 +15,7 @@ from metalearn.benchmarks.machine import processors
 from metalearn.benchmarks.plots import plot_memory
 from metalearn.benchmarks.records import read
 from metalearn.benchmarks.speed import Settings, race
-from metalearn.benchmarks.tables import ERRORS, FIT, MEMORY, keep, keep_episodes, latest
+from metalearn.benchmarks.tables import ERRORS, FIT, MEMORY, OFF, keep, keep_episodes, latest
 from metalearn.commands.arguments import check_choice, read_options
 from metalearn.commands.config import compose
 from metalearn.commands.episodes import read_data
@@ -89,6 +89,7 @@ def bench_engine(arguments: Sequence[str], console: Console) -> Path:
             say(f"not timed: {cell}, {framework}: {reason}")
     if "errors" in parts:
         keep(folder, "errors", ERRORS, rounding.by_steps(device=device), console)
+        keep(folder, "off_tasks", OFF, rounding.off_tasks(device=device), console)
     if "memory" in parts:
         found = memory.by_steps(device=device)
         keep(folder, "memory", MEMORY, found, console)

@@ -134,7 +134,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     """
     device = torch_device(config["device"])
     options = (config[key] for key in ("batching", "precision", "capture", "lite"))
-    engine = Engine(*options, ranks=Ranks.joined())
+    engine = Engine(*options, ranks=Ranks.joined(), check=config["check"])
     check_capture(engine.capture, device)
     method = _method(config)
     if trained:

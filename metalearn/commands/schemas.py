@@ -64,6 +64,7 @@ class RunSettings(SharedSettings):
     batching: Any = "auto"
     capture: str = "none"
     lite: Any = None
+    check: str = "none"
 
 
 @dataclass

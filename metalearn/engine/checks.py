@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from metalearn.engine.batching import default_plan
+from metalearn.engine.plan import Plan
 from metalearn.engine.strategy import ForeignStrategy, Strategy
 from metalearn.errors import UsageError
 from metalearn.functional.double_backward import check_network, has_passed, pass_over
@@ -52,3 +54,19 @@ def check_foreign(strategy: object, precision: str, loops: bool) -> None:
         raise UsageError(f"gradient={name} has no precision={precision}; use fp32")
     if not loops:
         raise UsageError(f"gradient={name} loops over tasks; use batching=auto or loop")
+
+
+def unmeasured(
+    strategy: Strategy | None, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
+) -> tuple[Plan, str]:
+    """The plan where nothing is measured, and why it is a loop where `vmap` would be usual.
+
+    strategy: None for evaluation.
+    """
+    plan = default_plan(episodes.support.device)
+    try:
+        if plan.tasks is not None:
+            check_run(strategy, algo, meta, episodes, True)
+    except UsageError as error:
+        return Plan(), f"; {error}"
+    return plan, ""

@@ -1,5 +1,6 @@
 """The engine: how T tasks run, as a value that owns what it measured, compiled and recorded."""
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from metalearn.engine.autotune import Autotuned, autotune, is_many, remembered
-from metalearn.engine.batching import at_once, default_plan, mean_gradient
-from metalearn.engine.checks import check_foreign, check_run
+from metalearn.engine.batching import at_once, mean_gradient
+from metalearn.engine.checks import check_foreign, check_run, unmeasured
 from metalearn.engine.compiled_step import Apart, CompiledStep, structure_of, tensors_of
 from metalearn.engine.cuda_graph import captured, check_capture, forgetting
 from metalearn.engine.execution import Execution, kinds, setting
 from metalearn.engine.frozen_body import Body, ThroughFeatures, frozen_body
+from metalearn.engine.in_float64 import Check, Sample, check_check
 from metalearn.engine.lite import check_kept, check_lite, through_few
 from metalearn.engine.made import Made
 from metalearn.engine.plan import Batching, Plan, parse
@@ -46,6 +48,7 @@ class Engine:
     lite: H, support examples of each task that keep their history, drawn anew at each call, for
         sets too large for all to (see `engine.lite`); None for all of them.
     ranks: the processes that share every meta-batch (see `engine.ranks`); None for this one alone.
+    check: `float64` computes one task in ten calls again, and keeps in `sample` how far off it was.
 
     Raises UsageError for a value that is not known.
     """
@@ -55,6 +58,8 @@ class Engine:
     capture: Capture = "none"
     lite: int | None = None
     ranks: Ranks | None = None
+    check: Check = "none"
+    sample: Sample = field(default_factory=Sample, init=False, repr=False)
     _made: dict[int, Made] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +67,7 @@ class Engine:
             parse(self.batching)
         check_precision(self.precision)
         check_kept(self.lite)
+        check_check(self.check)
 
     def __call__(
         self,
@@ -80,12 +86,13 @@ class Engine:
         Raises UsageError where the algorithm is not defined for the strategy, or cannot run so, and
         for classes that are not 0 to N - 1; RankLost where another rank has ended.
         """
-        if self.ranks is None:
-            return self._alone(strategy, algo, meta, episodes)
-        if tasks is None and (tasks := episodes.tasks):
-            episodes = self.ranks.part(episodes)
-        gradient, metrics = self._alone(strategy, algo, meta, episodes, tasks)
-        return self.ranks.mean(gradient, metrics, tasks)
+        if (ranks := self.ranks) and tasks is None and (tasks := episodes.tasks):
+            episodes = ranks.part(episodes)
+        gradient, metrics = self._alone(strategy, algo, meta, episodes, tasks if ranks else None)
+        if self.check != "none":
+            plain = functools.partial(Engine, "loop")
+            self.sample.take(plain, self.precision, strategy, algo, meta, episodes)
+        return ranks.mean(gradient, metrics, tasks) if ranks and tasks else (gradient, metrics)
 
     def _alone(
         self,
@@ -160,7 +167,7 @@ class Engine:
         if any(batch.weight is not None for batch in episodes.parts):
             # Tasks of unequal size: every batch has other shapes, and what is measured or
             # compiled for these may never be used again.
-            plan, why = self.unmeasured(strategy, algo, meta, episodes)
+            plan, why = unmeasured(strategy, algo, meta, episodes)
             return Autotuned(plan, {}, {"": f"tasks of unequal size: not measured{why}"})
         asked = strategy, *self._asked(algo, episodes), is_many(coming)
         if asked not in made.tuned or not made.tuned[asked].holds(coming):
@@ -202,25 +209,10 @@ class Engine:
         shapes = tuple(t.shape for t in tensors_of(Meta(init={}, hyper={}, buffers={}), episodes))
         return algo.steps, shapes, episodes.support.device, torch.get_num_threads()
 
-    def unmeasured(
-        self, strategy: Strategy | None, algo: MetaAlgorithm, meta: Meta, episodes: Episodes
-    ) -> tuple[Plan, str]:
-        """The plan where nothing is measured, and why it is a loop where `vmap` would be usual.
-
-        strategy: None for evaluation.
-        """
-        plan = default_plan(episodes.support.device)
-        try:
-            if plan.tasks is not None:
-                check_run(strategy, algo, meta, episodes, True)
-        except UsageError as error:
-            return Plan(), f"; {error}"
-        return plan, ""
-
     def with_plan(self, plan: Plan) -> "Engine":
         """The same engine, what it made included, that runs every strategy by `plan`."""
-        engine = Engine(plan, self.precision, self.capture, self.lite, self.ranks)
-        engine._made = self._made
+        engine = dataclasses.replace(self, batching=plan)
+        engine._made, engine.sample = self._made, self.sample
         return engine
 
     def explain(self) -> str:

@@ -10,7 +10,7 @@ import torch
 from metalearn import tree
 from metalearn.engine import Engine
 from metalearn.engine.batching import map_tasks
-from metalearn.engine.checks import check_run
+from metalearn.engine.checks import check_run, unmeasured
 from metalearn.engine.frozen_body import Body, features_of
 from metalearn.engine.plan import Plan, parse
 from metalearn.engine.ranks import Ranks
@@ -160,7 +160,7 @@ def evaluate(
             given = engine.batching
             plan = given if isinstance(given, Plan) else parse(given)
             if plan is None:
-                plan, _ = engine.unmeasured(None, algo, meta, batch)
+                plan, _ = unmeasured(None, algo, meta, batch)
                 plan = Plan(tasks=0) if at_once else plan
             elif plan.tasks is not None:
                 check_run(None, algo, meta, batch, True)

@@ -24,7 +24,7 @@ class Progress:
 
     console: where to print; other lines of the program should go through the same one.
     interval: seconds between plain lines.
-    clock: seconds, monotonic.
+    clock: seconds, monotonic. budget: the clock whose seconds may end the run, where it is another.
     """
 
     def __init__(
@@ -32,21 +32,22 @@ class Progress:
         console: Console | None = None,
         interval: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
+        budget: Callable[[], float] | None = None,
     ) -> None:
         self.console = console or Console(emoji=False)
         self.interval = interval
-        self._clock = clock
+        self._clock, self._budget = clock, budget or clock
         self._bar: Bar | None = None
         self._task: Any = None
         self._steps = 0
-        self._end: float | None = None  # when the clock ends the run
+        self._end: float | None = None  # when the budget ends the run
         self._first: tuple[int, float] | None = None
         self._shown = -math.inf
 
     def start(self, run: RunInfo) -> dict[str, Any]:
         self._steps = run.steps
-        self._shown = started = self._clock()
-        self._end = None if run.seconds is None else started + run.seconds
+        self._shown = self._clock()
+        self._end = None if run.seconds is None else self._budget() + run.seconds
         if self.console.is_terminal:
             self._bar = Bar(
                 TextColumn("{task.description}"),
@@ -105,7 +106,7 @@ class Progress:
 
     def _seconds_left(self, step: int, now: float) -> float | None:
         if self._end is not None:
-            return max(self._end - now, 0.0)
+            return max(self._end - self._budget(), 0.0)
         if self._first is None or step <= self._first[0]:
             return None
         first, since = self._first

@@ -165,7 +165,7 @@ class Episodic:
         norm = float(metrics.pop("grad_norm"))
         values: dict[str, list[float]] = {name: value.tolist() for name, value in metrics.items()}
         means = {name: sum(value) / len(value) for name, value in values.items()}
-        record = {**means, "grad_norm": norm, "learning_rate": rate}
+        record = {**means, "grad_norm": norm, "learning_rate": rate, **self.tuned.sample.record()}
         if 0 < self.outer.skipped < _OVERFLOWS:
             record = {n: value for n, value in record.items() if math.isfinite(value)}
             values = {n: value for n, value in values.items() if n in record}
@@ -242,9 +242,12 @@ class Episodic:
         tracker.episodes(position.step, "test", last_step(test))
         if repeat := repeating(config, position, self.tuned.batching):
             self._tell(f"a clock ended it; {repeat} takes the same steps again")
+        if errors := self.tuned.sample.errors:
+            self._tell(str(self.tuned.sample))
         extra: dict[str, Any] = {
             **trained(self, position),
             "repeat": repeat,
+            **({"float64_errors": errors} if errors else {}),
             "weights_sha256": digest,
             "last_weights_sha256": weights_sha256(self.meta),
         }

@@ -48,7 +48,7 @@ _STANDARD = {
 _NO_TEACHER = {"teacher": None, "sha256": None, "weight": 0.5, "temperature": 4.0, "trust": None}
 
 OF_KIND: dict[str, dict[str, Any]] = {
-    "algorithm": {"classifier": None, "lite": None},
+    "algorithm": {"classifier": None, "lite": None, "check": "none"},
     "held_out": {"distillation": _NO_TEACHER, "manifold_mixup": {"alpha": 0.0, "layers": None}},
     "meta": {
         "sampling": {"queries": ["balanced"], "concentration": 2.0},

@@ -142,7 +142,11 @@ def _train(
             say(f"this run began at commit {position.commit}, now {source}")
         say(f"resuming {folder} at step {position.step}")
     position.ranks = ranks.size
-    sinks = [JsonLines(warn=say), WandB(**config["tracker"]), Progress(console)]
+    sinks = [
+        JsonLines(warn=say),
+        WandB(**config["tracker"]),
+        Progress(console, budget=CLOCKS[pace.clock]),
+    ]
     with Tracker(sinks if ranks.first else ()) as tracker:
         info = RunInfo(
             name=folder.name,

@@ -78,3 +78,9 @@ def test_errors_against_float64() -> None:
     assert exact["error"] < 1e-4 and exact["cosine"] > 0.9999
     assert first["error"] > 0.1 and first["cosine"] < 0.99
     assert unknown["error"] is None and "precision='fp99' is not known" in unknown["reason"]
+
+
+def test_tasks_that_are_off_are_counted() -> None:
+    exact, narrow = rounding.off_tasks(("tiny",), (1,), ("fp32", "bf16-all"), tasks=3)
+    assert (exact["off"], exact["tasks"]) == (0, 3) and exact["largest"] < 1e-3
+    assert narrow["off"] == 3 and 0.05 < narrow["median"] <= narrow["largest"]

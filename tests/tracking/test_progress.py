@@ -98,3 +98,13 @@ def test_where_a_clock_ends_the_run_its_time_left_is_shown_and_no_number_of_step
     assert out.getvalue().splitlines() == [
         "step 4  loss 0.5  1:00 left", "step 9  loss 0.25  0:00 left"
     ]  # fmt: skip
+
+
+def test_the_time_left_of_a_budget_is_that_of_its_own_clock(tmp_path):
+    clock, budget, out = Clock(), Clock(), io.StringIO()
+    sink = Progress(Console(file=out, width=120), clock=clock, budget=budget)
+    sink.start(RunInfo("maml", tmp_path, {}, None, seed=0, steps=10**6, seconds=90.0))
+    clock.now += 300.0
+    budget.now += 30.0
+    sink.scalars(4, {"loss": 0.5})
+    assert out.getvalue() == "step 4  loss 0.5  1:00 left\n"
