@@ -30,6 +30,10 @@ class Diverged(UsageError):
     """A run whose numbers are no longer finite: it fails, and what it has written stays."""
 
 
+class Busy(UsageError):
+    """A run that another process is working on."""
+
+
 class DataError(Exception):
     """Data that is missing, damaged or asked for wrongly. The command line prints its one line."""
 

@@ -117,6 +117,11 @@ def build(config: Mapping[str, Any]) -> tuple[dict[str, Any], Supervised]:
     return config, stage
 
 
+def check(config: Mapping[str, Any]) -> None:
+    """Raise UsageError, or DataError, for every mistake that shows without data or a device."""
+    _checked(config)
+
+
 def _checked(config: Mapping[str, Any]) -> Data:
     """Every check that needs no data, so that no data is decoded before a mistake is told."""
     training, held_out = config["training"], config["held_out"]
