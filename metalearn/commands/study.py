@@ -120,7 +120,8 @@ def _check_sources(config: dict[str, Any]) -> None:
 def _work(places: list[Path], options: dict[str, str], console: Console) -> None:
     folder = _folder("work", places)
     minutes, most = _number(options, "minutes"), _whole(options, "most")
-    work(folder, jobs_of(folder), console, minutes, most, _flag(options, "wait"))
+    wait = _flag(options, "wait")
+    work(folder, jobs_of(folder), console, minutes, most, wait)
 
 
 def _status(places: list[Path], options: dict[str, str], console: Console) -> None:

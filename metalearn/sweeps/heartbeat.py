@@ -118,32 +118,11 @@ class Watch:
         self.folder, self.silent, self._clock = study / "workers", silent, clock
         self._machine = machine()
         self._seen: dict[str, tuple[str, float]] = {}
-        self._dead: set[str] = set()
 
     def lives(self, worker: str) -> bool:
         """Whether the worker may still work."""
         if not worker:  # its name could not be read: nothing is known
             return True
-        if worker in self._dead:
-            return False
-        alive = self._alive(worker)
-        if not alive:
-            self._dead.add(worker)
-        return alive
-
-    def elsewhere(self, worker: str) -> bool:
-        """Whether only its beats tell of the worker."""
-        theirs = self.told(worker).get("machine")
-        return not theirs or theirs != self._machine
-
-    def told(self, worker: str) -> dict[str, str]:
-        """What the worker said of itself: `machine`, `pid`, `host`, and `job` of Slurm's."""
-        try:
-            return json.loads((self.folder / f"{worker}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-
-    def _alive(self, worker: str) -> bool:
         try:
             beat = (self.folder / f"{worker}.beat").read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -158,6 +137,18 @@ class Watch:
             self._seen[worker] = (beat, now)
             return True
         return now - since < self.silent
+
+    def elsewhere(self, worker: str) -> bool:
+        """Whether only its beats tell of the worker."""
+        theirs = self.told(worker).get("machine")
+        return not theirs or theirs != self._machine
+
+    def told(self, worker: str) -> dict[str, str]:
+        """What the worker said of itself: `machine`, `pid`, `host`, and `job` of Slurm's."""
+        try:
+            return json.loads((self.folder / f"{worker}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
 
 
 def _free(path: Path) -> bool:
