@@ -11,12 +11,22 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from metalearn.commands.study_file import COMMANDS, Study, named, read_study
+from metalearn.commands.study_file import COMMANDS, named, read_study
 from metalearn.errors import DataError, UsageError, nearest
 from metalearn.runtime.files import write_atomic
 from metalearn.sweeps.heartbeat import BEAT, Watch, ask_to_stop
-from metalearn.sweeps.plan import PLAN, PlanJobs, PlannedRun, extend_plan, planned, read_plan
+from metalearn.sweeps.plan import (
+    PLAN,
+    SEARCH,
+    PlanJobs,
+    PlannedRun,
+    extend_plan,
+    planned,
+    read_plan,
+)
+from metalearn.sweeps.search import read_search, write_search
 from metalearn.sweeps.status import LEFT, RUNNING, Standing, retry, standings, summary, table
+from metalearn.sweeps.trials import TrialJobs
 from metalearn.sweeps.worker import Jobs, work
 from metalearn.training.sources import changed, sources
 
@@ -54,37 +64,47 @@ def _plan(places: list[Path], options: dict[str, str], console: Console) -> None
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name another folder: sweep plan {path} <folder>")
     study = read_study(path)
-    if study.search is not None:
-        raise UsageError("search is not there yet")
+    other = PLAN if study.search else SEARCH
+    if (folder / other).exists():
+        raise UsageError(f"{folder} holds another study ({other}); name another folder")
     started = time.monotonic()
-    runs = _composed(study, path)
-    new = extend_plan(folder, runs)
+    if study.search is not None:
+        from metalearn.commands import study_search
+
+        search = study_search.read_search(study, path)
+        _composed(study.command, list(study_search.corners(search)), path)
+        write_search(folder, search)
+        told = f"{search.trials} trials in {folder / SEARCH}"
+    else:
+        runs = _composed(study.command, study.combinations(), path)
+        new = extend_plan(folder, runs)
+        told = f"{len(read_plan(folder))} runs in {folder / PLAN}, {new} of them new"
     write_atomic(folder / "study.yaml", path.read_text(encoding="utf-8"))
-    took = time.monotonic() - started
-    told = f"{len(read_plan(folder))} runs in {folder / PLAN}, {new} of them new ({took:.1f} s)"
+    told += f" ({time.monotonic() - started:.1f} s)"
     console.print(f"{told}; metalearn sweep work {folder}", soft_wrap=True, highlight=False)
 
 
-def _composed(study: Study, path: Path) -> list[PlannedRun]:
+def _composed(command: str, every: Sequence[list[str]], path: Path) -> list[PlannedRun]:
     """Every run of a study, composed and checked. Raises UsageError, a line for each mistake."""
     from metalearn.commands.composer import composer
 
-    check = importlib.import_module(f"metalearn.commands.{_CHECKS[study.command]}").check
+    check = importlib.import_module(f"metalearn.commands.{_CHECKS[command]}").check
     runs: list[PlannedRun] = []
     mistakes: dict[str, list[str]] = {}
+    shared = set.intersection(*map(set, every)) if every[1:] else set(every[0])
     checked: set[str] = set()
-    with composer(study.command) as compose:
-        for overrides in study.combinations():
+    with composer(command) as compose:
+        for overrides in every:
             try:
                 config = compose(overrides)
-                run = planned(study.command, overrides, config)
-                alike = planned(study.command, [], {**config, "seed": 0}).key
+                run = planned(command, overrides, config)
+                alike = planned(command, [], {**config, "seed": 0}).key
                 if alike not in checked:
                     check(config)
                     checked.add(alike)
                 runs.append(run)
             except (UsageError, DataError) as error:
-                mistakes.setdefault(str(error), []).append(named(overrides, study.overrides))
+                mistakes.setdefault(str(error), []).append(named(overrides, shared))
     if not mistakes:
         return runs
     for line, where in list(mistakes.items())[:-1]:
@@ -100,14 +120,23 @@ def _mistake(path: Path, line: str, where: Sequence[str]) -> str:
 def jobs_of(folder: Path) -> Jobs:
     """What there is to do in a study. Raises UsageError where there is none."""
     read_plan(folder)
+    if (folder / SEARCH).exists():
+        search = read_search(folder)
+
+        def composed(overrides: Sequence[str]) -> dict[str, Any]:
+            from metalearn.commands.config import compose
+
+            return compose(overrides, search.command)
+
+        return TrialJobs(folder, search, composed, _performer(search.command))
     return PlanJobs(folder, {name: _performer(name) for name in COMMANDS}, _check_sources)
 
 
-def _performer(command: str) -> Callable[[dict[str, Any], Console], float | None]:
+def _performer(command: str) -> Callable[..., float | None]:
     """Imported when it is first used: a look at a study needs no training."""
 
-    def perform(config: dict[str, Any], console: Console) -> float | None:
-        return importlib.import_module(f"metalearn.commands.{command}").run(config, console)
+    def perform(config: dict[str, Any], console: Console, *watch: Any) -> float | None:
+        return importlib.import_module(f"metalearn.commands.{command}").run(config, console, *watch)
 
     return perform
 
@@ -121,7 +150,9 @@ def _work(places: list[Path], options: dict[str, str], console: Console) -> None
     folder = _folder("work", places)
     minutes, most = _number(options, "minutes"), _whole(options, "most")
     wait = _flag(options, "wait")
-    work(folder, jobs_of(folder), console, minutes, most, wait)
+    jobs = jobs_of(folder)
+    work(folder, jobs, console, minutes, most, wait)
+    _tell_best(jobs, console)
 
 
 def _status(places: list[Path], options: dict[str, str], console: Console) -> None:
@@ -138,6 +169,7 @@ def _status(places: list[Path], options: dict[str, str], console: Console) -> No
         found = standings(folder, jobs, watch)
     if every is None:
         _show(found, watch, console)
+        _tell_best(jobs, console)
         return
     with suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
@@ -146,6 +178,11 @@ def _status(places: list[Path], options: dict[str, str], console: Console) -> No
                 break
             time.sleep(every)
             found = standings(folder, jobs, watch)
+
+
+def _tell_best(jobs: Jobs, console: Console) -> None:
+    if isinstance(jobs, TrialJobs) and (line := jobs.best()):
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def _show(found: Sequence[Standing], watch: Watch, console: Console) -> None:

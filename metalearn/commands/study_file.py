@@ -1,7 +1,7 @@
 """`study.yaml`: which runs a study is made of, or what it searches."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,6 +194,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def named(overrides: Sequence[str], shared: Sequence[str]) -> str:
+def named(overrides: Sequence[str], shared: Collection[str]) -> str:
     """What tells one run from the others."""
     return " ".join(o for o in overrides if o not in shared) or "the run"

@@ -98,7 +98,7 @@ def work(
                 continue
             (key, attempt, why), pause = found, _POLL
             current[:] = [(key, attempt.number)]
-            say(f"run {key}: {jobs.name(key)}")
+            say(f"run {key} {jobs.name(key)}".rstrip())
             try:
                 if why:
                     jobs.given_up(key, why)

@@ -35,20 +35,24 @@ from metalearn.training.folder import (
 )
 from metalearn.training.stage import CLOCKS, Pace, Position, Stage, teller
 
+Watch = Callable[[int, float], bool]
+
 
 def run(
     config: Mapping[str, Any],
     build: Callable[[Mapping[str, Any]], tuple[dict[str, Any], Stage]],
     console: Console,
+    watch: Watch | None = None,
 ) -> float | None:
     """One run of a stage in the folder `config["run_dir"]`, which is held for this process alone.
 
     build: from the configuration to the one with what the starting weights say of themselves, and
-    the stage. Returns the best validation score, which a sweep maximises. A run that has finished
-    before is shown.
+    the stage. watch: gets step and score of every validation but the last. Returns the best
+    validation score, which a sweep maximises. A run that has finished before is shown.
 
     Raises UsageError, or DataError, before the folder is made; SystemExit with 128 + its number
-    after SIGTERM or SIGHUP, from where the same command goes on.
+    after SIGTERM or SIGHUP, with 0 where `watch` returned True, after a checkpoint, from where the
+    same command goes on.
     """
     folder = Path(config["run_dir"])
     check_writable(folder)
@@ -71,7 +75,7 @@ def run(
         with leaving_nothing_of_a_refusal(folder, before), torch.random.fork_rng():
             torch.manual_seed(config["seed"])
             try:
-                return _train(config, stage, folder, console)
+                return _train(config, stage, folder, console, watch)
             except OSError as error:
                 if error.filename is None:  # as where a disk is full
                     error.filename = str(folder)
@@ -96,7 +100,13 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return decode_floats(result)
 
 
-def _train(config: Mapping[str, Any], stage: Stage, folder: Path, console: Console) -> float | None:
+def _train(
+    config: Mapping[str, Any],
+    stage: Stage,
+    folder: Path,
+    console: Console,
+    watch: Watch | None = None,
+) -> float | None:
     keep_freed_memory()
     stage.begin(folder, console)
     pace, source, stop, say = stage.pace, commit(), Ending(), teller(console)
@@ -130,11 +140,11 @@ def _train(config: Mapping[str, Any], stage: Stage, folder: Path, console: Conso
         )
         position.commit = source
         position.wandb_id = tracker.start(info).get("wandb_id", position.wandb_id)
-        if not fit(stage, position, folder, tracker, stop):
+        if not fit(stage, position, folder, tracker, stop, watch):
             tracker.close("interrupted")
             told = f"stopped at step {position.step} of {pace.steps} after a checkpoint"
-            say(f"{told}; the same command goes on from there")
-            raise SystemExit(stop.code)
+            say(f"{told}; the same command goes on from there" if stop else told)
+            raise SystemExit(stop.code if stop else 0)
         try:
             with at_ending(leave):
                 result = stage.finish(config, position, folder, tracker)
@@ -188,12 +198,18 @@ def resume(stage: Stage, position: Position, folder: Path, warn: Callable[[str],
 
 
 def fit(
-    stage: Stage, position: Position, folder: Path, tracker: Tracker, stop: Ending | None = None
+    stage: Stage,
+    position: Position,
+    folder: Path,
+    tracker: Tracker,
+    stop: Ending | None = None,
+    watch: Watch | None = None,
 ) -> bool:
     """Train until the steps or the seconds are over, an early stop, SIGTERM or SIGHUP.
 
     `stage` and `position` are updated in place; checkpoints go to `folder/checkpoints`. Returns
-    False where a signal came, which `stop` then knows. Raises UsageError where `folder` has gone.
+    False where a signal came, which `stop` then knows, or `watch` of `run` ended it. Raises
+    UsageError where `folder` has gone.
     """
     pace, at = stage.pace, position
     stop = Ending() if stop is None else stop
@@ -213,16 +229,19 @@ def fit(
             last = at.step == pace.steps or _out_of_time(at, pace)
             validates = last or at.step % pace.validate_every == 0
             records = validates or at.step % pace.record_every == 0
+            ended = False
             if records:
                 record = _checked(stage, values, at.step)
                 rate = (at.step - since[0]) * stage.size / (time.perf_counter() - since[1])
                 record[f"{stage.unit}_per_second"] = rate
                 record["peak_memory_bytes"] = peak_memory_bytes(stage.device)
                 if validates:
-                    record |= _validate(stage, at, tracker)
+                    score, more = _validate(stage, at, tracker)
+                    record |= more
+                    ended = watch is not None and not last and watch(at.step, score)
                     at.seconds = now() - start
                 tracker.scalars(at.step, record)
-            stopping = bool(stop)
+            stopping = bool(stop) or ended
             if validates or stopping or at.step % pace.checkpoint_every == 0:
                 _checked(stage, values, at.step)
                 if _place(folder) != place:
@@ -254,13 +273,13 @@ def _checked(stage: Stage, values: Mapping[str, Tensor | float], step: int) -> d
     return numbers
 
 
-def _validate(stage: Stage, at: Position, tracker: Tracker) -> Mapping[str, float]:
+def _validate(stage: Stage, at: Position, tracker: Tracker) -> tuple[float, Mapping[str, float]]:
     score, record, newest = stage.validate(at.step, tracker)
     best = at.best_score
     if newest or best is None or best != best or score > best:  # a NaN is no score
         at.best_score, at.best_step = score, at.step
         stage.select()
-    return record
+    return score, record
 
 
 def _over(at: Position, pace: Pace) -> bool:
