@@ -48,7 +48,7 @@ def main(arguments: list[str], console: Console) -> None:
         name, equals, value = argument.partition("=")
         if not equals or Path(argument).exists():
             places.append(Path(argument))
-        elif name in options:
+        elif name in options or (name.startswith("slurm.") and "partition" in options):
             values[name] = value
         else:
             known = f"; it has {', '.join(options)}" if options else ""
@@ -155,6 +155,22 @@ def _work(places: list[Path], options: dict[str, str], console: Console) -> None
     _tell_best(jobs, console)
 
 
+def _submit(places: list[Path], options: dict[str, str], console: Console) -> None:
+    from metalearn.commands.study_submit import EXECUTORS, submit
+
+    folder = _folder("submit", places)
+    executor = options.pop("executor", "slurm")
+    if executor not in EXECUTORS:
+        raise UsageError(f"executor={executor} is not known; use {' or '.join(EXECUTORS)}")
+    slurm = {n.removeprefix("slurm."): v for n, v in options.items() if n.startswith("slurm.")}
+    slurm |= {"partition": options["partition"]} if "partition" in options else {}
+    if slurm and executor != "slurm":
+        raise UsageError(f"{next(iter(slurm))} is of executor=slurm; leave it out")
+    workers, minutes = _whole(options, "workers") or 4, _whole(options, "minutes")
+    jobs_of(folder)
+    submit(folder, workers, executor, console, minutes, _whole(options, "cpus") or 1, slurm)
+
+
 def _status(places: list[Path], options: dict[str, str], console: Console) -> None:
     folder, every = _folder("status", places), _number(options, "watch")
     jobs, watch = jobs_of(folder), Watch(folder)
@@ -244,6 +260,7 @@ _ACTIONS: dict[str, tuple[Callable[[list[Path], dict[str, str], Console], None],
 _ACTIONS = {
     "plan": (_plan, ()),
     "work": (_work, ("minutes", "most", "wait")),
+    "submit": (_submit, ("workers", "partition", "minutes", "cpus", "executor")),
     "status": (_status, ("watch",)),
     "retry": (_retry, ()),
     "stop": (_stop, ()),
