@@ -1,4 +1,4 @@
-"""What a sweep costs beside its runs, and what random kills leave of it: nothing lost, nothing twice.
+"""What a sweep costs beside its runs, and what random kills leave: nothing lost, nothing twice.
 
     python -m scripts.sweep_kills <folder> [runs=200] [workers=2] [kills=0] [seed=0]
 

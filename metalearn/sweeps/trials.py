@@ -37,13 +37,14 @@ class TrialJobs:
         perform: Perform,
     ) -> None:
         import optuna
+        from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._folder, self.search = optuna, study, search
         self._compose, self._perform = compose, perform
         path = study / JOURNAL
         _mend(path)
-        backend = optuna.storages.journal.JournalFileBackend(str(path))
+        backend = JournalFileBackend(str(path))
         try:
             self._storage = optuna.storages.JournalStorage(backend)
             self._study = optuna.create_study(

@@ -174,10 +174,15 @@ def _open(jobs: Jobs, claims: Claims) -> bool:
 def _perform(jobs: Jobs, key: str, claims: Claims, ending: Ending, console: Console) -> End:
     """One run, whatever becomes of it."""
     started = time.monotonic()
+
+    def end(number: int) -> None:
+        ending(number)
+        leave(number)
+
     try:
         if ending:  # it came while the run was claimed
             return End(STOPPED, {})
-        with at_ending(lambda number: (ending(number), leave(number))):
+        with at_ending(end):
             kept = jobs.run(key, console)
         return End(kept.pop("how", DONE), {**kept, "seconds": time.monotonic() - started})
     except SystemExit as stop:

@@ -12,7 +12,6 @@ import pytest
 from tests.command import metalearn
 from tests.sweeps.test_study import LONG, ends, planned, results
 
-
 SCRIPT = Path(__file__).parents[2] / "scripts" / "slurm.sh"
 
 
