@@ -63,6 +63,11 @@ def disk_mistake(error: BaseException) -> str | None:
     return f"{told}; then the same command goes on from what is written, or starts again"
 
 
+def disk_full(error: BaseException) -> bool:
+    """Whether there is no room left where something was written."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 def one_line(error: BaseException) -> str | None:
     """The line for an error that is the user's to mend; None for a bug."""
     if isinstance(error, UsageError | DataError):

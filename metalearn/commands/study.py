@@ -1,6 +1,7 @@
 """`metalearn sweep`: many runs, planned, worked on by any number of workers, and looked at."""
 
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -151,8 +152,11 @@ def _work(places: list[Path], options: dict[str, str], console: Console) -> None
     minutes, most = _number(options, "minutes"), _whole(options, "most")
     wait = _flag(options, "wait")
     jobs = jobs_of(folder)
-    work(folder, jobs, console, minutes, most, wait)
+    failed = work(folder, jobs, console, minutes, most, wait)
     _tell_best(jobs, console)
+    # torchrun would end the other workers.
+    if failed and "TORCHELASTIC_RUN_ID" not in os.environ:
+        sys.exit(1)
 
 
 def _submit(places: list[Path], options: dict[str, str], console: Console) -> None:

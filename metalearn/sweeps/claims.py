@@ -52,6 +52,7 @@ class Claims:
 
     def __init__(self, study: Path) -> None:
         self.folder = study / "claims"
+        self._owners: dict[str, str] = {}  # a link stays as it is
 
     def read(self) -> dict[str, list[Attempt]]:
         """The attempts of every run that has any, oldest first."""
@@ -106,10 +107,12 @@ class Claims:
         return {}
 
     def _owner(self, key: str, number: int) -> str:
-        try:
-            return os.readlink(self.folder / f"{key}.{number}")
-        except OSError:
-            return ""
+        """What the link says; "" where it cannot be read."""
+        name = f"{key}.{number}"
+        if name not in self._owners:
+            with contextlib.suppress(OSError):
+                self._owners[name] = os.readlink(self.folder / name)
+        return self._owners.get(name, "")
 
 
 def hopeless(attempts: list[Attempt]) -> bool:

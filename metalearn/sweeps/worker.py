@@ -6,21 +6,22 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from rich.console import Console
 
-from metalearn.errors import Busy, UsageError, one_line
+from metalearn.errors import Busy, UsageError, disk_full, one_line
 from metalearn.runtime.signals import Ending, at_ending, leave
 from metalearn.sweeps.claims import DONE, FAILED, STOPPED, Attempt, Claims, hopeless
 from metalearn.sweeps.heartbeat import SILENT, Watch, Worker
 from metalearn.training.stage import teller
 
 _POLL, _LONGEST_POLL = 0.5, 5.0
-_BUSY = 10.0
-"""Seconds before a run that another process holds is tried again."""
+_BUSY, _LONGEST_BUSY = 10.0, 600.0
+"""Seconds before a run that another process holds is tried again, the second time twice as many."""
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 _OF_TORCHRUN += ("MASTER_ADDR", "MASTER_PORT", "ROLE_RANK", "ROLE_WORLD_SIZE")
 
@@ -69,13 +70,13 @@ def work(
     wait: bool = True,
     silent: float = SILENT,
 ) -> int:
-    """Take runs until none is left, `most` are done or `minutes` are over; the number of ends.
+    """Take runs until none is left, `most` are done or `minutes` are over; how many failed.
 
     What a dead worker left is gone on with. wait: stay while other workers have runs, which may
     come to be left. silent: of `Watch`. A run that fails is written down, and the next one taken.
 
     Raises SystemExit with 128 + its number after SIGTERM or SIGHUP, once the run at work has left a
-    checkpoint; UsageError where the device is lost.
+    checkpoint; UsageError where the device is lost; OSError where the disk is full.
     """
     one_of_many()
     claims, watch, ending, say = Claims(study), Watch(study, silent), Ending(), teller(console)
@@ -87,6 +88,7 @@ def work(
         Worker(study, seconds, lambda: any(claims.taken_over(*c) for c in current)) as worker,
     ):
         later: dict[str, float] = {}
+        busy: dict[str, float] = {}
         pause = _POLL
         while not ending and (most is None or count < most):
             found = _next(jobs, claims, watch, worker.name, later)
@@ -105,12 +107,14 @@ def work(
                     end = End(FAILED, {"error": why})
                 else:
                     end = _perform(jobs, key, claims, ending, console)
-            except KeyboardInterrupt:
-                claims.end(key, attempt.number, STOPPED, {"worker": worker.name})
+            except (KeyboardInterrupt, OSError):
+                with suppress(OSError):
+                    claims.end(key, attempt.number, STOPPED, {"worker": worker.name})
                 raise
             current.clear()
             if "busy" in end.record:
-                later[key] = time.monotonic() + _BUSY
+                busy[key] = min(2 * busy.get(key, _BUSY / 2), _LONGEST_BUSY)
+                later[key] = time.monotonic() + busy[key]
             if not claims.taken_over(key, attempt.number):
                 claims.end(key, attempt.number, end.how, {**end.record, "worker": worker.name})
                 count += end.how != STOPPED
@@ -124,13 +128,14 @@ def work(
         say(f"worker {worker.name} ends: {worker.asked}")
     elif ending:
         raise SystemExit(ending.code)
-    return count
+    return failed
 
 
 def one_of_many() -> None:
-    """Under torchrun each process is a worker of its own: the runs are not told of ranks."""
+    """Under torchrun each process is a worker of its own, whose runs are not told of ranks; nor
+    does a name for one run in W&B go to all of them."""
     rank = os.environ.get("LOCAL_RANK")
-    for name in _OF_TORCHRUN:
+    for name in (*_OF_TORCHRUN, "WANDB_RUN_ID"):
         os.environ.pop(name, None)
     if rank is not None and torch.cuda.is_available():
         torch.cuda.set_device(int(rank) % torch.cuda.device_count())
@@ -193,6 +198,8 @@ def _perform(jobs: Jobs, key: str, claims: Claims, ending: Ending, console: Cons
     except Busy as busy:
         return End(STOPPED, {"busy": str(busy)})
     except Exception as caught:
+        if disk_full(caught):  # every other run would fail as well
+            raise
         error = caught
     return _failure(jobs, key, claims, error, time.monotonic() - started)
 

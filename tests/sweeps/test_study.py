@@ -1,5 +1,6 @@
 """`metalearn sweep`: planned, worked on by processes that die, looked at, tried again."""
 
+import errno
 import json
 import os
 import signal
@@ -146,7 +147,7 @@ def test_what_fails_is_told_and_the_rest_goes_on(workplace: Path) -> None:
     # What shows only with the data: no classes, so nothing to classify.
     planned(lists={"algorithm": ["protonet", "maml"]}, seeds=[0, 1])
     outcome = metalearn("sweep", "work", "s")
-    assert outcome.code == 0 and "4 runs ended here, 2 of them failed" in outcome.out
+    assert outcome.code == 1 and "4 runs ended here, 2 of them failed" in outcome.out
     assert outcome.err.count("failed: algorithm=protonet classifies; use") == 2
     assert sorted(result["seed"] for result in results().values()) == [0, 1]
     assert ends() == ["failed", "failed", "done", "done"]
@@ -262,3 +263,19 @@ def test_under_torchrun_each_process_is_a_worker(
         monkeypatch.setenv(name, value)
     outcome = metalearn("sweep", "work", "s")
     assert outcome.code == 0 and ends() == ["done"]
+
+
+def test_a_full_disk_ends_the_worker_and_fails_no_run(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(seeds=[0, 1])
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "s/runs/x")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("metalearn.training.run._train", full)
+        line = metalearn("sweep", "work", "s").mistake
+    assert line.startswith("cannot write s/runs/x (No space left on device): make room")
+    assert ends() == ["stopped", ""]
+    assert metalearn("sweep", "work", "s").code == 0 and ends() == ["stopped done", "done"]
