@@ -2,8 +2,9 @@
 
     python -m scripts.sweep_kills <folder> [runs=200] [workers=2] [kills=0] [seed=0]
 
-Plans `runs` tiny runs and starts workers; `kills` times one that is chosen at random is killed by
-SIGKILL after a random time, and another started. Then every attempt of every run is counted.
+Plans `runs` tiny runs and starts workers; `kills` times, when a random number of runs is done, one
+that is chosen at random is killed by SIGKILL a random time later, and another started. Then every
+attempt of every run is counted.
 """
 
 import json
@@ -43,17 +44,19 @@ def main(folder: str, *options: str) -> None:
     subprocess.run([*METALEARN, "plan", str(plan), str(study)], check=True)
     began = time.monotonic()
     workers = [start(study) for _ in range(numbers["workers"])]
-    killed = 0
-    while killed < numbers["kills"] and any(worker.poll() is None for worker in workers):
-        time.sleep(rng.uniform(0.5, 20 / len(workers)))
+    moments = sorted(rng.sample(range(numbers["runs"]), numbers["kills"]))
+    hit = 0
+    for moment in moments:  # spread over the plan, however fast the machine is
+        while len(list((study / "claims").glob(f"*.{DONE}"))) < moment:
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 1))
         place = rng.randrange(len(workers))
-        if workers[place].poll() is None:
-            workers[place].kill()
-            workers[place].wait()
-            killed += 1
+        hit += workers[place].poll() is None
+        workers[place].kill()
+        workers[place].wait()
         workers[place] = start(study)
     codes = [worker.wait() for worker in workers]
-    print(f"{time.monotonic() - began:.0f} s; {killed} kills; exit codes {codes}")
+    print(f"{time.monotonic() - began:.0f} s; {hit} kills; exit codes {codes}")
     tell(study)
 
 
