@@ -12,6 +12,7 @@ from rich.console import Console
 from metalearn.errors import UsageError
 from metalearn.runtime.files import write_atomic
 from metalearn.training.folder import config_hash
+from metalearn.training.old_configs import renewed
 
 PLAN, SEARCH = "plan.jsonl", "search.json"
 
@@ -32,7 +33,11 @@ def planned(command: str, overrides: Sequence[str], config: dict[str, Any]) -> P
     """A run of `metalearn <command>`; its folder is named as it would be without a study."""
     name = Path(config["run_dir"]).name
     own = {**config, "run_dir": None}
-    return PlannedRun(config_hash(own)[:16], command, f"runs/{name}", list(overrides), own)
+    return PlannedRun(_key(own), command, f"runs/{name}", list(overrides), own)
+
+
+def _key(config: dict[str, Any]) -> str:
+    return config_hash(config)[:16]
 
 
 def read_plan(study: Path) -> list[PlannedRun]:
@@ -52,7 +57,7 @@ def read_plan(study: Path) -> list[PlannedRun]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             run = PlannedRun(**json.loads(line))
-            if config_hash(run.config)[:16] != run.key:
+            if _key(run.config) != run.key:
                 raise ValueError("its key is not that of its configuration")
             folder = Path(run.folder)
             if folder.is_absolute() or ".." in folder.parts:
@@ -68,7 +73,7 @@ def read_plan(study: Path) -> list[PlannedRun]:
 def extend_plan(study: Path, runs: Sequence[PlannedRun]) -> int:
     """Add the runs that are not there yet, and keep those that are; the number of new ones."""
     there = read_plan(study) if (study / PLAN).exists() else []
-    known = {run.key for run in there}
+    known = {_key(renewed(run.config)) for run in there}  # a plan of an older version
     new = list({run.key: run for run in runs if run.key not in known}.values())
     if new or not there:
         lines = [json.dumps(asdict(run)) for run in (*there, *new)]
@@ -115,7 +120,7 @@ class PlanJobs:
 
     def run(self, key: str, console: Console) -> dict[str, Any]:
         planned = self._runs[key]
-        config = {**planned.config, "run_dir": str(self._study / planned.folder)}
+        config = {**renewed(planned.config), "run_dir": str(self._study / planned.folder)}
         self._check(config)
         return {"score": self._performers[planned.command](config, console)}
 

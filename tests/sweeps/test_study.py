@@ -91,7 +91,7 @@ MISTAKES = {
     "a: [": "study.yaml is no YAML:",
     "overrides: [inner.rat=1]": "the run: no key inner.rat (did you mean inner.rate?)",
     "{lists: {gradient: [first_order]}, overrides: [algorithm=protonet]}": (
-        "gradient=first_order: algorithm=protonet cannot use gradient=first_order; use"
+        "study.yaml: the run: algorithm=protonet cannot use gradient=first_order; use"
     ),
     "{command: pretrain, lists: {training.select: [x]}}": "training.select=x",
 }
@@ -141,6 +141,19 @@ def test_a_damaged_plan_is_one_line(workplace: Path) -> None:
                 lines[1].replace('"runs/', '"../')):  # fmt: skip
         Path("s/plan.jsonl").write_text(f"{lines[0]}\n{bad}\n")
         assert "s/plan.jsonl: line 2 is damaged" in metalearn("sweep", "work", "s").mistake
+
+
+def test_a_plan_of_an_older_version_is_worked_on_and_not_planned_twice(workplace: Path) -> None:
+    planned()
+    path = Path("s/plan.jsonl")
+    held = json.loads(path.read_text())
+    held["config"]["training"].pop("clock")  # as before there was one
+    held["key"] = config_hash(held["config"])[:16]
+    path.write_text(json.dumps(held) + "\n")
+    assert (
+        "1 runs in s/plan.jsonl, 0 of them new" in metalearn("sweep", "plan", "study.yaml", "s").out
+    )
+    assert metalearn("sweep", "work", "s").code == 0 and ends() == ["done"]
 
 
 def test_what_fails_is_told_and_the_rest_goes_on(workplace: Path) -> None:
