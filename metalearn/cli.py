@@ -17,6 +17,9 @@ USAGE = """usage: metalearn <command> [overrides]
   compare    untrained, pre-training, fine-tuning and meta-learning on the same episodes
   report     <runs> ... [out=report] [by=algorithm,inner.rate]: mean over seeds with interval, as
              Markdown, LaTeX, CSV and one HTML page
+  sweep      plan study.yaml [folder] | work <folder> [minutes=60] [most=10] [wait=false]
+             | submit <folder> [workers=4] [partition=...] [minutes=60] [executor=slurm|local]
+             | status <folder> [watch=5] | retry <folder> | stop <folder>: many runs, that survive
   data       list | prepare [dataset=...] | verify [...] | show [split=test] [episode=0] [...]
              | manifest [dataset=...] [evaluation.episodes=600] [out=<file>]
   list       backbones, data sets, strategies, ... ; `list algorithms`: every method and its marks
@@ -28,9 +31,10 @@ USAGE = """usage: metalearn <command> [overrides]
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration, also of pretrain."""
 
-COMMANDS = ("train", "pretrain", "evaluate", "compare", "report")
+COMMANDS = ("train", "pretrain", "evaluate", "compare", "report", "sweep")
 COMMANDS += ("data", "list", "new", "score", "bench")
-"""Each is the `main` of the file of that name in `commands/`."""
+"""Each is the `main` of the file of that name in `commands/`, but for these."""
+_FILES = {"sweep": "study"}
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
 _RANKS = ("train", "pretrain")
 """Torchrun may start several processes for one of these."""
@@ -50,7 +54,7 @@ def main() -> None:
             raise UsageError(f"no command {command}{near}; use {', '.join(COMMANDS)}")
         _check_ranks(command, arguments)
         with quiet_interrupt():
-            module = import_module(f"metalearn.commands.{command}")
+            module = import_module(f"metalearn.commands.{_FILES.get(command, command)}")
         # A strategy's name may hold ":loop:", which rich would draw as an emoji.
         module.main(arguments, Console(emoji=False))
         sys.stdout.flush()

@@ -40,6 +40,10 @@ class RankLost(UsageError):
     midway = speaks = False
 
 
+class Busy(UsageError):
+    """A run that another process is working on."""
+
+
 class DataError(Exception):
     """Data that is missing, damaged or asked for wrongly. The command line prints its one line."""
 
@@ -67,6 +71,11 @@ def disk_mistake(error: BaseException) -> str | None:
     else:
         return None
     return f"{told}; then the same command goes on from what is written, or starts again"
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether there is no room left where something was written."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def one_line(error: BaseException) -> str | None:

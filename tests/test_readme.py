@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from metalearn import data
 from metalearn.backbones.weights import Weights
@@ -97,6 +98,15 @@ def run(command: str, *more: str) -> None:
     assert outcome.code == 0, outcome.err
 
 
+def plan_a_study() -> None:
+    """The first study of README, with its runs cut."""
+    study = yaml.safe_load(re.findall(r"^```yaml\n(overrides:.*?)^```", README, re.M | re.S)[0])
+    study["overrides"] += [*TRAIN, "backbone.filters=4"]
+    study["seeds"] = study["seeds"][:1]
+    Path("study.yaml").write_text(yaml.safe_dump(study))
+    run("uv run metalearn sweep plan study.yaml")
+
+
 @pytest.fixture
 def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("omniglot", "cifar_fs"):
@@ -116,6 +126,8 @@ def test_it_runs(command: str, place: Path) -> None:
     narrow = ["backbone.filters=4"] if command.startswith("uv run metalearn train") else []
     if command.startswith("uv run metalearn report"):
         run("uv run metalearn train dataset=cifar_fs backbone.filters=4")
+    if command.startswith("uv run metalearn sweep"):
+        plan_a_study()
     if "compare" in command and "methods=" not in command:
         narrow = ["methods=[untrained,nearest_centroid]"]
     run(command, *narrow)

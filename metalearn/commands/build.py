@@ -183,6 +183,11 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     return config, stage
 
 
+def check(config: Mapping[str, Any]) -> None:
+    """Raise UsageError, or DataError, for every mistake that shows without data or a device."""
+    _method(config)
+
+
 def _check_network(
     gradient: Strategy | ForeignStrategy,
     algo: MetaAlgorithm,

@@ -79,13 +79,13 @@ def _store_types() -> None:
 
 def compose(overrides: Sequence[str], job: str = "train") -> dict[str, Any]:
     """The configuration of one run of `metalearn <job>`. Raises UsageError."""
-    with _hydra(overrides, job):
+    with composing(overrides, job):
         return plain(hydra.compose(job, list(overrides)), job)
 
 
 def check_sweep(overrides: Sequence[str], job: str = "train") -> None:
     """Raise UsageError where a member of a sweep cannot be composed."""
-    with _hydra(overrides, job):
+    with composing(overrides, job):
         loader = GlobalHydra.instance().config_loader()
         loader.load_configuration(job, list(overrides), RunMode.MULTIRUN)
         for override in OverridesParser.create(loader).parse_overrides(list(overrides)):
@@ -97,20 +97,33 @@ def check_sweep(overrides: Sequence[str], job: str = "train") -> None:
 
 
 @contextmanager
-def _hydra(overrides: Sequence[str], job: str = "train") -> Iterator[None]:
+def composing(overrides: Sequence[str], job: str = "train") -> Iterator[None]:
     """Hydra on our `conf/`, with every mistake in `overrides` one line."""
+    with on_conf(), explaining(overrides, job):
+        yield
+
+
+@contextmanager
+def on_conf() -> Iterator[None]:
+    """Hydra on our `conf/`."""
     register()
     with (
         hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("error", message="provider=.* is not available")
-        try:
-            yield
-        except UsageError:
-            raise
-        except _COMPOSING as error:
-            raise UsageError(explain(error, lambda: _known(overrides, job), job)) from None
+        yield
+
+
+@contextmanager
+def explaining(overrides: Sequence[str], job: str) -> Iterator[None]:
+    """Every mistake in `overrides` one line."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except _COMPOSING as error:
+        raise UsageError(explain(error, lambda: _known(overrides, job), job)) from None
 
 
 def _known(overrides: Sequence[str], job: str) -> dict[str, Any]:

@@ -55,9 +55,9 @@ def main(arguments: list[str], console: Console) -> None:
     sweep.start("pretrain", run, arguments, console)
 
 
-def run(config: dict[str, Any], console: Console) -> float | None:
+def run(config: dict[str, Any], console: Console, watch: shell.Watch | None = None) -> float | None:
     """One run from its configuration, in its folder; returns and raises what `train` does."""
-    return shell.run(config, build, console)
+    return shell.run(config, build, console, watch)
 
 
 def build(config: Mapping[str, Any]) -> tuple[dict[str, Any], Supervised]:
@@ -115,6 +115,11 @@ def build(config: Mapping[str, Any]) -> tuple[dict[str, Any], Supervised]:
         layers or (),
     )
     return config, stage
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Raise UsageError, or DataError, for every mistake that shows without data or a device."""
+    _checked(config)
 
 
 def _checked(config: Mapping[str, Any]) -> Data:

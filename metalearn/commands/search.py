@@ -124,7 +124,7 @@ def _space(params: Sequence[str], arguments: Sequence[str]) -> Space:
         elif name == _AVERAGED and override.is_discrete_sweep():
             seeds = list(override.sweep_string_iterator())
         else:
-            searched[override.get_key_element()] = _distribution(override)
+            searched[override.get_key_element()] = distribution(override)
     if not searched:
         raise UsageError(
             "hydra/sweeper=optuna has nothing to search; give a range, as in "
@@ -133,7 +133,8 @@ def _space(params: Sequence[str], arguments: Sequence[str]) -> Space:
     return Space(searched, seeds, fixed)
 
 
-def _distribution(override: Override) -> Any:
+def distribution(override: Override) -> Any:
+    """What Optuna draws from, for an override with several values or a range."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value: Any = override.value()

@@ -14,10 +14,10 @@ def main(arguments: list[str], console: Console) -> None:
     sweep.start("train", run, arguments, console)
 
 
-def run(config: dict[str, Any], console: Console) -> float | None:
+def run(config: dict[str, Any], console: Console, watch: shell.Watch | None = None) -> float | None:
     """One run from its configuration, in its folder; the best validation score.
 
     The score is mean accuracy, or minus the mean loss in regression: what a sweep maximises.
     None where SIGTERM stopped the run. Raises UsageError, or DataError, before the folder is made.
     """
-    return shell.run(config, build, console)
+    return shell.run(config, build, console, watch)

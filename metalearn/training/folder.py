@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from metalearn.errors import Diverged, RankLost, UsageError
+from metalearn.errors import Busy, Diverged, RankLost, UsageError
 from metalearn.runtime.files import write_atomic
 from metalearn.training.old_configs import renewed
 from metalearn.training.sources import changed
@@ -94,7 +94,7 @@ def held(folder: Path, config: dict[str, Any], resume: str) -> Iterator[Path]:
     while True:
         lock = lock_of(place)
         if resume == "auto" and lock is None:
-            raise UsageError(
+            raise Busy(
                 f"another process is running in {place}; wait for it or choose another run_dir"
             )
         # The lock alone: nothing is there.

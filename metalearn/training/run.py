@@ -41,24 +41,30 @@ from metalearn.training.ranks import (
 )
 from metalearn.training.stage import CLOCKS, Pace, Position, Stage, resume, teller
 
+Watch = Callable[[int, float], bool]
+
 
 def run(
     config: Mapping[str, Any],
     build: Callable[[Mapping[str, Any]], tuple[dict[str, Any], Stage]],
     console: Console,
+    watch: Watch | None = None,
 ) -> float | None:
     """One run of a stage in the folder `config["run_dir"]`, which is held for this process alone.
 
     build: from the configuration to the one with what the starting weights say of themselves, and
-    the stage. Returns the best validation score, which a sweep maximises. A run that has finished
-    before is shown. Of several ranks each calls this, and the first alone writes and prints.
+    the stage. watch: gets step and score of every validation but the last. Returns the best
+    validation score, which a sweep maximises. A run that has finished before is shown. Of several
+    ranks each calls this, and the first alone writes and prints.
 
     Raises UsageError, or DataError, before the folder is made; SystemExit with 128 + its number
-    after SIGTERM or SIGHUP, from where the same command goes on.
+    after SIGTERM or SIGHUP, with 0 where `watch` returned True, after a checkpoint, from where the
+    same command goes on.
     """
     ranks = Ranks.joined() or Ranks()
     with as_one(ranks):
-        return _run(config, build, console if ranks.first else Console(quiet=True), ranks)
+        told = console if ranks.first else Console(quiet=True)
+        return _run(config, build, told, ranks, watch)
 
 
 def _run(
@@ -66,6 +72,7 @@ def _run(
     build: Callable[[Mapping[str, Any]], tuple[dict[str, Any], Stage]],
     console: Console,
     ranks: Ranks,
+    watch: Watch | None,
 ) -> float | None:
     folder, told = Path(config["run_dir"]), []
     if ranks.first:
@@ -91,7 +98,7 @@ def _run(
         with leaving, torch.random.fork_rng():
             torch.manual_seed(config["seed"])
             try:
-                return _train(config, stage, folder, console, ranks)
+                return _train(config, stage, folder, console, ranks, watch)
             except OSError as error:
                 if error.filename is None:  # as where a disk is full
                     error.filename = str(folder)
@@ -117,7 +124,12 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 
 def _train(
-    config: Mapping[str, Any], stage: Stage, folder: Path, console: Console, ranks: Ranks
+    config: Mapping[str, Any],
+    stage: Stage,
+    folder: Path,
+    console: Console,
+    ranks: Ranks,
+    watch: Watch | None = None,
 ) -> float | None:
     keep_freed_memory()
     check_start(ranks, stage)
@@ -164,11 +176,11 @@ def _train(
         position.wandb_id = ranks.told(
             lambda: tracker.start(info).get("wandb_id", position.wandb_id)
         )
-        if not fit(stage, position, folder, tracker, stop):
+        if not fit(stage, position, folder, tracker, stop, watch):
             tracker.close("interrupted")
             told = f"stopped at step {position.step} of {pace.steps} after a checkpoint"
-            say(f"{told}; the same command goes on from there")
-            raise SystemExit(stop.code)
+            say(f"{told}; the same command goes on from there" if stop else told)
+            raise SystemExit(stop.code if stop else 0)
         try:
             with at_ending(leave), losing(ranks, stage, position, folder):
                 result = stage.finish(config, position, folder, tracker)
@@ -196,13 +208,18 @@ def _check_finite(result: Mapping[str, Any]) -> None:
 
 
 def fit(
-    stage: Stage, position: Position, folder: Path, tracker: Tracker, stop: Ending | None = None
+    stage: Stage,
+    position: Position,
+    folder: Path,
+    tracker: Tracker,
+    stop: Ending | None = None,
+    watch: Watch | None = None,
 ) -> bool:
     """Train until the steps or the seconds are over, an early stop, SIGTERM or SIGHUP.
 
     `stage` and `position` are updated in place; checkpoints go to `folder/checkpoints`. Returns
-    False where a signal came, to any rank, which `stop` then knows. Raises UsageError where
-    `folder` has gone, and RankLost, after a checkpoint, where a rank has.
+    False where a signal came, to any rank, which `stop` then knows, or `watch` of `run` ended it.
+    Raises UsageError where `folder` has gone, and RankLost, after a checkpoint, where a rank has.
     """
     pace, at, ranks = stage.pace, position, stage.ranks or Ranks()
     ranks.ending = stop = ranks.ending if stop is None else stop
@@ -224,6 +241,7 @@ def fit(
             last = at.step == pace.steps or _out_of_time(at, pace)
             validates = last or at.step % pace.validate_every == 0
             records = validates or at.step % pace.record_every == 0
+            ended = False
             if records:
                 record = _checked(stage, values, at.step)
                 rate = (at.step - since[0]) * stage.size / (time.perf_counter() - since[1])
@@ -231,10 +249,13 @@ def fit(
                 record["peak_memory_bytes"] = peak_memory_bytes(stage.device)
                 if validates:
                     with losing(ranks, stage, at, folder):
-                        record |= _validate(stage, at, tracker)
+                        score, more = _validate(stage, at, tracker)
+                    record |= more
+                    ended = watch is not None and not last and watch(at.step, score)
                     at.seconds = seconds_since(start, pace, ranks)
                 tracker.scalars(at.step, record)
-            stopping = ranks.stopping()
+            signal = ranks.stopping()
+            stopping = bool(signal) or ended
             if validates or stopping or at.step % pace.checkpoint_every == 0:
                 _checked(stage, values, at.step)
             if ranks.first and (validates or stopping or at.step % pace.checkpoint_every == 0):
@@ -247,7 +268,7 @@ def fit(
                 save_checkpoint(folder / "checkpoints", at.step, state)
                 prune_checkpoints(folder / "checkpoints", pace.keep, also=at.best_step)
             if stopping:
-                stop(stopping)
+                stop(signal)
                 return False
             if records:
                 since = at.step, time.perf_counter()
@@ -270,13 +291,13 @@ def _checked(stage: Stage, values: Mapping[str, Tensor | float], step: int) -> d
     return numbers
 
 
-def _validate(stage: Stage, at: Position, tracker: Tracker) -> Mapping[str, float]:
+def _validate(stage: Stage, at: Position, tracker: Tracker) -> tuple[float, Mapping[str, float]]:
     score, record, newest = stage.validate(at.step, tracker)
     best = at.best_score
     if newest or best is None or best != best or score > best:  # a NaN is no score
         at.best_score, at.best_step = score, at.step
         stage.select()
-    return record
+    return score, record
 
 
 def _over(at: Position, pace: Pace) -> bool:
