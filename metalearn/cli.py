@@ -17,6 +17,8 @@ USAGE = """usage: metalearn <command> [overrides]
   compare    untrained, pre-training, fine-tuning and meta-learning on the same episodes
   report     <runs> ... [out=report] [by=algorithm,inner.rate]: mean over seeds with interval, as
              Markdown, LaTeX, CSV and one HTML page
+  reproduce  <table> [--dry-run] [cells=...] [seeds=0,1,2]: runs what is missing of a table of
+             published figures, and writes experiments/<table>/README.md; `list table` names them
   data       list | prepare [dataset=...] | verify [...] | show [split=test] [episode=0] [...]
              | manifest [dataset=...] [evaluation.episodes=600] [out=<file>]
   list       backbones, data sets, strategies, ... ; `list algorithms`: every method and its marks
@@ -28,11 +30,11 @@ USAGE = """usage: metalearn <command> [overrides]
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration, also of pretrain."""
 
-COMMANDS = ("train", "pretrain", "evaluate", "compare", "report")
+COMMANDS = ("train", "pretrain", "evaluate", "compare", "report", "reproduce")
 COMMANDS += ("data", "list", "new", "score", "bench")
 """Each is the `main` of the file of that name in `commands/`."""
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
-_RUNS = ("train", "pretrain", "compare", "evaluate")
+_RUNS = ("train", "pretrain", "compare", "evaluate", "reproduce")
 
 
 def main() -> None:
