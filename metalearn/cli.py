@@ -19,6 +19,9 @@ USAGE = """usage: metalearn <command> [overrides]
              Markdown, LaTeX, CSV and one HTML page
   reproduce  <table> [--dry-run] [cells=...] [seeds=0,1,2]: runs what is missing of a table of
              published figures, and writes experiments/<table>/README.md; `list table` names them
+  publish    <run> [<folder>] [hub=user/name]: weights, settings, episodes, result and model card,
+             the sha256 of each; nothing of this machine
+  pull       <folder, address or user/name> <folder>: a published run, its hashes checked
   data       list | prepare [dataset=...] | verify [...] | show [split=test] [episode=0] [...]
              | manifest [dataset=...] [evaluation.episodes=600] [out=<file>]
   list       backbones, data sets, strategies, ... ; `list algorithms`: every method and its marks
@@ -30,8 +33,8 @@ USAGE = """usage: metalearn <command> [overrides]
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration, also of pretrain."""
 
-COMMANDS = ("train", "pretrain", "evaluate", "compare", "report", "reproduce")
-COMMANDS += ("data", "list", "new", "score", "bench")
+COMMANDS = ("train", "pretrain", "evaluate", "compare", "report", "reproduce", "publish")
+COMMANDS += ("pull", "data", "list", "new", "score", "bench")
 """Each is the `main` of the file of that name in `commands/`."""
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
 _RUNS = ("train", "pretrain", "compare", "evaluate", "reproduce")
