@@ -20,6 +20,11 @@ USAGE = """usage: metalearn <command> [overrides]
   sweep      plan study.yaml [folder] | work <folder> [minutes=60] [most=10] [wait=false]
              | submit <folder> [workers=4] [partition=...] [minutes=60] [executor=slurm|local]
              | status <folder> [watch=5] | retry <folder> | stop <folder>: many runs, that survive
+  reproduce  <table> [--dry-run] [cells=...] [seeds=0,1,2]: runs what is missing of a table of
+             published figures, and writes experiments/<table>/README.md; `list table` names them
+  publish    <run> [<folder>] [hub=user/name]: weights, settings, episodes, result and model card,
+             the sha256 of each; nothing of this machine
+  pull       <folder, address or user/name> <folder>: a published run, its hashes checked
   data       list | prepare [dataset=...] | verify [...] | show [split=test] [episode=0] [...]
              | manifest [dataset=...] [evaluation.episodes=600] [out=<file>]
   list       backbones, data sets, strategies, ... ; `list algorithms`: every method and its marks
@@ -31,14 +36,14 @@ USAGE = """usage: metalearn <command> [overrides]
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration, also of pretrain."""
 
-COMMANDS = ("train", "pretrain", "evaluate", "compare", "report", "sweep")
-COMMANDS += ("data", "list", "new", "score", "bench")
+COMMANDS = ("train", "pretrain", "evaluate", "compare", "report", "sweep", "reproduce")
+COMMANDS += ("publish", "pull", "data", "list", "new", "score", "bench")
 """Each is the `main` of the file of that name in `commands/`, but for these."""
 _FILES = {"sweep": "study"}
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
 _RANKS = ("train", "pretrain")
 """Torchrun may start several processes for one of these."""
-_RUNS = (*_RANKS, "compare", "evaluate")
+_RUNS = (*_RANKS, "compare", "evaluate", "reproduce")
 
 
 def main() -> None:

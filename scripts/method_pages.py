@@ -199,7 +199,11 @@ def records(known: Mapping[str, str]) -> dict[str, list[Record]]:
         for choice, record in compared(path, known):
             found.setdefault(known[choice], []).append(record)
     for path in sorted(EXPERIMENTS.rglob("result.json")):
-        name = re.fullmatch(r"[a-z]+_(\w+)_\d+w\d+s", path.parent.name)
+        *_, table, cell, seed, _ = path.parts
+        if not seed.startswith("seed"):
+            continue
+        known_as = (re.fullmatch(r"[a-z]+_(\w+)_\d+w\d+s", n) for n in (cell, f"{table}_{cell}"))
+        name = next(filter(None, known_as), None)
         if name and f"algorithm={name[1]}" in known:
             found.setdefault(known[f"algorithm={name[1]}"], []).append(trained(path))
     return found

@@ -31,6 +31,7 @@ OTHERS = (
     "pretrain.yaml",
     "compare.yaml",
     "comparison",
+    "table",
 )  # commands of their own, with tests of their own
 FILES = sorted(
     path.relative_to(conf_folder())

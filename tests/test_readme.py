@@ -128,6 +128,9 @@ def test_it_runs(command: str, place: Path) -> None:
         run("uv run metalearn train dataset=cifar_fs backbone.filters=4")
     if command.startswith("uv run metalearn sweep"):
         plan_a_study()
+    if command.startswith("uv run metalearn pull"):
+        run("uv run metalearn train dataset=cifar_fs backbone.filters=4 run_dir=before")
+        run("uv run metalearn publish before model")
     if "compare" in command and "methods=" not in command:
         narrow = ["methods=[untrained,nearest_centroid]"]
     run(command, *narrow)

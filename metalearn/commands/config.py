@@ -27,6 +27,7 @@ from metalearn.commands.trust import check_trust
 from metalearn.errors import UsageError, nearest
 from metalearn.training.folder import config_hash
 from metalearn.training.old_configs import PLACES, placed, renewed
+from metalearn.training.publication import held_manifest
 from metalearn.training.sources import changed, sources
 
 MISTAKES = (HydraException, OmegaConfBaseException)
@@ -201,7 +202,7 @@ def reopen(
         )
     try:
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
-        held = renewed(held) if isinstance(held, dict) else {"damaged": held}
+        held = renewed(held_manifest(run, held)) if isinstance(held, dict) else {"damaged": held}
         config = OmegaConf.merge(OmegaConf.structured(SCHEMAS["train"]), held)
         OmegaConf.set_struct(config, True)
     except (*MISTAKES, yaml.YAMLError, ValueError) as error:

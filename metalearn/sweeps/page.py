@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metalearn.sweeps.cells import Arranged, Row
-from metalearn.sweeps.runs import FinishedRun
+from metalearn.sweeps.runs import validation
 from metalearn.sweeps.table import Table
-from metalearn.tracking import read_records
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 72rem;
@@ -110,7 +109,7 @@ def _curves(arranged: Arranged) -> tuple[Figure, bool]:
     figure, panels = _panels(arranged)
     for number, row in enumerate(arranged.rows):
         for axes, condition in zip(panels, arranged.conditions, strict=True):
-            each = [_validation(run, arranged.measure) for run in row.cells.get(condition, [])]
+            each = [validation(run.folder) for run in row.cells.get(condition, [])]
             steps = sorted(set.intersection(*map(set, each))) if each else []
             if not steps:
                 continue
@@ -122,18 +121,6 @@ def _curves(arranged: Arranged) -> tuple[Figure, bool]:
             axes.set_xlabel("meta-step")
             axes.set_ylabel(f"validation {arranged.measure}")
     return figure, _legend(figure, panels)
-
-
-def _validation(run: FinishedRun, measure: str) -> dict[int, float]:
-    """By meta-step, the mean over the validation episodes."""
-    path = run.folder / "metrics.jsonl"
-    if not path.is_file():
-        return {}
-    return {
-        record["step"]: float(np.mean(record[measure]))
-        for record in read_records(path)
-        if record.get("kind") == "episodes" and record.get("split") == "val" and measure in record
-    }
 
 
 def _by_step(arranged: Arranged) -> tuple[Figure, bool]:

@@ -12,11 +12,13 @@ import numpy as np
 import yaml
 
 from metalearn.errors import UsageError
+from metalearn.tracking import read_records
 from metalearn.training.result import last_word
 
 _NOT_METHOD = ("seed", "run_dir", "name", "resume", "tracker", "sources", "device")
 _NOT_METHOD += ("training.workers", "training.keep", "training.checkpoint_every")
 """Settings that two runs of one method may differ in."""
+CURVE = "curve.csv"
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,17 @@ class FinishedRun:
     @cached_property
     def settings(self) -> Mapping[str, Any]:
         """Every setting of the method by its path in the configuration; a class by its name."""
-        return dict(_flat(self.config))
+        return dict(flat(self.config))
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of the method, as `FinishedRun.settings` has them."""
     for key, value in config.items():
         path = f"{prefix}{key}"
         if path in _NOT_METHOD or key == "_partial_":
             continue
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}.")
+            yield from flat(value, f"{path}.")
         elif key == "_target_":
             yield prefix.rstrip("."), last_word(value)
         else:
@@ -84,7 +87,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
         if not results and not begun:
             raise UsageError(f"{path} holds no run: neither result.json nor config.yaml is there")
         for result in results:
-            if (run := _read(result.parent)) is None:
+            if (run := read_run(result.parent)) is None:
                 left[result.parent] = "is of no test episodes"
             else:
                 runs.setdefault(result.parent.resolve(), run)
@@ -96,8 +99,9 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
     return list(runs.values()), [f"{folder} {why}" for folder, why in left.items()]
 
 
-def _read(folder: Path) -> FinishedRun | None:
-    """None for a result that is of no list of test episodes, as pre-training's."""
+def read_run(folder: Path) -> FinishedRun | None:
+    """The finished run in a folder; None for a result that is of no list of test episodes, as
+    pre-training's. Raises UsageError for one that cannot be read."""
     settings = folder / "config.yaml"
     if not settings.is_file():  # of an evaluation, whose run has it
         settings = folder.parents[1] / "config.yaml"
@@ -124,3 +128,17 @@ def _read(folder: Path) -> FinishedRun | None:
             "it out"
         )
     return run
+
+
+def validation(folder: Path) -> dict[int, float]:
+    """By meta-step, the mean over the validation episodes, from the records of a run or from the
+    `curve.csv` that is kept of them; {} where neither is there."""
+    if (curve := folder / CURVE).is_file():
+        with curve.open(encoding="utf-8", newline="") as file:
+            return {int(row["step"]): float(row["validation"]) for row in csv.DictReader(file)}
+    path, found = folder / "metrics.jsonl", dict[int, float]()
+    for one in read_records(path) if path.is_file() else ():
+        if one.get("kind") == "episodes" and one.get("split") == "val":
+            values = one["accuracy"] if "accuracy" in one else one["loss"]
+            found[one["step"]] = float(np.mean(values))
+    return found

@@ -1,5 +1,6 @@
 """How sure a mean over seeds and episodes is, and a difference of two."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -51,9 +52,14 @@ def _replicates(values: np.ndarray, seeds: int = 0) -> np.ndarray:
     """Means `[DRAWS]` of rows and columns drawn with replacement: the same columns in every call
     with as many, other rows for another `seeds`."""
     count, episodes = values.shape
-    columns = _drawn(np.random.default_rng([episodes, 0]), episodes)
+    columns = _columns(episodes)
     rows = _drawn(np.random.default_rng([count, 1 + seeds]), count)
     return np.einsum("ds,se,de->d", rows, values, columns, optimize=True)
+
+
+@functools.lru_cache(maxsize=1)  # cells of one table have the same count, and drawing takes longest
+def _columns(episodes: int) -> np.ndarray:
+    return _drawn(np.random.default_rng([episodes, 0]), episodes)
 
 
 def _drawn(rng: np.random.Generator, count: int) -> np.ndarray:
