@@ -62,7 +62,7 @@ def measure(head: Head, manifest: Manifest, at: Sequence[int] | None = None) -> 
     """`evaluate` with as many tasks at a time as stay in the cache."""
     first = manifest.source.batch(manifest.split, range(1))
     with Largest() as made:
-        evaluate(*head, first, engine=Engine("loop"), at=at)
+        evaluate(*head, first, engine=Engine("vmap"), at=at)
     tasks = max(1, min(256, _AT_ONCE // made.numbers))
     report = evaluate(*head, manifest.batches(tasks), engine=Engine("vmap"), at=at)
     return replace(report, manifest_hash=manifest.hash)
