@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from metalearn.backbones.heads import unit
+from metalearn.backbones.heads import inverse_root, squared_length, unit
 from metalearn.classifiers.classes import class_means, cosines, masked, membership, shares
 from metalearn.classifiers.protocol import positive
 from metalearn.types import Batch, Params
@@ -24,19 +24,25 @@ from metalearn.types import Batch, Params
 
 def rectified(support: Batch, unlabelled: Batch, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """The means `[S, D]`, the support examples of each class `[S]`, and the shift `[1, D]` that
-    lays the unlabelled features on the support set's; all features are of unit length."""
-    x, z, part = support.x, unlabelled.x, shares(unlabelled).unsqueeze(-2)
+    lays the unlabelled features on the support set's; all features are taken at unit length."""
+    x, z = unit(support.x), unlabelled.x
+    part, squares = shares(unlabelled).unsqueeze(-2), squared_length(z).mT.to(z.dtype)
+    length = inverse_root(squares)
     means, counts = class_means(x, support)
-    shift = shares(support).unsqueeze(-2) @ x - part @ z
-    near = cosines(z + shift, means).mT
+    shift = shares(support).unsqueeze(-2) @ x - (part * length) @ z
+    # cos(z / |z| + shift, c) from products with z alone: a pass over all features costs the most.
+    directions = unit(means)
+    along = torch.cat([directions, shift], -2) @ z.mT * length
+    lengths = squares * length.square() + 2 * along[..., -1:, :] + squared_length(shift)
+    near = (along[..., :-1, :] + directions @ shift.mT) * inverse_root(lengths)
     predicted = masked(near.mT, counts).mT.max(-2, keepdim=True)[1]
     classes = torch.arange(means.shape[-2], device=x.device).unsqueeze(1)
     # Over the largest, so that no scale overflows.
-    weights = membership(support, x.dtype) * (scale * (unit(means) @ x.mT - 1)).exp()
+    weights = membership(support, x.dtype) * (scale * (directions @ x.mT - 1)).exp()
     more = ((predicted == classes) & (part > 0)) * (scale * (near - 1)).exp()
     of_more = more.sum(-1, keepdim=True)
     total = (weights.sum(-1, keepdim=True) + of_more).clamp(min=torch.finfo(x.dtype).tiny)
-    return (weights @ x + more @ z + of_more * shift) / total, counts, shift
+    return (weights @ x + (more * length) @ z + of_more * shift) / total, counts, shift
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,10 @@ class BDCSPN:
     def fit(self, hyper: Params, support: Batch, unlabelled: Batch | None = None) -> Params:
         """`prototypes` `[S, D]`, `shift` `[1, D]` and `counts` `[S]`, the support examples of each
         class."""
-        support = support._replace(x=unit(support.x))
         if unlabelled is None:
-            means, counts = class_means(support.x, support)
+            means, counts = class_means(unit(support.x), support)
             shift = torch.zeros_like(means[..., :1, :])
         else:
-            unlabelled = unlabelled._replace(x=unit(unlabelled.x))
             means, counts, shift = rectified(support, unlabelled, self.scale)
         return {"prototypes": means, "shift": shift, "counts": counts}
 

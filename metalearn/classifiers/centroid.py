@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from metalearn.backbones.heads import squared_length
 from metalearn.classifiers.classes import class_means, masked
 from metalearn.classifiers.protocol import log_temperature, positive, temperature
 from metalearn.types import Batch, Params
@@ -23,8 +24,8 @@ def squared_distances(features: Tensor, means: Tensor) -> Tensor:
     features, means = features - centre, means - centre
     # In memory a row a class, in which a softmax and a maximum over classes are several times as
     # fast.
-    squares = features.square().sum(-1).unsqueeze(-2) + means.square().sum(-1, keepdim=True)
-    return (squares - 2 * means @ features.mT).mT
+    squares = squared_length(features).mT + squared_length(means)
+    return (squares.to(features.dtype) - 2 * means @ features.mT).mT
 
 
 @dataclass(frozen=True)

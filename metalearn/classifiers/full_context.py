@@ -38,31 +38,31 @@ def _lstm(hyper: Params, name: str, x: Tensor, h: Tensor, c: Tensor) -> tuple[Te
 
 
 def of_support(hyper: Params, x: Tensor, weight: Tensor | None) -> Tensor:
-    """g of the support features `[S, D]`; padding is passed over."""
+    """g of the support features `[..., S, D]`; padding is passed over."""
+    size = x.shape[-2]
 
     def states(name: str, order: Iterable[int]) -> Tensor:
-        h = c = torch.zeros_like(x[0])
+        h = c = torch.zeros_like(x[..., 0, :])
         found: dict[int, Tensor] = {}
         for i in order:
-            new_h, new_c = _lstm(hyper, name, x[i], h, c)
+            new_h, new_c = _lstm(hyper, name, x[..., i, :], h, c)
             if weight is not None:
-                new_h, new_c = (
-                    torch.where(weight[i] > 0, new, old) for new, old in ((new_h, h), (new_c, c))
-                )
+                there = weight[..., i, None] > 0
+                new_h, new_c = torch.where(there, new_h, h), torch.where(there, new_c, c)
             found[i] = h = new_h
             c = new_c
-        return torch.stack([found[i] for i in range(len(x))])
+        return torch.stack([found[i] for i in range(size)], -2)
 
-    size = len(x)
     return x + states("along", range(size)) + states("backwards", range(size - 1, -1, -1))
 
 
 def of_queries(hyper: Params, x: Tensor, support: Tensor, there: Tensor, steps: int) -> Tensor:
-    """f of the query features `[Q, D]`. support: g `[S, D]`. there: `[S]`, 0 for padding."""
+    """f of the query features `[..., Q, D]`. support: g `[..., S, D]`. there: `[..., S]`, 0 for
+    padding."""
     h = c = r = torch.zeros_like(x)
     for _ in range(steps):
-        new, c = _lstm(hyper, "query", x, torch.cat([h, r], 1), c)
+        new, c = _lstm(hyper, "query", x, torch.cat([h, r], -1), c)
         h = new + x
-        share = torch.where(there > 0, h @ support.T, absent(h)).softmax(1)
+        share = torch.where(there.unsqueeze(-2) > 0, h @ support.mT, absent(h)).softmax(-1)
         r = share @ support
     return h

@@ -9,6 +9,7 @@ Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra: Matching Networks for One S
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class Matching:
     steps: int = 5
     seed: int = 0
     transductive: bool = field(default=False, init=False)
+    of_tasks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         positive("temperature", self.temperature)
@@ -49,13 +51,13 @@ class Matching:
         return learned | full_context.weights(number_of(features, "Matching"), self.seed)
 
     def fit(self, hyper: Params, support: Batch, unlabelled: Batch | None = None) -> Params:
-        """`embedded` `[S, D]`, `member` `[S, S]`, the weight of every example in each class, and
-        `counts` `[S]`, their sums."""
+        """`embedded` `[S, D]`, `member` `[S, S]`, the weight of every example in each class,
+        `there` `[S]`, 0 for padding, and `counts` `[S]`, the sums of `member`."""
         x, member = support.x, membership(support, support.x.dtype)
         if self.full_context:
             x = full_context.of_support(hyper, x, support.weight)
-        there = torch.ones_like(x[:, 0]) if support.weight is None else support.weight.to(x.dtype)
-        return {"embedded": x, "member": member, "there": there, "counts": member.sum(1)}
+        there = torch.ones_like(x[..., 0]) if support.weight is None else support.weight.to(x.dtype)
+        return {"embedded": x, "member": member, "there": there, "counts": member.sum(-1)}
 
     def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
         """`[Q, S]` of features `[Q, D]`: log p but for what all classes share."""
@@ -64,7 +66,10 @@ class Matching:
             features = full_context.of_queries(
                 hyper, features, embedded, state["there"], self.steps
             )
-        cosine = unit(features) @ unit(embedded).T / temperature(hyper, self.temperature)
-        votes = cosine.unsqueeze(1) + torch.where(member > 0, member, 1).log()
-        votes = torch.where(member > 0, votes, absent(votes))
-        return masked(votes.logsumexp(2), state["counts"])
+        cosine = unit(embedded) @ unit(features).mT / temperature(hyper, self.temperature)
+        # exp of each over the largest of its class, so that none is lost in the sum.
+        voters = (member > 0).unsqueeze(-1)
+        most = torch.where(voters, cosine.detach().unsqueeze(-3), absent(cosine)).amax(-2)
+        above = torch.where(voters.any(-3), cosine - (member > 0).to(cosine.dtype).mT @ most, 0)
+        votes = (member @ above.exp()).clamp(min=torch.finfo(cosine.dtype).tiny).log() + most
+        return masked(votes.mT, state["counts"])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.types import Batch, Episodes, Given, GradientAndMetrics, Meta
+from metalearn.types import Batch, Episodes, Given, GradientAndMetrics, Meta, map_tensors
 
 
 class Task(NamedTuple):
@@ -32,7 +32,7 @@ def tasks_of(algo: MetaAlgorithm, episodes: Episodes, seed: Tensor | None = None
     inputs are among those without labels."""
     unlabelled = episodes.unlabelled
     if algo.transductive:
-        query = episodes.query._replace(y=episodes.query.map(torch.zeros_like).y)
+        query = episodes.query._replace(y=map_tensors(torch.zeros_like, episodes.query.y))
         unlabelled = query if unlabelled is None else _joined(unlabelled, query)
     return Task(Given(episodes.support, unlabelled), episodes.query, seed)
 

@@ -65,7 +65,7 @@ def measure(
     """`evaluate` with as many tasks at a time as stay in the cache."""
     first = manifest.source.batch(manifest.split, range(1))
     with Largest() as made:
-        evaluate(*head, first, engine=Engine("loop"), at=at)
+        evaluate(*head, first, engine=Engine("vmap"), at=at)
     tasks = max(1, min(256, _AT_ONCE // made.numbers))
     return evaluate(*head, manifest, engine=Engine("vmap", ranks=ranks), at=at, together=tasks)
 
