@@ -15,6 +15,7 @@ USAGE = """usage: metalearn <command> [overrides]
   pretrain   train a backbone on the base classes, for `train backbone.weights=<its run folder>`
   evaluate   measure a run again: run=<folder> [manifest=<file>] [evaluation.episodes=1000 ...]
   compare    untrained, pre-training, fine-tuning and meta-learning on the same episodes
+  select     backbones ranked for a data set without training: backbones=[...] [accuracy=true]
   report     <runs> ... [out=report] [by=algorithm,inner.rate]: mean over seeds with interval, as
              Markdown, LaTeX, CSV and one HTML page
   data       list | prepare [dataset=...] | verify [...] | show [split=test] [episode=0] [...]
@@ -28,11 +29,11 @@ USAGE = """usage: metalearn <command> [overrides]
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration, also of pretrain."""
 
-COMMANDS = ("train", "pretrain", "evaluate", "compare", "report")
+COMMANDS = ("train", "pretrain", "evaluate", "compare", "select", "report")
 COMMANDS += ("data", "list", "new", "score", "bench")
 """Each is the `main` of the file of that name in `commands/`."""
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
-_RUNS = ("train", "pretrain", "compare", "evaluate")
+_RUNS = ("train", "pretrain", "compare", "select", "evaluate")
 
 
 def main() -> None:
