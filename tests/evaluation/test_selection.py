@@ -181,7 +181,8 @@ def test_what_cannot_be_scored_is_told() -> None:
             with pytest.raises(DataError, match="rows of sum 1"):
                 score.of(x, labels)
         else:
-            assert np.isfinite(score.of(np.ones((30, 4)), labels)), name
+            for odd in (np.ones((30, 4)), 1e9 * x, 1e-9 * x, x @ np.ones((4, 90)), x[:, :1]):
+                assert np.isfinite(score.of(odd, labels)), name
 
 
 def test_the_agreement_is_scipys_weighted_tau() -> None:

@@ -13,7 +13,7 @@ Predicting Model Transferability in a Self-challenging Fisher Space, 2022.
 """
 
 import numpy as np
-from scipy.linalg import eigh, solve
+from scipy.linalg import eigh, eigvalsh
 from scipy.special import log_softmax
 
 from metalearn.evaluation.selection.examples import Examples, examples
@@ -26,12 +26,11 @@ _LEAST = 1e-10
 def sfda(features: np.ndarray, labels: np.ndarray, sharpness: float = SHARPNESS) -> float:
     """SFDA of features `[n, D]` and labels `[n]`, 0 at most. Raises DataError."""
     given = examples(features, labels)
-    largest = eigh(_within(given), eigvals_only=True, subset_by_index=[given.x.shape[1] - 1] * 2)
-    strength = max(float(np.exp(-sharpness * max(largest[0], 0))), _LEAST)
+    largest = float(eigvalsh(_within(given))[-1])
+    strength = max(float(np.exp(-sharpness * max(largest, 0))), _LEAST)
     sure = np.exp(_own(given, strength))[:, None]
-    count = len(given.x)
     sums = given.means * given.counts[:, None]
-    others = (sums.sum(0) - sums) / (count - given.counts)[:, None]
+    others = (sums.sum(0) - sums) / (len(given.x) - given.counts)[:, None]
     mixed = given._replace(x=sure * given.x + (1 - sure) * others[given.labels])
     return float(_own(mixed, strength).mean())
 
@@ -43,8 +42,10 @@ def _within(given: Examples) -> np.ndarray:
 
 def _own(given: Examples, strength: float) -> np.ndarray:
     """The log probability of each example's own class, `[n]`."""
-    within = (1 - strength) * _within(given) + strength * np.eye(given.x.shape[1])
+    values, vectors = eigh(_within(given))
+    values = (1 - strength) * np.maximum(values, 0) + strength
+    values = np.maximum(values, values.max() * np.finfo(np.float64).eps)  # below it is rounding
     means = given.means
-    coefficients = solve(within, means.T, assume_a="sym")
+    coefficients = vectors @ (vectors.T @ means.T / values[:, None])
     offset = np.log(given.counts / len(given.x)) - (means.T * coefficients).sum(0) / 2
     return log_softmax(given.x @ coefficients + offset, 1)[np.arange(len(given.x)), given.labels]
