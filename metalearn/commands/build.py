@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from metalearn import tree
 from metalearn.backbones.weights import Report, Weights
 from metalearn.classifiers import Classifier
+from metalearn.commands.admission import check_worth
 from metalearn.commands.arguments import corner, explained, factory, make, option, target
 from metalearn.commands.episodes import Data, read_data
 from metalearn.commands.network import (
@@ -151,6 +152,14 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     if not trained:
         check_width(config["backbone"], config["outputs"])
     module, report = _module(method, data, weights, one)
+    if data.classes and data.images:
+        check_worth(
+            config["backbone"],
+            weights,
+            lambda node, given: build_module(node, data.shape, config["seed"], given)[0],
+            lambda count: Manifest(validation, "val", count),
+            device,
+        )
     check_norms(module, _first(one), (one, validation.batch("val", [0])))
     module, adapting = method.task.network(module)
     wanted = "features" in method.parameters

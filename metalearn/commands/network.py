@@ -19,6 +19,7 @@ from metalearn.backbones.defaults import cifar_default, described, timm_default,
 from metalearn.backbones.heads import head_name
 from metalearn.backbones.weight_order import as_trained, renamed
 from metalearn.backbones.weights import Report, Weights, check_pin, load_into, read_weights
+from metalearn.commands.admission import OUTPUTS, admission
 from metalearn.commands.arguments import check_node, make, target
 from metalearn.commands.trial import evaluated
 from metalearn.data.download import download
@@ -32,8 +33,7 @@ from metalearn.training.settings import ImageSettings
 from metalearn.types import Batch, Inputs
 
 DEFAULT = "DEFAULT"
-_OF_WEIGHTS = ("weights", "sha256", "copy", "rename", "match")
-_OUTPUTS = ("ways", "outputs")  # the names that backbones give to the width of their head
+_OF_WEIGHTS = ("weights", "sha256", "copy", "rename", "match", "admit", "licence")
 _FROM_DATA = ("channels", "size", "inputs")
 
 
@@ -44,7 +44,8 @@ def check_backbone(node: Mapping[str, Any]) -> None:
     match = node.get("match")
     if match is not None and not (isinstance(match, int | float) and 0 <= match <= 1):
         raise UsageError(f"backbone.match={match} must be a share, 0 to 1")
-    for name in ("weights", "sha256", "copy"):
+    admission(node)
+    for name in ("weights", "sha256", "copy", "licence"):
         if not isinstance(node.get(name), str | None):
             raise UsageError(f"backbone.{name}={node[name]} must be text, or null")
     rules = node.get("rename") or {}
@@ -64,6 +65,8 @@ def find_weights(node: Mapping[str, Any]) -> Weights | None:
         check_pin(weights.source, weights.sha256, pin)
     if rules:
         weights = weights._replace(tensors=renamed(weights.tensors, rules, weights.source))
+    if (asked := admission(node)) is not None:
+        asked.check_file(weights, pin, node.get("licence"))
     return weights
 
 
@@ -111,7 +114,7 @@ def check_width(node: Mapping[str, Any], outputs: int | None) -> None:
     """Raise UsageError where a backbone of ours is given another width than the network is to
     have; in one of the user's these names may mean something else."""
     if str(node["_target_"]).startswith("metalearn."):
-        for name in _OUTPUTS:
+        for name in OUTPUTS:
             if name in node and node[name] != outputs:
                 wanted = "null, for an algorithm on features" if outputs is None else outputs
                 raise UsageError(
@@ -179,8 +182,12 @@ def make_module(
 
 def load(module: nn.Module, node: Mapping[str, Any], weights: Weights) -> Report:
     """Load `weights` into the network of the backbone `node`. Raises UsageError."""
-    match, has_head = node.get("match"), all(node.get(name, 0) is not None for name in _OUTPUTS)
-    return load_into(module, weights, 1.0 if match is None else match, node.get("copy"), has_head)
+    match, has_head = node.get("match"), all(node.get(name, 0) is not None for name in OUTPUTS)
+    match = 1.0 if match is None else match
+    report = load_into(module, weights, match, node.get("copy"), has_head)
+    if (asked := admission(node)) is not None:
+        asked.check_match(report)
+    return report
 
 
 def features(module: nn.Module, x: Inputs) -> int:

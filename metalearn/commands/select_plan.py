@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from metalearn.backbones.weights import Weights
+from metalearn.commands.admission import OUTPUTS, bare
 from metalearn.commands.arguments import at, check_choice, check_values
 from metalearn.commands.config import compose
 from metalearn.commands.network import check_backbone, with_weights
@@ -20,7 +21,6 @@ from metalearn.runtime.files import decode_floats
 
 ALL_SCORES = (*SCORES, NEAREST_CENTROID)
 _OWN = ("backbone", "images", "norm")  # what a candidate may override
-_OUTPUTS = ("ways", "outputs")
 _NORMS = ("frozen", "running", "group", "none")
 
 
@@ -34,7 +34,7 @@ class Named(NamedTuple):
     def headed(self) -> tuple[dict[str, Any], int] | None:
         """The backbone with the classes that its weights tell, and their number; None where they
         tell none, as far as can be seen."""
-        if self.weights is None or not set(_OUTPUTS) & set(self.backbone):
+        if self.weights is None or not set(OUTPUTS) & set(self.backbone):
             return None
         layers = [
             len(t)
@@ -43,7 +43,7 @@ class Named(NamedTuple):
         ]
         if not layers:
             return None
-        own = {name: layers[-1] for name in _OUTPUTS if name in self.backbone}
+        own = {name: layers[-1] for name in OUTPUTS if name in self.backbone}
         return {**self.backbone, **own}, layers[-1]
 
 
@@ -129,7 +129,7 @@ def _candidate(config: Mapping[str, Any], name: str, overrides: Sequence[str]) -
             f"there is no such candidate{nearest(name, known)}; use {', '.join(known)}, the run "
             f"folder of a metalearn pretrain, or add '+candidates.{name}=[\"backbone=...\"]'"
         )
-    node |= {key: None for key in _OUTPUTS if key in node}
+    node = bare(node)
     node |= {"norm": own["norm"]} if "norm" in node else {}
     given, weights = with_weights({**own, "backbone": node})
     check_backbone(given["backbone"])
