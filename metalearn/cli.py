@@ -15,6 +15,7 @@ USAGE = """usage: metalearn <command> [overrides]
   pretrain   train a backbone on the base classes, for `train backbone.weights=<its run folder>`
   evaluate   measure a run again: run=<folder> [manifest=<file>] [evaluation.episodes=1000 ...]
   compare    untrained, pre-training, fine-tuning and meta-learning on the same episodes
+  select     backbones ranked for a data set without training: backbones=[...] [accuracy=true]
   report     <runs> ... [out=report] [by=algorithm,inner.rate]: mean over seeds with interval, as
              Markdown, LaTeX, CSV and one HTML page
   sweep      plan study.yaml [folder] | work <folder> [minutes=60] [most=10] [wait=false]
@@ -36,14 +37,14 @@ USAGE = """usage: metalearn <command> [overrides]
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration, also of pretrain."""
 
-COMMANDS = ("train", "pretrain", "evaluate", "compare", "report", "sweep", "reproduce")
-COMMANDS += ("publish", "pull", "data", "list", "new", "score", "bench")
+COMMANDS = ("train", "pretrain", "evaluate", "compare", "select", "report", "sweep")
+COMMANDS += ("reproduce", "publish", "pull", "data", "list", "new", "score", "bench")
 """Each is the `main` of the file of that name in `commands/`, but for these."""
 _FILES = {"sweep": "study"}
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
 _RANKS = ("train", "pretrain")
 """Torchrun may start several processes for one of these."""
-_RUNS = (*_RANKS, "compare", "evaluate", "reproduce")
+_RUNS = (*_RANKS, "compare", "select", "evaluate", "reproduce")
 
 
 def main() -> None:

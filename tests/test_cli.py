@@ -224,7 +224,7 @@ def test_data_list_says_what_is_here(workplace: Path, monkeypatch: pytest.Monkey
 
     assert states() == {
         **dict.fromkeys(("cifar_fs", "cub", "fc100", "mnist", "omniglot"), "download"),
-        **dict.fromkeys(("folder", "mini_imagenet", "tiered_imagenet"), "yours"),
+        **dict.fromkeys(("folder", "mini_imagenet", "tiered_imagenet", "tiny_imagenet"), "yours"),
         **dict.fromkeys(("glyphs", "harmonic", "mixture", "sinusoid"), "made"),
     }
     metalearn("data", "prepare", "dataset.classes=24")

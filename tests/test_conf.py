@@ -179,7 +179,7 @@ def chosen(path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> list
         data = data_folder()
         if data is None or not (data / archive).is_file():
             pytest.skip(f"no {archive} in METALEARN_DATA or ../shared/data")
-    if name in ("cub", "folder", "mini_imagenet", "mnist", "tiered_imagenet"):
+    if name in ("cub", "folder", "mini_imagenet", "mnist", "tiered_imagenet", "tiny_imagenet"):
         monkeypatch.setenv("METALEARN_CACHE", str(workplace / "cache"))
         words += stand_in(name, workplace)
     return words

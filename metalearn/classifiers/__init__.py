@@ -12,6 +12,7 @@ from metalearn.classifiers.laplacian_shot import LaplacianShot
 from metalearn.classifiers.linear_probe import LinearProbe
 from metalearn.classifiers.logistic_regression import LogisticRegression
 from metalearn.classifiers.matching import Matching
+from metalearn.classifiers.member_weights import MemberWeights
 from metalearn.classifiers.protocol import Classifier
 from metalearn.classifiers.pt_map import PTMAP
 from metalearn.classifiers.relation import Relation
@@ -40,6 +41,7 @@ __all__ = [
     "LinearProbe",
     "LogisticRegression",
     "Matching",
+    "MemberWeights",
     "Relation",
     "Ridge",
     "SimpleCNAPS",

@@ -1,7 +1,7 @@
 """What a few-shot classifier is: the features of one task's support set in, logits out."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -70,6 +70,16 @@ def temperature(hyper: Params, value: float) -> Tensor | float:
     """What divides the logits: the learned one where there is one, or `value`."""
     log = hyper.get("log_temperature")
     return value if log is None else log.exp()
+
+
+@runtime_checkable
+class UsesMembers(Protocol):
+    """A classifier that is told, once and before any task, which features are of which member of
+    an ensemble."""
+
+    def with_members(self, widths: Sequence[int]) -> Classifier:
+        """The same for members of so many features each, in their order."""
+        ...
 
 
 @runtime_checkable

@@ -12,17 +12,19 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from metalearn import tree
 from metalearn.backbones.weights import Report, Weights
 from metalearn.classifiers import Classifier
+from metalearn.classifiers.protocol import UsesMembers
+from metalearn.commands.admission import check_worth
 from metalearn.commands.arguments import corner, explained, factory, make, option, target
 from metalearn.commands.episodes import Data, read_data
 from metalearn.commands.network import (
-    TaskChoices,
     build_module,
     check_backbone,
     check_width,
     features,
-    task_choices,
     with_weights,
+    without_weights,
 )
+from metalearn.commands.task_choices import TaskChoices, task_choices
 from metalearn.commands.trial import check_logits, check_memory, check_norms, check_outputs
 from metalearn.engine import Engine
 from metalearn.engine.checks import order
@@ -138,7 +140,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     check_capture(engine.capture, device)
     method = _method(config)
     if trained:
-        config = {**config, "backbone": {**config["backbone"], "weights": None}}
+        config = {**config, "backbone": without_weights(config["backbone"])}
     config, weights = with_weights(config)
     images = ImageTransform(**(config.get("images") or {}))
     data = replace(method.data, config=config, transform=images)
@@ -153,7 +155,17 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     if not trained:
         check_width(config["backbone"], config["outputs"])
     module, report = _module(method, data, weights, one)
+    if data.classes and data.images:
+        check_worth(
+            config["backbone"],
+            weights,
+            lambda node, given: build_module(node, data.shape, config["seed"], given)[0],
+            lambda count: Manifest(validation, "val", count),
+            device,
+        )
     check_norms(module, _first(one), (one, validation.batch("val", [0])))
+    if isinstance(method.classifier, UsesMembers) and (widths := getattr(module, "widths", None)):
+        method = replace(method, classifier=method.classifier.with_members(widths))
     module, adapting = method.task.network(module)
     wanted = "features" in method.parameters
     size = features(module, one.support.map(lambda t: t[0]).x) if wanted else None

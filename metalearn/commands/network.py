@@ -1,10 +1,9 @@
-"""The network of a configuration, the weights that it starts from, and what a task makes of it."""
+"""The network of a configuration, and the weights that it starts from."""
 
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +11,55 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from metalearn.algorithms.losses import Loss, auto, present
 from metalearn.backbones import CifarResNet, timm_model, torchvision_model
-from metalearn.backbones.adaptation import Adaptation, everything
 from metalearn.backbones.defaults import cifar_default, described, timm_default, torchvision_default
-from metalearn.backbones.heads import head_name
+from metalearn.backbones.ensemble import Prepared
 from metalearn.backbones.weight_order import as_trained, renamed
 from metalearn.backbones.weights import Report, Weights, check_pin, load_into, read_weights
-from metalearn.commands.arguments import check_node, make, target
+from metalearn.commands.admission import OUTPUTS, admission
+from metalearn.commands.arguments import check_node, factory, target
+from metalearn.commands.members import (
+    Member,
+    built,
+    changed_members,
+    is_ensemble,
+    joined,
+    members,
+    own_values,
+)
 from metalearn.commands.trial import evaluated
 from metalearn.data.download import download
 from metalearn.data.paths import data_folder
+from metalearn.episodes import ImageTransform
 from metalearn.errors import UsageError, reason_of
 from metalearn.functional import pure
 from metalearn.functional.copied import copied
 from metalearn.functional.double_backward import unlike_types
 from metalearn.runtime.files import cache_folder
 from metalearn.training.settings import ImageSettings
-from metalearn.types import Batch, Inputs
+from metalearn.types import Inputs
 
 DEFAULT = "DEFAULT"
-_OF_WEIGHTS = ("weights", "sha256", "copy", "rename", "match")
-_OUTPUTS = ("ways", "outputs")  # the names that backbones give to the width of their head
+_OF_WEIGHTS = ("weights", "sha256", "copy", "rename", "match", "admit", "licence")
 _FROM_DATA = ("channels", "size", "inputs")
 
 
 def check_backbone(node: Mapping[str, Any]) -> None:
     """Raise UsageError for a backbone that cannot be made, whatever the data."""
+    if is_ensemble(node):
+        for name, member in members(node):
+            try:
+                check_backbone({n: v for n, v in member.items() if n != "images"})
+            except UsageError as error:
+                raise UsageError(f"backbone.members.{name}: {error}") from None
+        node = own_values(node)
     left = {n: v for n, v in _own(node).items() if n not in _FROM_DATA or v is not None}
     check_node(left, "backbone")
     match = node.get("match")
     if match is not None and not (isinstance(match, int | float) and 0 <= match <= 1):
         raise UsageError(f"backbone.match={match} must be a share, 0 to 1")
-    for name in ("weights", "sha256", "copy"):
+    admission(node)
+    for name in ("weights", "sha256", "copy", "licence"):
         if not isinstance(node.get(name), str | None):
             raise UsageError(f"backbone.{name}={node[name]} must be text, or null")
     rules = node.get("rename") or {}
@@ -64,6 +79,8 @@ def find_weights(node: Mapping[str, Any]) -> Weights | None:
         check_pin(weights.source, weights.sha256, pin)
     if rules:
         weights = weights._replace(tensors=renamed(weights.tensors, rules, weights.source))
+    if (asked := admission(node)) is not None:
+        asked.check_file(weights, pin, node.get("licence"))
     return weights
 
 
@@ -90,7 +107,15 @@ def with_weights(config: Mapping[str, Any]) -> tuple[dict[str, Any], Weights | N
 
     Raises UsageError where there are no such weights.
     """
-    weights = find_weights(config["backbone"])
+    if is_ensemble(node := config["backbone"]):
+
+        def pinned(member: dict[str, Any]) -> dict[str, Any]:
+            images = member.pop("images", None) or {}
+            given, _ = with_weights({"backbone": member, "images": images})
+            return {**given["backbone"], "images": given["images"]}
+
+        return {**config, "backbone": changed_members(node, pinned)}, None
+    weights = find_weights(node)
     if weights is None:
         return dict(config), None
     known, images = inspect.signature(ImageSettings).parameters, dict(config.get("images") or {})
@@ -107,11 +132,19 @@ def with_weights(config: Mapping[str, Any]) -> tuple[dict[str, Any], Weights | N
     return {**config, "backbone": backbone, "images": images}, weights
 
 
+def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The backbone without what it, or its members, start from."""
+    none = {"weights": None}
+    if is_ensemble(node):
+        return changed_members(node, lambda member: {**member, **none})
+    return {**node, **none}
+
+
 def check_width(node: Mapping[str, Any], outputs: int | None) -> None:
     """Raise UsageError where a backbone of ours is given another width than the network is to
     have; in one of the user's these names may mean something else."""
     if str(node["_target_"]).startswith("metalearn."):
-        for name in _OUTPUTS:
+        for name in OUTPUTS:
             if name in node and node[name] != outputs:
                 wanted = "null, for an algorithm on features" if outputs is None else outputs
                 raise UsageError(
@@ -133,15 +166,41 @@ def build_module(
     example: a few inputs `[B, *X]` that it is tried on; by default an image of zeros. Raises
     UsageError for whatever goes wrong in building it, or where it cannot take them.
     """
-    module = make_module(node, shape, seed, example)
-    return module, None if weights is None else load(module, node, weights)
+    reports: list[Report] = []
+    module = make_module(node, shape, seed, example, reports)
+    return module, joined(reports) if weights is None else load(module, node, weights)
+
+
+def _member(node: dict[str, Any], shape: Sequence[int], seed: int) -> Member:
+    """A member of an ensemble, behind what its weights, or `images` beside them, say of images."""
+    told = node.pop("images", None) or {}
+    given, weights = with_weights({"backbone": node, "images": told})
+    images = {name: value for name, value in given["images"].items() if value is not None}
+    transform = ImageTransform(**images)
+    inside = transform.shape(shape) if len(shape) == 3 else shape
+    module, report = build_module(given["backbone"], inside, seed, weights)
+    if not transform.is_identity:
+        module = Prepared(module, transform.size, transform.channels, transform.mean, transform.std)
+    return Member(module, features(module, torch.zeros(1, *shape)), report)
 
 
 def make_module(
-    node: Mapping[str, Any], shape: Sequence[int], seed: int, example: Inputs | None = None
+    node: Mapping[str, Any],
+    shape: Sequence[int],
+    seed: int,
+    example: Inputs | None = None,
+    reports: list[Report] | None = None,
 ) -> nn.Module:
-    """As `build_module`, without the weights."""
-    own = _own(node)
+    """As `build_module`, without the weights; those of an ensemble's members are loaded, and their
+    reports go to `reports`."""
+    own, late = _own(node), {}
+    if is_ensemble(node):
+        own, (late, found) = (
+            own_values(own),
+            built(node, lambda member, number: _member(member, shape, seed + number)),
+        )
+        if reports is not None:
+            reports += found
     known = dict(zip(_FROM_DATA, (shape[0], shape[-1], math.prod(shape)), strict=True))
     others = [f"backbone.{n}={own[n]}" for n in known if own.get(n, None) not in (None, known[n])]
     own |= {name: value for name, value in known.items() if name in own and own[name] is None}
@@ -152,7 +211,7 @@ def make_module(
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element")  # told below
         torch.manual_seed(seed)
-        module = make(own, "backbone")
+        module = factory(own, "backbone")(**late)
         if not isinstance(module, nn.Module):
             kind = f"no torch.nn.Module, but a {type(module).__name__}"
             raise UsageError(f"backbone {name} is {kind}; let its target return one")
@@ -179,8 +238,12 @@ def make_module(
 
 def load(module: nn.Module, node: Mapping[str, Any], weights: Weights) -> Report:
     """Load `weights` into the network of the backbone `node`. Raises UsageError."""
-    match, has_head = node.get("match"), all(node.get(name, 0) is not None for name in _OUTPUTS)
-    return load_into(module, weights, 1.0 if match is None else match, node.get("copy"), has_head)
+    match, has_head = node.get("match"), all(node.get(name, 0) is not None for name in OUTPUTS)
+    match = 1.0 if match is None else match
+    report = load_into(module, weights, match, node.get("copy"), has_head)
+    if (asked := admission(node)) is not None:
+        asked.check_match(report)
+    return report
 
 
 def features(module: nn.Module, x: Inputs) -> int:
@@ -209,61 +272,3 @@ def _usable(module: nn.Module, shape: Sequence[int]) -> nn.Module:
 def _own(node: Mapping[str, Any]) -> dict[str, Any]:
     """The node without what is said of its weights."""
     return {name: value for name, value in node.items() if name not in _OF_WEIGHTS}
-
-
-@dataclass(frozen=True)
-class TaskChoices:
-    """What a configuration makes of a network for one task: its head, what adapts, the loss.
-
-    head: from a network and the name of its head to the network with another; None for its own.
-    """
-
-    head: Callable[..., nn.Module] | None
-    adaptation: Adaptation
-    loss: Loss
-    outputs: int | None
-    seed: int
-
-    def network(self, module: nn.Module) -> tuple[nn.Module, Collection[str] | None]:
-        """`module`, its weights being loaded already, with the head and the adaptation; and the
-        names of the weights that the inner loop adapts, None for all. Raises UsageError."""
-        path = None if self.outputs is None else head_name(module)
-        if self.head is not None:
-            module = self.head(module, path)
-            path = path and head_name(module)
-        with torch.random.fork_rng():
-            # LoRA draws; not what the backbone drew.
-            torch.manual_seed(self.seed + 1)
-            module = self.adaptation.prepare(module, path)
-        return module, self.adaptation.adapting(module, path)
-
-    def check_loss(self, support: Batch) -> None:
-        """Raise UsageError for a loss that is not for the data: classes, or real targets.
-
-        support: of one task, `[1, S, *X]`. Targets that are a dict are for a loss of the user's.
-        """
-        if isinstance(support.y, dict):
-            return
-        x = torch.zeros(2, 2)
-        self.loss(x, Batch(x, x if support.y.is_floating_point() else torch.zeros(2).long()))
-
-
-def task_choices(
-    config: Mapping[str, Any], parameters: Collection[str], missing_classes: bool
-) -> TaskChoices:
-    """Every choice that is right or wrong whatever the network and the data. Raises UsageError.
-
-    What a configuration older than a choice lacks is the usual one. parameters: what the algorithm
-    takes. missing_classes: a task may have fewer classes than the network has outputs.
-    """
-    node = config.get("adaptation")
-    adaptation: Adaptation = make(node, "adaptation") if node else everything()
-    if adaptation.chosen is not None and adaptation.outer == "all" and "adapting" not in parameters:
-        raise UsageError(
-            f"adaptation={adaptation.name} says what the inner loop adapts, which this algorithm "
-            "does not ask; use adaptation.outer=adapted to learn nothing else, or algorithm=maml"
-        )
-    head = make(config["head"], "head") if config.get("head") else None
-    loss: Loss = make(config["loss"], "loss") if config.get("loss") else auto
-    loss = present(loss) if missing_classes else loss
-    return TaskChoices(head, adaptation, loss, config["outputs"], config["seed"])

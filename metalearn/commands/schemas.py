@@ -7,6 +7,7 @@ from omegaconf import MISSING
 
 from metalearn.evaluation.comparison import settings as compared
 from metalearn.evaluation.comparison.settings import LearningSettings, RegressionSettings
+from metalearn.evaluation.selection.settings import ReachedSettings, SampleSettings
 from metalearn.training import settings
 from metalearn.training.settings import DistillationSettings, ManifoldMixupSettings
 
@@ -102,9 +103,26 @@ class ComparisonSettings(SharedSettings):
     jobs: int = 1
 
 
+@dataclass
+class SelectionSettings(SharedSettings):
+    """Backbones in the order of what they promise for a data set."""
+
+    augmentation: Any = field(default_factory=dict)
+    backbones: list[str] | None = None
+    candidates: dict[str, list[str]] = field(default_factory=dict)
+    scores: list[str] | None = None
+    sample: SampleSettings = field(default_factory=SampleSettings)
+    accuracy: bool = False
+    compared: dict[str, str] = field(default_factory=dict)
+    episodes: settings.FewShotSettings = field(default_factory=settings.FewShotSettings)
+    evaluation: ReachedSettings = field(default_factory=ReachedSettings)
+    norm: str = "frozen"
+
+
 SCHEMAS: dict[str, type] = {
     "train": RunSettings,
     "pretrain": PretrainSettings,
     "compare": ComparisonSettings,
+    "select": SelectionSettings,
 }
 """By the name of a file in `conf/`: what it composes into."""

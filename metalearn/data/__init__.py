@@ -15,6 +15,7 @@ from metalearn.data.sinusoid import Sinusoid
 from metalearn.data.store import ImageStore
 from metalearn.data.tensors import TensorDataset
 from metalearn.data.tiered_imagenet import tiered_imagenet
+from metalearn.data.tiny_imagenet import tiny_imagenet
 from metalearn.errors import DataError
 from metalearn.runtime.files import cache_folder
 
@@ -38,4 +39,5 @@ __all__ = [
     "mnist",
     "omniglot",
     "tiered_imagenet",
+    "tiny_imagenet",
 ]

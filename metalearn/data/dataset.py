@@ -156,6 +156,18 @@ class ImageDataset:
                 found[which] = np.rot90(found[which], quarters, axes=(2, 3))
         return found.reshape(*shape, *found.shape[1:])
 
+    def beside(
+        self, name: str, split: str, classes: np.ndarray, examples: np.ndarray
+    ) -> np.ndarray:
+        """What the store has beside its images, such as `boxes`, of those that `images` gives of
+        the same arguments: [..., *Y]. Raises DataError where there is none, else as `images`."""
+        if name not in self.store.beside:
+            raise DataError(f"{self.name} has no {name} beside its images")
+        rows, rotations = self._rows(split, classes, examples)
+        if rotations.any():
+            raise DataError(f"{self.name}: {name} of rotated classes are not known")
+        return self.store.beside[name][rows]
+
     def images_on(
         self, device: torch.device, split: str, classes: np.ndarray, examples: np.ndarray
     ) -> Tensor:

@@ -64,10 +64,11 @@ def image_folder_names(name: str) -> tuple[str, ...]:
     return (name, f"{name}.zip", f"{name}.tar.gz", f"{name}.tar")
 
 
-def user_images(name: str) -> Path:
-    """The path of the user's copy in the data folder. Raises DataError where there is none."""
+def user_images(name: str, candidates: Sequence[str] = ()) -> Path:
+    """The path of the user's copy in the data folder: the first of `candidates`, by default of
+    `image_folder_names`. Raises DataError where there is none."""
     data = data_folder()
-    for candidate in image_folder_names(name):
+    for candidate in candidates or image_folder_names(name):
         if data is not None and (data / candidate).exists():
             return data / candidate
     raise DataError(

@@ -8,6 +8,7 @@ from metalearn.data.mnist import SOURCE as MNIST
 from metalearn.data.omniglot import SOURCE as OMNIGLOT
 from metalearn.data.paths import Source, data_folder
 from metalearn.data.tiered_imagenet import SOURCE as TIERED_IMAGENET
+from metalearn.data.tiny_imagenet import SOURCE as TINY_IMAGENET
 from metalearn.runtime.files import cache_folder
 
 SOURCES = {
@@ -23,6 +24,7 @@ SOURCES = {
     "omniglot": OMNIGLOT,
     "sinusoid": Source("made"),
     "tiered_imagenet": TIERED_IMAGENET,
+    "tiny_imagenet": TINY_IMAGENET,
 }
 
 

@@ -7,8 +7,8 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +28,7 @@ class ImageStore:
 
     images: uint8 [n, H, W, C], read-only, ink or brightness = 255. offsets: int64 [classes+1].
     digest: sha256 of the image bytes, the shape, the class names and the offsets, not the name.
+    beside: what else is known of every image, `[n, ...]` by name; its bytes join the digest.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ImageStore:
     classes: tuple[str, ...]
     offsets: np.ndarray
     digest: str
+    beside: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def open_store(folder: Path) -> ImageStore:
@@ -58,16 +60,23 @@ def verify(folder: Path) -> None:
     rows = max(1, (1 << 24) // max(1, int(np.prod(store.images.shape[1:]))))
     for start in range(0, len(store.images), rows):
         digest.update(np.ascontiguousarray(store.images[start : start + rows]).data)
+    for array in store.beside.values():
+        digest.update(np.ascontiguousarray(array).data)
     if _finish(digest, store.images.shape, store.classes, store.offsets) != store.digest:
         raise DataError(_damaged(folder, "its digest does not match its content"))
 
 
 def build_store(
-    folder: Path, name: str, classes: Sequence[str], images: Iterable[np.ndarray]
+    folder: Path,
+    name: str,
+    classes: Sequence[str],
+    images: Iterable[np.ndarray],
+    beside: Mapping[str, np.ndarray] | None = None,
 ) -> ImageStore:
     """Write a store whole or not at all, and open it.
 
-    `images` yields one uint8 array [k, H, W, C] for each of `classes`, in order, k >= 1. All is
+    `images` yields one uint8 array [k, H, W, C] for each of `classes`, in order, k >= 1; `beside`
+    has an array `[n, ...]` for all of them together, by name, read when they are there. All is
     written to a temporary folder beside `folder` and renamed into place at the end. Of two
     processes one waits, and uses the other's store. Whatever `images` raises is
     passed on and leaves nothing behind; a killed build leaves a hidden folder that is never
@@ -77,17 +86,23 @@ def build_store(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(folder.parent / f".{folder.name}.lock"):
             _sweep(folder)
-            return open_store(folder) if folder.exists() else _build(folder, name, classes, images)
+            if folder.exists():
+                return open_store(folder)
+            return _build(folder, name, classes, images, beside or {})
     except OSError as error:
         raise DataError(_unwritable(folder, error)) from None
 
 
 def _build(
-    folder: Path, name: str, classes: Sequence[str], images: Iterable[np.ndarray]
+    folder: Path,
+    name: str,
+    classes: Sequence[str],
+    images: Iterable[np.ndarray],
+    beside: Mapping[str, np.ndarray],
 ) -> ImageStore:
     work = Path(tempfile.mkdtemp(prefix=_BUILDING.format(folder.name), dir=folder.parent))
     try:
-        _write(work, name, classes, images)
+        _write(work, name, classes, images, beside)
         try:
             os.rename(work, folder)
         except OSError:
@@ -101,7 +116,13 @@ def _build(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _write(work: Path, name: str, classes: Sequence[str], images: Iterable[np.ndarray]) -> None:
+def _write(
+    work: Path,
+    name: str,
+    classes: Sequence[str],
+    images: Iterable[np.ndarray],
+    beside: Mapping[str, np.ndarray],
+) -> None:
     if not classes or len(set(classes)) != len(classes):
         raise DataError(f"the classes of store {name} must be one or more, each named once")
     digest = hashlib.sha256()
@@ -129,7 +150,12 @@ def _write(work: Path, name: str, classes: Sequence[str], images: Iterable[np.nd
         _header(file, whole)
         file.flush()
         os.fsync(file.fileno())
-    content = {"classes": list(classes), "offsets": offsets}
+    for of, array in beside.items():
+        if len(array) != offsets[-1]:
+            raise DataError(f"store {name} has {offsets[-1]} images, but {len(array)} {of}")
+        np.save(work / f"{of}.npy", array)
+        digest.update(np.ascontiguousarray(array).data)
+    content = {"classes": list(classes), "offsets": offsets, "beside": list(beside)}
     content["digest"] = _finish(digest, whole, classes, np.array(offsets))
     record = {"format": FORMAT, "name": name, "shape": whole, **content}
     with open(work / "store.json", "w", encoding="utf-8") as file:
@@ -164,7 +190,10 @@ def _map(folder: Path) -> ImageStore:
         raise ValueError("its class offsets do not fit its images")
     if (np.diff(offsets) < 1).any():
         raise ValueError("it has a class without images")
-    return ImageStore(str(record["name"]), images, classes, offsets, str(record["digest"]))
+    beside = {of: np.load(folder / f"{of}.npy", "r") for of in record.get("beside", ())}
+    if any(len(array) != len(images) for array in beside.values()):
+        raise ValueError("what lies beside its images is not of them all")
+    return ImageStore(str(record["name"]), images, classes, offsets, str(record["digest"]), beside)
 
 
 def _finish(digest: Any, shape: Sequence[int], classes: Sequence[str], offsets: np.ndarray) -> str:

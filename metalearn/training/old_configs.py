@@ -125,7 +125,7 @@ def _renew_backbone(node: Any) -> None:
     if (network := str(node.get("_target_")).rpartition(".")[2]) in last_maps:
         node.setdefault("last_map", last_maps[network])
     if "match" in node:
-        node.setdefault("rename", None)
+        node |= {name: node.get(name) for name in ("rename", "admit", "licence")}
     if "match" in node and "copy" not in node:
         # Nine tenths of the body were enough, where nothing else was said.
         node |= {"copy": None, "match": 1.0 if node["match"] == 0.9 else node["match"]}

@@ -16,13 +16,14 @@ from unittest import mock
 
 import numpy as np
 
-from metalearn.data import cifar_fs, cub, mini_imagenet
+from metalearn.data import cifar_fs, cub, mini_imagenet, tiny_imagenet
 from metalearn.data.download import download
 from metalearn.data.omniglot import decode
 from tests.inputs.case import Case, Place
 from tests.inputs.cifar import Evil, official, zipped
 from tests.inputs.files import member, omniglot_zip, png_claiming, tar, write_images
 from tests.inputs.server import Server, serving
+from tests.inputs.tiny import FIRST, made, table, without
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -282,7 +283,20 @@ def mini(place: Place) -> None:
     mini_imagenet(size=8)
 
 
+def tiny_case(given: str, said: str, change: Callable[[dict[str, bytes]], object]) -> Case:
+    """Tiny-ImageNet in the data folder, its files changed."""
+
+    def ready(place: Place) -> None:
+        made(place.data / "tiny-imagenet-200.zip", change)
+
+    return Case(f"Tiny-ImageNet {given}", said, lambda place: tiny_imagenet(), ready)
+
+
 MORE = [
+    tiny_case("with a box of no area", "which has no area", table(b"a.JPEG\t9\t0\t8\t9")),
+    tiny_case("with no box of an image", "has no box in", table(b"a.JPEG\t0\t0\t8\t9")),
+    tiny_case("with a box beyond its image", "beyond its image", table(b"a.JPEG\t0\t0\t64\t9")),
+    tiny_case("with a class without images", "has no images of 1 of", without(FIRST, "JPEG")),
     Case("miniImageNet of 2 classes", "holds 2 classes of 3 to 3 images", mini, few_birds),
     Case("no miniImageNet", "cannot be downloaded freely", mini),
 ]
