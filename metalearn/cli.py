@@ -14,6 +14,8 @@ USAGE = """usage: metalearn <command> [overrides]
   train      train, validate and test; `-m` sweeps over comma-separated values
   pretrain   train a backbone on the base classes, for `train backbone.weights=<its run folder>`
   evaluate   measure a run again: run=<folder> [manifest=<file>] [evaluation.episodes=1000 ...]
+  predict    your own images: run=<folder> images=<folder> support=<folder of class folders>
+             [out=predictions]: a CSV with calibrated confidence, and the least certain
   compare    untrained, pre-training, fine-tuning and meta-learning on the same episodes
   report     <runs> ... [out=report] [by=algorithm,inner.rate]: mean over seeds with interval, as
              Markdown, LaTeX, CSV and one HTML page
@@ -28,11 +30,11 @@ USAGE = """usage: metalearn <command> [overrides]
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration, also of pretrain."""
 
-COMMANDS = ("train", "pretrain", "evaluate", "compare", "report")
+COMMANDS = ("train", "pretrain", "evaluate", "predict", "compare", "report")
 COMMANDS += ("data", "list", "new", "score", "bench")
 """Each is the `main` of the file of that name in `commands/`."""
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
-_RUNS = ("train", "pretrain", "compare", "evaluate")
+_RUNS = ("train", "pretrain", "compare", "evaluate", "predict")
 
 
 def main() -> None:
