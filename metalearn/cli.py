@@ -16,6 +16,8 @@ USAGE = """usage: metalearn <command> [overrides]
   evaluate   measure a run again: run=<folder> [manifest=<file>] [evaluation.episodes=1000 ...]
   predict    your own images: run=<folder> images=<folder> support=<folder of class folders>
              [out=predictions]: a CSV with calibrated confidence, and the least certain
+  export     run=<folder> [support=<folder of class folders>] [out=export] [format=torch,onnx]: the
+             adapted network as a file that plain torch loads
   compare    untrained, pre-training, fine-tuning and meta-learning on the same episodes
   report     <runs> ... [out=report] [by=algorithm,inner.rate]: mean over seeds with interval, as
              Markdown, LaTeX, CSV and one HTML page
@@ -31,10 +33,10 @@ Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration, also of pretrain."""
 
 COMMANDS = ("train", "pretrain", "evaluate", "predict", "compare", "report")
-COMMANDS += ("data", "list", "new", "score", "bench")
+COMMANDS += ("export", "data", "list", "new", "score", "bench")
 """Each is the `main` of the file of that name in `commands/`."""
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
-_RUNS = ("train", "pretrain", "compare", "evaluate", "predict")
+_RUNS = ("train", "pretrain", "compare", "evaluate", "predict", "export")
 
 
 def main() -> None:

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,8 @@ from PIL import Image
 
 from metalearn.commands.build import build
 from metalearn.commands.trained import asked, open_run
+from metalearn.errors import UsageError
+from metalearn.evaluation.own_images import exporting
 from metalearn.training.folder import load_weights
 from tests.command import FAST, Outcome, metalearn
 from tests.own_pictures import SIDE, glyph_folders
@@ -240,3 +245,86 @@ def test_damaged_weights_of_the_same_hash_say_so(place: Path) -> None:
     with pytest.raises(ValueError, match="is damaged"):
         Path("w").write_bytes(b"no weights")
         load_weights(Path("w"), stage.meta)
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_loads_what_was_exported_without_metalearn(place: Path) -> None:
+    """The lines of README, in a process that cannot import metalearn: the answer of `predict`."""
+    assert predict("proto").code == 0
+    row = rows()[0]
+    outcome = metalearn("export", "run=proto", "support=support")
+    assert outcome.code == 0, outcome.err
+    (lines,) = re.findall(r"^```python\n(import json.*?)^```", README, re.M | re.S)
+    assert lines.count("\n") <= 7
+    shutil.copy(Path("images", row["file"]), "picture.png")
+    hidden = "import sys; sys.modules['metalearn'] = None\n"
+    python = [sys.executable, "-I", "-W", "ignore", "-c", hidden + lines]
+    done = subprocess.run(python, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    name, confidence = done.stdout.split()
+    assert name == row["class"]
+    assert float(confidence) == pytest.approx(float(row["confidence"]), abs=2e-5)
+    told = json.loads(Path("export/network.json").read_text())
+    assert told["largest_difference"]["torch"] < 1e-4 and told["calibrated"] is True
+    assert b"/tests/" not in Path("export/network.pt2").read_bytes()
+
+
+def test_an_adapted_network_is_exported_with_its_support_statistics(place: Path) -> None:
+    more = ["backbone.norm=support", "evaluation.steps=2"]
+    assert predict("maml", *more).code == 0
+    assert metalearn("export", "run=maml", "support=support", *more).code == 0
+    net = torch.export.load("export/network.pt2").module()
+    classes = json.loads(Path("export/network.json").read_text())["classes"]
+    pixels = []
+    for row in rows():
+        with Image.open(Path("images", row["file"])) as image:
+            pixels.append(np.asarray(image, np.float32) / 255)
+    x = torch.from_numpy(np.stack(pixels)).unsqueeze(1)
+    want = torch.tensor([[float(row[f"p_{name}"]) for name in classes] for row in rows()])
+    for size in (1, len(x)):  # of any batch
+        torch.testing.assert_close(net(x[:size]).softmax(1), want[:size], atol=2e-5, rtol=0)
+
+
+def test_onnx_answers_the_same(place: Path) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    outcome = metalearn("export", "run=proto", "support=support", "format=onnx")
+    assert outcome.code == 0, outcome.err
+    assert Path("export/network.onnx").stat().st_size > 1000
+
+
+EXPORTS = {
+    "a transductive algorithm": (["run=kmeans", "support=support"], "answers the images of one"),
+    "norms of the batch": (["run=maml", "support=support"], "add backbone.norm=support"),
+    "norms of a support set": (["run=maml", "backbone.norm=support", "images=images"],
+                               "takes the statistics of a support set; give support="),
+    "another format": (["run=proto", "format=onx"], "format=onx is not known (did you mean onnx?)"),
+    "no data to try": (["run=proto", "images=none"], "there is no none; correct images="),
+    "no run": ([], "export needs a run"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_what_cannot_be_exported_is_one_line(kind: str, place: Path) -> None:
+    words, said = EXPORTS[kind]
+    assert said in metalearn("export", *words).mistake
+    assert not Path("export").exists()
+
+
+def test_without_its_packages_onnx_is_one_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "_ONNX", ("no_such_package",))
+    with pytest.raises(UsageError, match="format=onnx needs no_such_package"):
+        exporting.as_onnx(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [2e-5, np.nan])
+def test_what_answers_otherwise_is_not_left_in_place(error: float, tmp_path: Path) -> None:
+    x, path = torch.rand(3, 2), tmp_path / "network.pt2"
+    with pytest.raises(UsageError, match="answers otherwise"):
+        exporting.left_in_place(path, b"x", lambda x: x.numpy(), x, x.numpy() + error)
+    assert not path.exists()
+    assert exporting.left_in_place(path, b"x", lambda x: x.numpy(), x, x.numpy()) == 0
