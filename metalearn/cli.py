@@ -18,6 +18,8 @@ USAGE = """usage: metalearn <command> [overrides]
              [out=predictions]: a CSV with calibrated confidence, and the least certain
   export     run=<folder> [support=<folder of class folders>] [out=export] [format=torch,onnx]: the
              adapted network as a file that plain torch loads
+  try        <folder of class folders> [backbone=...] [out=try]: from pictures to a classifier with
+             an honest estimate, for predict and export run=try
   compare    untrained, pre-training, fine-tuning and meta-learning on the same episodes
   report     <runs> ... [out=report] [by=algorithm,inner.rate]: mean over seeds with interval, as
              Markdown, LaTeX, CSV and one HTML page
@@ -33,10 +35,10 @@ Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration, also of pretrain."""
 
 COMMANDS = ("train", "pretrain", "evaluate", "predict", "compare", "report")
-COMMANDS += ("export", "data", "list", "new", "score", "bench")
+COMMANDS += ("export", "try", "data", "list", "new", "score", "bench")
 """Each is the `main` of the file of that name in `commands/`."""
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
-_RUNS = ("train", "pretrain", "compare", "evaluate", "predict", "export")
+_RUNS = ("train", "pretrain", "compare", "evaluate", "predict", "export", "try")
 
 
 def main() -> None:

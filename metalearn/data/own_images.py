@@ -13,7 +13,14 @@ import numpy as np
 
 from metalearn.data.files import TAKEN, Files, Folder, open_files
 from metalearn.data.folder import Look
-from metalearn.data.image_files import formats, images_in, read_pixels, shared_folders, survey
+from metalearn.data.image_files import (
+    formats,
+    images_in,
+    read_image,
+    read_pixels,
+    shared_folders,
+    survey,
+)
 from metalearn.errors import DataError
 
 _THUMB, _NEAR = 16, 2.0  # pixels a side, and levels of 255 by which two of one picture may differ
@@ -192,3 +199,16 @@ def truth_of(names: Sequence[str], classes: Sequence[str]) -> list[str] | None:
 def copies_of(images: OwnImages, others: OwnImages) -> np.ndarray:
     """bool `[n]`: which of the images are the same files as some of `others`."""
     return np.isin(np.array(images.digests), np.array(others.digests))
+
+
+def side_of(path: Path, most: int = 20) -> int:
+    """The median of the shorter sides of some images at or below `path`, in pixels."""
+    with _opened(path, "folder") as files:
+        names = [name for own in images_in(files).classes.values() for name in own]
+        sides = []
+        for name in names[:: max(1, len(names) // most)]:
+            try:
+                sides.append(min(read_image(files, name).size))
+            except DataError:
+                continue
+    return int(np.median(sides)) if sides else 0

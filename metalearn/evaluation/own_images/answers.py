@@ -62,8 +62,8 @@ class Answers:
             first, second = (float(self.p[row, c]) for c in order[:2])
             known = [] if self.truth is None else [_utf8(self.truth[row])]
             writer.writerow([
-                _utf8(name), _utf8(self.classes[order[0]]), f"{first:.6f}",
-                _utf8(self.classes[order[1]]), f"{second:.6f}", f"{first - second:.6f}",
+                _utf8(name), _utf8(self.classes[int(order[0])]), f"{first:.6f}",
+                _utf8(self.classes[int(order[1])]), f"{second:.6f}", f"{first - second:.6f}",
                 "yes" if self.calibrated else "no", self.beside, *known,
                 *(f"{share:.6f}" for share in self.p[row]),
             ])  # fmt: skip
@@ -100,7 +100,8 @@ def calibrated(
     if min(len(np.unique(groups[labels == c])) for c in range(ways)) < 2:
         return None
     seen = None if beside is None else adapter.prepared(beside)
-    held = folds(labels, groups)
+    if not (held := folds(labels, groups)):
+        return None
     return calibration(*adapter.held_out(adapter.prepared(support), labels, held, ways, seen))
 
 

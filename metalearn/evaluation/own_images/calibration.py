@@ -57,17 +57,18 @@ def folds(
     groups = np.arange(len(labels)) if groups is None else groups
     own = {c: np.unique(groups[labels == c]) for c in np.unique(labels)}
     count = min(most, max(map(len, own.values()), default=0))
-    rng, fold, start = np.random.default_rng(seed), {}, 0
+    rng, fold, sizes = np.random.default_rng(seed), {}, np.zeros(count, int)
     for members in own.values():
         if len(members) < 2:
             fold.update(dict.fromkeys(members, -1))  # of another class too: it stays in
     for members in own.values():
-        left = [g for g in rng.permutation(members) if g not in fold]
-        # A fold that has all of a class would leave it without an example.
-        used = min(count, len(members))
-        for place, member in enumerate(left):
-            fold[member] = (start + place % used) % count
-        start += len(left)
+        taken = np.bincount([fold[g] for g in members if fold.get(g, -1) >= 0], minlength=count)
+        for member in rng.permutation([g for g in members if g not in fold]):
+            # Where the class has least; a fold with all of it would leave it without an example.
+            place = int(np.lexsort((sizes, taken))[0])
+            fold[member] = place
+            taken[place] += 1
+            sizes[place] += 1
     of = np.array([fold[g] for g in groups])
     found = (np.flatnonzero(of == number) for number in range(count))
     return [held for held in found if len(held) and _keeps_all(labels, held)]
