@@ -34,8 +34,9 @@ USAGE = """usage: metalearn <command> [overrides]
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration, also of pretrain."""
 
-COMMANDS = ("train", "pretrain", "evaluate", "predict", "compare", "report")
-COMMANDS += ("export", "try", "data", "list", "new", "score", "bench")
+COMMANDS = ("train", "pretrain", "evaluate", "compare", "report")
+COMMANDS += ("predict", "export", "try")
+COMMANDS += ("data", "list", "new", "score", "bench")
 """Each is the `main` of the file of that name in `commands/`."""
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
 _RUNS = ("train", "pretrain", "compare", "evaluate", "predict", "export", "try")
