@@ -14,6 +14,12 @@ USAGE = """usage: metalearn <command> [overrides]
   train      train, validate and test; `-m` sweeps over comma-separated values
   pretrain   train a backbone on the base classes, for `train backbone.weights=<its run folder>`
   evaluate   measure a run again: run=<folder> [manifest=<file>] [evaluation.episodes=1000 ...]
+  predict    your own images: run=<folder> images=<folder> support=<folder of class folders>
+             [out=predictions]: a CSV with calibrated confidence, and the least certain
+  export     run=<folder> [support=<folder of class folders>] [out=export] [format=torch,onnx]: the
+             adapted network as a file that plain torch loads
+  try        <folder of class folders> [backbone=...] [out=try]: from pictures to a classifier with
+             an honest estimate, for predict and export run=try
   compare    untrained, pre-training, fine-tuning and meta-learning on the same episodes
   select     backbones ranked for a data set without training: backbones=[...] [accuracy=true]
   report     <runs> ... [out=report] [by=algorithm,inner.rate]: mean over seeds with interval, as
@@ -37,14 +43,15 @@ USAGE = """usage: metalearn <command> [overrides]
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 `metalearn train --cfg job` prints the composed configuration, also of pretrain."""
 
-COMMANDS = ("train", "pretrain", "evaluate", "compare", "select", "report", "sweep")
-COMMANDS += ("reproduce", "publish", "pull", "data", "list", "new", "score", "bench")
+COMMANDS = ("train", "pretrain", "evaluate", "predict", "export", "try", "compare", "select")
+COMMANDS += ("report", "sweep", "reproduce", "publish", "pull")
+COMMANDS += ("data", "list", "new", "score", "bench")
 """Each is the `main` of the file of that name in `commands/`, but for these."""
 _FILES = {"sweep": "study"}
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
 _RANKS = ("train", "pretrain")
 """Torchrun may start several processes for one of these."""
-_RUNS = (*_RANKS, "compare", "select", "evaluate", "reproduce")
+_RUNS = (*_RANKS, "compare", "select", "evaluate", "predict", "export", "try", "reproduce")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ for the data sets and the weights that have to be downloaded."""
 import functools
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from metalearn.backbones.weights import Weights
 from metalearn.commands import network
 from metalearn.commands.config import compose, conf_folder
 from tests.command import metalearn
+from tests.own_pictures import glyph_folders
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -47,6 +49,7 @@ CUT: dict[str, list[str]] = {
     "select": [*SMALL, "sample.images=5", "sample.classes=5", "evaluation.episodes=2",
                "episodes.queries=1", "episodes.shots=[1]"],
     "evaluate": ["evaluation.episodes=2"],
+    "try": ["device=cpu", "repeats=1"],
 }  # fmt: skip
 OWN = {"images=imagenet": ["images.size=32"], "hydra/sweeper=optuna": ["hydra.sweeper.n_trials=1"]}
 """Further cuts, of a command that has such a word."""
@@ -114,6 +117,10 @@ def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("omniglot", "cifar_fs"):
         monkeypatch.setattr(data, name, glyphs_for(getattr(data, name)))
     monkeypatch.setattr(network, "_default", drawn)
+    classes, _ = glyph_folders(workplace, classes=2, shots=2, queries=0)
+    classes.rename("classes")
+    (workplace / "pictures").mkdir()
+    shutil.copy(next(Path("classes").rglob("*.png")), "pictures/picture.png")
     return workplace
 
 

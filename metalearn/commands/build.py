@@ -138,7 +138,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     options = (config[key] for key in ("batching", "precision", "capture", "lite"))
     engine = Engine(*options, ranks=Ranks.joined(), check=config["check"])
     check_capture(engine.capture, device)
-    method = _method(config)
+    method = read_method(config)
     if trained:
         config = {**config, "backbone": without_weights(config["backbone"])}
     config, weights = with_weights(config)
@@ -215,7 +215,7 @@ def _check_network(
     check_network(algo.net, weights, x, times, adapting=getattr(algo, "adapting", None))
 
 
-def _method(config: Mapping[str, Any]) -> Method:
+def read_method(config: Mapping[str, Any]) -> Method:
     """Every check that needs no data, so that no data is decoded before a mistake is told."""
     data = read_data(config)
     rule = make(config["inner"], "inner")

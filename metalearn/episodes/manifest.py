@@ -45,13 +45,18 @@ class Manifest:
         return total.hexdigest()
 
     @property
-    def dataset_hash(self) -> str | None:
-        """That of the images and class splits that the episodes are drawn from; None without."""
+    def images(self) -> ImageDataset | Mixture | None:
+        """The data set that the episodes are drawn from; None where it has no images."""
         source: Any = self.source
         while not hasattr(source, "dataset") and hasattr(source, "source"):
             source = source.source
         dataset = getattr(source, "dataset", None)
-        return dataset.digest if isinstance(dataset, ImageDataset | Mixture) else None
+        return dataset if isinstance(dataset, ImageDataset | Mixture) else None
+
+    @property
+    def dataset_hash(self) -> str | None:
+        """That of the images and class splits that the episodes are drawn from; None without."""
+        return self.images and self.images.digest
 
     def batches(self, size: int, of: range | None = None) -> Iterator[Episodes]:
         """The episodes `of`, None for all, in order, `size` at a time; the last part may be

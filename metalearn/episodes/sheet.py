@@ -1,6 +1,7 @@
 """Contact sheets: what an episode, or a data set, looks like on one page."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -26,8 +27,8 @@ def episode_sheet(source: FewShotEpisodes | MixedEpisodes, split: str, index: in
     ways, shots = ids.support.shape
     columns = []
     for number, support, query in zip(ids.classes, ids.support, ids.query, strict=True):
-        above = _tiles(dataset.images(split, number, support[support >= 0]))
-        columns.append((above, _tiles(dataset.images(split, number, query[query >= 0]))))
+        above = enlarged(dataset.images(split, number, support[support >= 0]))
+        columns.append((above, enlarged(dataset.images(split, number, query[query >= 0]))))
     title = (
         f"{dataset.name}, {split} episode {index}, seed {source.seed}: {ways} classes, "
         f"{(ids.support >= 0).sum()} support above the line, {(ids.query >= 0).sum()} queries"
@@ -37,10 +38,10 @@ def episode_sheet(source: FewShotEpisodes | MixedEpisodes, split: str, index: in
     top = MARGIN + 3 * LINE
     step = max(width, 7 * LINE)
     wide = max(2 * MARGIN + ways * step, MARGIN + 7 * len(title))
-    page, pen, font = _page(wide, top + rows * width + 2 * GAP + MARGIN, title)
+    page, pen, font = new_page(wide, top + rows * width + 2 * GAP + MARGIN, title)
     for c, ((above, below), number) in enumerate(zip(columns, ids.classes, strict=True)):
         x = MARGIN + c * step
-        _name(pen, font, names[number], x, top - LINE, step - GAP)
+        write_name(pen, font, names[number], x, top - LINE, step - GAP)
         for tiles, y in ((above, top), (below, top + shots * width + 2 * GAP)):
             for row, tile in enumerate(tiles):
                 page.paste(tile, (x, y + row * width))
@@ -56,7 +57,7 @@ def class_sheet(
     names = dataset.splits[split].names(dataset.store)[:classes]
     sizes = dataset.examples_in(split, np.arange(len(names)))
     rows = [
-        _tiles(dataset.images(split, np.array(c), np.arange(min(each, size))))
+        enlarged(dataset.images(split, np.array(c), np.arange(min(each, size))))
         for c, size in enumerate(sizes)
     ]
     side = rows[0][0].width
@@ -64,24 +65,24 @@ def class_sheet(
     total = dataset.class_count(split)
     title = f"{dataset.name}, {split}: {len(names)} of {total} classes, {dataset.digest[:12]}"
     high = MARGIN + 2 * LINE + len(rows) * width
-    page, pen, font = _page(left + each * width + MARGIN, high, title)
+    page, pen, font = new_page(left + each * width + MARGIN, high, title)
     for row, (tiles, name, size) in enumerate(zip(rows, names, sizes, strict=True)):
         y = MARGIN + 2 * LINE + row * width
-        _name(pen, font, name, MARGIN, y, 10 * LINE - GAP)
+        write_name(pen, font, name, MARGIN, y, 10 * LINE - GAP)
         pen.text((MARGIN, y + LINE), f"{size} images", "gray", font)
         for column, tile in enumerate(tiles):
             page.paste(tile, (left + column * width, y))
     return page
 
 
-def _page(width: int, height: int, title: str) -> tuple[Image.Image, ImageDraw.ImageDraw, Font]:
+def new_page(width: int, height: int, title: str) -> tuple[Image.Image, ImageDraw.ImageDraw, Font]:
     page, font = Image.new("RGB", (width, height), PAPER), ImageFont.load_default()
     pen = ImageDraw.Draw(page)
     pen.text((MARGIN, MARGIN), title, INK, font)
     return page, pen, font
 
 
-def _tiles(images: np.ndarray) -> Sequence[Image.Image]:
+def enlarged(images: np.ndarray) -> Sequence[Image.Image]:
     """uint8 [n, C, H, W] as PIL images, enlarged without smoothing."""
     times = max(1, -(-TILE // images.shape[-1]))
     channels = images.shape[1]
@@ -90,8 +91,10 @@ def _tiles(images: np.ndarray) -> Sequence[Image.Image]:
     return [Image.fromarray(np.ascontiguousarray(image)).convert("RGB") for image in large]
 
 
-def _name(pen: ImageDraw.ImageDraw, font: Font, text: str, x: int, y: int, room: int) -> None:
+def write_name(
+    pen: ImageDraw.ImageDraw, font: Font, text: str, x: int, y: int, room: int, ink: Any = INK
+) -> None:
     """Write `text`, its beginning left out where there is no room for it."""
     while len(text) > 4 and pen.textlength(text, font) > room:
         text = "..." + text.removeprefix("...")[1:]
-    pen.text((x, y), text, INK, font)
+    pen.text((x, y), text, ink, font)

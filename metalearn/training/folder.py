@@ -71,13 +71,13 @@ def lock_of(folder: Path, seconds: float = 0.0) -> FileLock | None:
     return lock
 
 
-def check_writable(folder: Path) -> None:
-    """Raise UsageError where `folder` could not be made or written."""
+def check_writable(folder: Path, name: str = "run_dir") -> None:
+    """Raise UsageError where `folder`, given as `name`, could not be made or written."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise UsageError(f"run_dir={folder} cannot be made: {there} is a file; choose another")
+        raise UsageError(f"{name}={folder} cannot be made: {there} is a file; choose another")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"run_dir={folder} cannot be made: {there} is read-only; choose another")
+        raise UsageError(f"{name}={folder} cannot be made: {there} is read-only; choose another")
 
 
 @contextmanager

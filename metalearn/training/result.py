@@ -84,6 +84,7 @@ def write_result(
         "transductive": algo.transductive,
         "manifest_hash": report.manifest_hash,
         "dataset_hash": test.dataset_hash,
+        "image_shape": test.images and list(test.images.image_shape),
         "split": test.split,
         "sampling": _sampling(config),
         "algorithm": name("algorithm"),
