@@ -57,6 +57,7 @@ class RunSettings(SharedSettings):
     loss: Any = field(default_factory=dict)
     sampling: Any = field(default_factory=dict)
     outer: Any = MISSING
+    corruption: settings.CorruptionSettings = field(default_factory=settings.CorruptionSettings)
     episodes: settings.EpisodeSettings = field(default_factory=settings.EpisodeSettings)
     training: settings.TrainingSettings = field(default_factory=settings.TrainingSettings)
     evaluation: settings.EvaluationSettings = field(default_factory=settings.EvaluationSettings)

@@ -4,6 +4,7 @@ import torch
 
 from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid, TensorDataset
 from metalearn.episodes.augmentation import Augmentation, AugmentedEpisodes, augmented
+from metalearn.episodes.corruptions import CorruptedEpisodes, Corruption, corrupted
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.manifest import Manifest, read_manifest, write_manifest
 from metalearn.episodes.mixed import MixedEpisodes
@@ -15,6 +16,8 @@ from metalearn.episodes.transform import ImageTransform, TransformedEpisodes
 __all__ = [
     "Augmentation",
     "AugmentedEpisodes",
+    "CorruptedEpisodes",
+    "Corruption",
     "CurveEpisodes",
     "EpisodeSource",
     "FewShotEpisodes",
@@ -26,6 +29,7 @@ __all__ = [
     "Sizes",
     "TransformedEpisodes",
     "augmented",
+    "corrupted",
     "make_episodes",
     "read_manifest",
     "write_manifest",

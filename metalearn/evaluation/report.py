@@ -16,6 +16,7 @@ _SETTINGS = (
     ("dataset", "data set"),
     ("split", "split"),
     ("sampling", "sampling"),
+    ("corruption", "corruption"),
     ("algorithm", "algorithm"),
     ("gradient", "gradient"),
     ("backbone", "backbone"),

@@ -47,8 +47,10 @@ _STANDARD = {
 }
 _NO_TEACHER = {"teacher": None, "sha256": None, "weight": 0.5, "temperature": 4.0, "trust": None}
 
+_CLEAN = {"name": None, "severity": 3, "on": "query", "sizes": "auto", "seed": 0}
+
 OF_KIND: dict[str, dict[str, Any]] = {
-    "algorithm": {"classifier": None, "lite": None},
+    "algorithm": {"classifier": None, "lite": None, "corruption": _CLEAN},
     "held_out": {"distillation": _NO_TEACHER, "manifold_mixup": {"alpha": 0.0, "layers": None}},
     "meta": {
         "sampling": {"queries": ["balanced"], "concentration": 2.0},

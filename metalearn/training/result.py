@@ -86,6 +86,7 @@ def write_result(
         "dataset_hash": test.dataset_hash,
         "split": test.split,
         "sampling": _sampling(config),
+        "corruption": _corruption(config),
         "algorithm": name("algorithm"),
         "classifier": name("classifier") if config.get("classifier") else None,
         "gradient": name("gradient"),
@@ -147,6 +148,15 @@ def _sampling(config: Mapping[str, Any]) -> str | None:
     if node.get("queries") == "dirichlet":
         told.append(f"Dirichlet({node.get('concentration', 2.0):g}) queries")
     return ", ".join(told) or None
+
+
+def _corruption(config: Mapping[str, Any]) -> str | None:
+    """Of the images of the episodes; None where they are as they are."""
+    how = config.get("corruption") or {}
+    if how.get("name") is None:
+        return None
+    where = "support and queries" if how["on"] == "both" else "queries"
+    return f"{how['name']}, severity {how['severity']}, of the {where}"
 
 
 def _rows(report: EvalReport) -> list[dict[str, Any]]:
