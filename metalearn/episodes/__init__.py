@@ -4,6 +4,7 @@ import torch
 
 from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid, TensorDataset
 from metalearn.episodes.augmentation import Augmentation, AugmentedEpisodes, augmented
+from metalearn.episodes.augmix import AugMix
 from metalearn.episodes.corruptions import CorruptedEpisodes, Corruption, corrupted
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.manifest import Manifest, read_manifest, write_manifest
@@ -14,6 +15,7 @@ from metalearn.episodes.source import EpisodeSource
 from metalearn.episodes.transform import ImageTransform, TransformedEpisodes
 
 __all__ = [
+    "AugMix",
     "Augmentation",
     "AugmentedEpisodes",
     "CorruptedEpisodes",

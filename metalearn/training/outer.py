@@ -14,6 +14,7 @@ from metalearn import tree
 from metalearn.engine import Engine
 from metalearn.engine.strategy import ForeignStrategy, Strategy
 from metalearn.errors import UsageError
+from metalearn.functional.masks import MASK, held
 from metalearn.inner.protocol import MetaAlgorithm, TracksBuffers
 from metalearn.types import META_STEP, Episodes, Meta, MetaGradients, Metrics
 
@@ -146,5 +147,7 @@ def meta_step(
         buffers = algo.net.track(tree.detach(meta["init"]), meta["buffers"], x, weight)
     if META_STEP in buffers:
         buffers = {**buffers, META_STEP: buffers[META_STEP] + 1}
-    meta["buffers"] = buffers
+    masks = {n: t for n, t in meta["buffers"].items() if n.startswith(MASK)}
+    meta["buffers"] = {**buffers, **masks}
+    held(meta)  # momentum of before, and weight decay, would move what was pruned
     return {**metrics, "grad_norm": norm}

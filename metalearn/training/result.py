@@ -100,6 +100,9 @@ def write_result(
         **surroundings(config, device),
         **extra,
     }
+    if (robust := f"robust_{measure}") in report.by_step:
+        found = report.interval(robust)
+        result |= {robust: found.mean, f"{robust}_half_width": found.half_width}
     write_episode_file(folder / "episodes.csv", _rows(report))
     with contextlib.suppress(FileNotFoundError, ValueError):  # records that were lost, as was told
         records = list(read_records(run / "metrics.jsonl"))

@@ -1,10 +1,12 @@
 """The common corruptions against their definitions, by PIL, scipy and plain loops; what is drawn
 against its distribution; an episode alone against the same among others."""
 
+import importlib.util
 import io
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from metalearn.episodes.corruptions.chance import normal, poisson, uniform
 from metalearn.episodes.corruptions.constants import constants
 from metalearn.episodes.corruptions.weather import plasma
 from metalearn.errors import UsageError
+from scripts.corruptions import rows
 from tests.command import FAST, metalearn
 
 SEEDS = torch.arange(4) + 7
@@ -50,7 +53,7 @@ def test_a_corruption_is_its_image_s_alone_and_grows(name: str) -> None:
         assert torch.isfinite(whole).all() and whole.min() >= 0 and whole.max() <= 1
         torch.testing.assert_close(how(X[2:3], SEEDS[2:3]), whole[2:3], rtol=0, atol=1e-6)
         far.append((whole - X).abs().mean())
-    assert 0 < far[0] and (name == "elastic_transform" or far[0] < far[1])
+    assert far[0] > 0 and (name == "elastic_transform" or far[0] < far[1])
     grey, small = X[:, :1], X[:1, :, :10, :9]
     assert how(grey, SEEDS).shape == grey.shape and how(small, SEEDS[:1]).shape == small.shape
 
@@ -184,7 +187,7 @@ def test_episodes_are_corrupted_by_what_they_hold() -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"name": "fogg"}, "corruption.name=fogg is not known; did you mean fog?"),
+        ({"name": "fogg"}, "corruption.name=fogg is not known (did you mean fog?)"),
         ({"name": "fog", "severity": 6}, "corruption.severity=6 must be 1, 2, 3, 4 or 5"),
         ({"name": "fog", "severity": 2.0}, "corruption.severity=2.0 must be"),
         ({"name": "fog", "on": "support"}, "corruption.on=support is not known; use query or both"),
@@ -204,11 +207,18 @@ def test_a_run_is_evaluated_on_corrupted_queries(workplace: Path) -> None:
     metalearn("train", "algorithm=protonet", *SMALL, "run_dir=run")
     for name, severity, told in (("fog", 4, "fog, severity 4, of the queries"), ("null", 6, None)):
         asked = [f"corruption.name={name}", f"corruption.severity={severity}"]
-        found = metalearn("evaluate", "run=run", *asked)
+        assert metalearn("evaluate", "run=run", *asked).code == 0
         made = max((workplace / "run" / "evaluations").glob("*/result.json"), key=os.path.getmtime)
         assert json.loads(made.read_text(encoding="utf-8"))["corruption"] == told
-        assert not found.mistake
     wrong = metalearn("evaluate", "run=run", "corruption.name=fog", "corruption.severity=6")
     assert wrong.mistake == "corruption.severity=6 must be 1, 2, 3, 4 or 5"
     curves = metalearn("train", "dataset=sinusoid", "loss=mean_squared", "corruption.name=fog")
     assert curves.mistake == "corruption is of images, and these episodes have none; leave it out"
+
+
+def test_they_are_those_of_the_published_package() -> None:
+    python = os.environ.get("IMAGECORRUPTIONS_PYTHON")
+    if python is None and importlib.util.find_spec("imagecorruptions") is None:
+        pytest.skip("imagecorruptions is not installed; IMAGECORRUPTIONS_PYTHON may name a python")
+    for row in rows(python or sys.executable, 12):
+        assert row["error"] < (1.1 if "pixels" in row["compared"] else 0.2), row

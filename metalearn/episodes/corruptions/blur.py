@@ -104,8 +104,8 @@ def glass_blur(x: Tensor, how: tuple[float, int, int], seeds: Tensor) -> Tensor:
 
 
 def moved(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
-    """A blur along one direction, as ImageMagick's: half a Gaussian of `2 * radius + 1` pixels, each
-    at a whole pixel. angle: `[B]`, degrees."""
+    """A blur along one direction, as ImageMagick's: half a Gaussian of `2 * radius + 1` pixels,
+    each at a whole pixel. angle: `[B]`, degrees."""
     count = 2 * radius + 1
     along = torch.arange(count, dtype=torch.float64, device=x.device)
     weights = torch.exp(-along.square() / (2 * sigma**2))

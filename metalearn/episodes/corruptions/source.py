@@ -17,10 +17,11 @@ from metalearn.types import Batch, Episodes
 
 On = Literal["query", "both"]
 
+_PARTS = noise, blur, weather, digital
 _MADE: dict[str, Callable[[Tensor, Any, Tensor], Tensor]] = {
-    name: next(getattr(part, name) for part in (noise, blur, weather, digital) if hasattr(part, name))
+    name: next(getattr(part, name) for part in _PARTS if hasattr(part, name))
     for name in CORRUPTIONS
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from metalearn.episodes.pixels import GREY
 
 
 def plasma(seeds: Tensor, first: int, side: int, decay: float) -> Tensor:
-    """A height map by the diamond-square algorithm, from 0 to 1, `[B, n, n]` with n the power of two
-    from `side` on. first: number of its first draw. decay: of the roughness, each octave."""
+    """A height map by the diamond-square algorithm, from 0 to 1, `[B, n, n]` with n the power of
+    two from `side` on. first: number of its first draw. decay: of the roughness, each octave."""
     size = 1 << max(side - 1, 1).bit_length()
     maps = torch.zeros(len(seeds), size, size, dtype=torch.float64, device=seeds.device)
     step, wibble, draw = size, 100.0, first
