@@ -1,5 +1,6 @@
 """Meta-algorithms, one file each; every one says what happens in a single task."""
 
+from metalearn.algorithms.adversarial import PGD, AdversarialQuerying, adversarial
 from metalearn.algorithms.alfa import ALFA
 from metalearn.algorithms.anil import ANIL
 from metalearn.algorithms.boil import BOIL
@@ -26,7 +27,9 @@ __all__ = [
     "CAVIA",
     "LEO",
     "MAML",
+    "PGD",
     "R2D2",
+    "AdversarialQuerying",
     "InContext",
     "MAMLpp",
     "MeTAL",
@@ -39,4 +42,5 @@ __all__ = [
     "SoftKMeans",
     "TNet",
     "UnicornMAML",
+    "adversarial",
 ]

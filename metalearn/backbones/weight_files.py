@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from metalearn.errors import UsageError, reason_of
+from metalearn.functional.masks import MASK
 from metalearn.types import Params
 
 FILES = ("backbone.safetensors", "weights.safetensors")
@@ -111,7 +112,12 @@ def _safetensors(path: Path) -> tuple[Params, dict[str, Any]]:
     # A run folder of `train` keeps a whole `Meta`.
     parts = {name: name.partition("/") for name in tensors}
     if all(part in ("init", "hyper", "buffers") and slash for part, slash, _ in parts.values()):
-        tensors = {parts[n][2]: t for n, t in tensors.items() if parts[n][0] != "hyper"}
+        masks = f"buffers/{MASK}"  # what they prune is 0 already
+        tensors = {
+            parts[n][2]: t
+            for n, t in tensors.items()
+            if parts[n][0] != "hyper" and not n.startswith(masks)
+        }
     return _flat(tensors), told if isinstance(told, dict) else {}
 
 

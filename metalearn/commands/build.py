@@ -10,12 +10,16 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from metalearn import tree
+from metalearn.algorithms import adversarial
+from metalearn.backbones.channels import Channels
+from metalearn.backbones.heads import head_name
 from metalearn.backbones.weights import Report, Weights
 from metalearn.classifiers import Classifier
 from metalearn.classifiers.protocol import UsesMembers
 from metalearn.commands.admission import check_worth
 from metalearn.commands.arguments import corner, explained, factory, make, option, target
 from metalearn.commands.episodes import Data, read_data
+from metalearn.commands.hardening import attack_of, check_pruning, pruning_of
 from metalearn.commands.network import (
     build_module,
     check_backbone,
@@ -41,6 +45,7 @@ from metalearn.inner.rules import InnerRule
 from metalearn.runtime.device import torch_device
 from metalearn.training.episodic import Episodic
 from metalearn.training.outer import Outer, rehearse
+from metalearn.training.pruning import Pruning, begun
 from metalearn.training.settings import TrainingSettings
 from metalearn.types import Episodes, Inputs, Meta, map_tensors
 
@@ -61,6 +66,7 @@ class Method:
     classifier: Classifier | None
     task: TaskChoices
     gradient: Strategy | ForeignStrategy
+    pruning: Pruning | Channels | None
     optimizer: Callable[..., Any]
     schedule: Callable[..., Any] | None
 
@@ -96,6 +102,7 @@ class Method:
                 "inner.batch_size leaves classes out of an inner step, which sampling.sizes cannot "
                 "tell from classes that the task lacks; use inner.batch_size=null"
             )
+        check_pruning(self.pruning, self.gradient, strategy)
         if kind == "displacement" and algo.init()["hyper"]:
             rule = f"inner={option(self.config['inner'])}"
             raise UsageError(f"algorithm={name} learns no rates, as {rule} does; use inner=sgd")
@@ -155,6 +162,8 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     if not trained:
         check_width(config["backbone"], config["outputs"])
     module, report = _module(method, data, weights, one)
+    if isinstance(method.pruning, Channels):
+        module = method.pruning(module)
     if data.classes and data.images:
         check_worth(
             config["backbone"],
@@ -172,11 +181,15 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     algo = method.algo(module, adapting, size)
     method.check_fit(algo)
     meta = tree.map_meta(lambda t: t.to(device), algo.init())
+    schedule = None if isinstance(method.pruning, Channels) else method.pruning
+    if schedule is not None:
+        meta = begun(meta, None if config["outputs"] is None else head_name(module))
     one = one.map(lambda t: t.to(device))
     if data.classes and config["outputs"] is None:
         check_logits(algo, meta, one, option(config["algorithm"]))
     _check_network(method.gradient, algo, meta, one.support.x, device)
     check_lite(engine.lite, method.gradient, algo, meta, one)
+    algo = adversarial(algo, attack_of(config, data))
     stage = Episodic(
         algo,
         method.gradient,
@@ -191,6 +204,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
         evaluation["steps"],
         evaluation["untrained"],
         report,
+        schedule,
     )
     return config, stage
 
@@ -243,6 +257,7 @@ def read_method(config: Mapping[str, Any]) -> Method:
         classifier,
         task_choices(config, parameters, missing_classes=bool(data.sampling["sizes"])),
         make(config["gradient"], "gradient"),
+        pruning_of(config),
         factory(outer.get("optimizer"), "outer.optimizer"),
         factory(outer["schedule"], "outer.schedule") if outer.get("schedule") else None,
     )

@@ -22,6 +22,7 @@ from metalearn.commands.network import build_module, find_weights
 from metalearn.commands.sweep import split_options
 from metalearn.data import ImageDataset, TensorDataset
 from metalearn.errors import UsageError
+from metalearn.evaluation.comparison.curves import curves
 from metalearn.evaluation.comparison.learned import of_classifier
 from metalearn.evaluation.comparison.methods import METHODS, Measured
 from metalearn.evaluation.comparison.plan import PROTOTYPES, Case, ComparisonPlan
@@ -167,21 +168,34 @@ def _measure(asked: ComparisonPlan, method: str, shared: Setting | None) -> None
     keep_freed_memory()
     here = shared or setting_of(asked)
     drawn = asked.config["sampling"]["queries"]
-    found = [_measured(here.drawing(queries), method).plain() for queries in drawn]
+    measured = [_measured(here.drawing(queries), method) for queries in drawn]
+    drawings = _curves(here, measured[0])
+    found = [one.plain() for one in measured]
     shots = {
         Case(int(number), queries).key: one
-        for queries, measured in zip(drawn, found, strict=True)
-        for number, one in measured["shots"].items()
+        for queries, own in zip(drawn, found, strict=True)
+        for number, one in own["shots"].items()
     }
     result = {
         "method": method,
         "family": asked.family(method),
         **found[0],
         "shots": shots,
+        "curves": drawings,
         "seconds": time.monotonic() - started,
         "commit": commit(),
     }
     write_json(result_file(asked.folder, method), result)
+
+
+def _curves(setting: Setting, measured: Measured) -> dict[str, Any]:
+    config = setting.plan.config
+    if not (config["sparsity"] or config["robustness"]):
+        return {}
+    if measured.subject is None:
+        measured.notes.append("no curve: it is no network whose weights stay while a task adapts")
+        return {}
+    return curves(setting, measured.subject)
 
 
 def _measured(setting: Setting, method: str) -> Measured:

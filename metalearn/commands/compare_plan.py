@@ -10,6 +10,7 @@ from metalearn.commands.arguments import at, check_choice, check_values, make
 from metalearn.commands.config import compose, conf_files
 from metalearn.commands.network import check_backbone, with_weights
 from metalearn.errors import UsageError, nearest
+from metalearn.evaluation.comparison.curves import check_curves
 from metalearn.evaluation.comparison.plan import (
     BALANCED,
     DIRICHLET,
@@ -139,6 +140,7 @@ def _check(config: dict[str, Any]) -> None:
     for name in _ABOVE_ZERO.split():
         if not at(config, name) > 0:
             raise UsageError(f"{name}={at(config, name)} must be above 0")
+    check_curves(config)
     check_choice("meta.clock", config["meta"]["clock"], tuple(CLOCKS))
     if (jobs := config["jobs"]) < 1 or (jobs > 1 and not config["isolate"]):
         raise UsageError(f"jobs={jobs} must be 1 or more, and 1 with isolate=false")

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from metalearn.commands.build import build
 from metalearn.commands.train import run
+from metalearn.evaluation.comparison.curves import Subject
 from metalearn.evaluation.comparison.methods import Fitted, Measured, on_features, on_images
 from metalearn.evaluation.comparison.setting import Network, Setting
 from metalearn.evaluation.on_features import head_on_host, makes_the_whole
@@ -34,7 +35,9 @@ def measure(setting: Setting, name: str) -> Measured:
     assert result is not None
     _, stage = build(config, trained=True)
     meta = load_weights(folder / "weights.safetensors", stage.meta, result["weights_sha256"])
-    measured = _measure(setting, stage.algo, meta, stage.evaluation_steps)
+    algo, steps = stage.algo, stage.evaluation_steps
+    measured = _measure(setting, algo, meta, steps)
+    measured.subject = Subject(algo, meta, algo.steps if steps is None else steps)
     measured.learned = sum(t.numel() for part in ("init", "hyper") for t in meta[part].values())
     measured.training = {name: result[name] for name in _KEPT}
     measured.training["tasks"] = result["steps"] * config["training"]["meta_batch"]

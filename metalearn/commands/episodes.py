@@ -12,10 +12,12 @@ from metalearn.commands.arguments import check_choice, check_values, factory, ma
 from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid, TensorDataset
 from metalearn.episodes import (
     Augmentation,
+    Corruption,
     EpisodeSource,
     ImageTransform,
     Manifest,
     TransformedEpisodes,
+    corrupted,
     make_episodes,
     read_manifest,
 )
@@ -33,6 +35,7 @@ class Data:
     open: reads the data set, and prepares it if it was not. sampling: how ways, shots and classes
     are drawn, where not uniformly. augmentation: what is done to the images of training episodes,
     of the support set and of the queries. transform: what is done to the images of every episode.
+    corruption: of the images of test episodes, before that.
     """
 
     config: Mapping[str, Any]
@@ -40,6 +43,7 @@ class Data:
     sampling: dict[str, Any]
     augmentation: dict[str, Augmentation | None]
     transform: ImageTransform
+    corruption: Corruption | None = None
 
     @cached_property
     def dataset(self) -> Images | TensorDataset | Curves:
@@ -112,8 +116,8 @@ class Data:
         """The episodes of `evaluation.split`, or those of `evaluation.manifest`; prepared."""
         asked = self.config["evaluation"]
         if asked.get("manifest") is None:
-            source = self.prepared(self.source(asked["split"]))
-            return Manifest(source, asked["split"], asked["episodes"])
+            source = corrupted(self.source(asked["split"]), self.corruption)
+            return Manifest(self.prepared(source), asked["split"], asked["episodes"])
         if not isinstance(self.dataset, Images):
             raise UsageError("evaluation.manifest lists images, and this data set has none")
         manifest = read_manifest(Path(asked["manifest"]), self.dataset, self.held_on)
@@ -128,7 +132,8 @@ class Data:
                 "the manifest has episodes of fewer ways too, which a network with outputs for "
                 f"{ways} takes only where it was trained so; use sampling=meta_dataset in training"
             )
-        return replace(manifest, source=self.prepared(manifest.source))
+        source = corrupted(manifest.source, self.corruption)
+        return replace(manifest, source=self.prepared(source))
 
 
 def read_data(config: Mapping[str, Any]) -> Data:
@@ -140,7 +145,10 @@ def read_data(config: Mapping[str, Any]) -> Data:
     changes = _known(config, "augmentation", ("support", "query"), "augmentation.support or .query")
     augmentation = {part: _made(changes, "augmentation", part) for part in ("support", "query")}
     dataset, images = factory(config["dataset"], "dataset"), config.get("images") or {}
-    return Data(config, dataset, _sampling(config), augmentation, ImageTransform(**images))
+    how = config.get("corruption") or {}
+    corruption = Corruption(**how) if how.get("name") is not None else None
+    transform = ImageTransform(**images)
+    return Data(config, dataset, _sampling(config), augmentation, transform, corruption)
 
 
 def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:

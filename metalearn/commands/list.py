@@ -13,8 +13,8 @@ from metalearn.errors import UsageError, nearest
 
 _NAMES = (
     "algorithm classifier gradient engine inner backbone adaptation head loss dataset sampling "
-    "augmentation images outer outer/schedule pretrain/optimizer pretrain/schedule pretrain/recipe "
-    "tracker experiment comparison table debug"
+    "augmentation adversarial pruning images outer outer/schedule pretrain/optimizer "
+    "pretrain/schedule pretrain/recipe tracker experiment comparison table debug"
 )
 GROUPS = tuple(_NAMES.split())
 

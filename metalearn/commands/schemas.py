@@ -58,6 +58,9 @@ class RunSettings(SharedSettings):
     loss: Any = field(default_factory=dict)
     sampling: Any = field(default_factory=dict)
     outer: Any = MISSING
+    adversarial: Any = None
+    pruning: Any = None
+    corruption: settings.CorruptionSettings = field(default_factory=settings.CorruptionSettings)
     episodes: settings.EpisodeSettings = field(default_factory=settings.EpisodeSettings)
     training: settings.TrainingSettings = field(default_factory=settings.TrainingSettings)
     evaluation: settings.EvaluationSettings = field(default_factory=settings.EvaluationSettings)
@@ -96,6 +99,9 @@ class ComparisonSettings(SharedSettings):
     linear_probe: compared.ProbeSettings = field(default_factory=compared.ProbeSettings)
     tuning: compared.TuningSettings = field(default_factory=compared.TuningSettings)
     meta: compared.MetaSettings = field(default_factory=compared.MetaSettings)
+    curves: compared.CurveSettings = field(default_factory=compared.CurveSettings)
+    sparsity: list[float] | None = None
+    robustness: list[str] | None = None
     methods: list[str] | None = None
     norm: str = "frozen"
     scratch_norm: str = "group"

@@ -9,7 +9,8 @@ from metalearn.training.sources import targets
 
 SAFE = (
     *(f"metalearn.{name}" for name in ("algorithms", "backbones", "classifiers", "episodes")),
-    *("metalearn.gradients", "metalearn.inner", "metalearn.training.rates"),
+    *("metalearn.gradients", "metalearn.inner"),
+    *("metalearn.training.pruning", "metalearn.training.rates"),
     *("torch.nn", "torch.optim", "torchvision.models", "timm.models"),
 )
 """Packages that hold objects of a run alone: to call one writes no file and starts nothing."""

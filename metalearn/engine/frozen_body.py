@@ -19,6 +19,7 @@ from torch.func import vjp
 from metalearn.engine.execution import Execution
 from metalearn.engine.task import Run, Task, TaskGradient
 from metalearn.functional import PureModule
+from metalearn.functional.masks import MASK
 from metalearn.functional.outputs import tensor_of
 from metalearn.functional.precision import inner_pass, outer_pass
 from metalearn.inner.loop import dropping
@@ -80,7 +81,11 @@ class Body:
         """What the algorithm needs of the meta-learned of the whole, and the features: `SUPPORT`,
         `QUERY` and, where there are inputs without labels, `UNLABELLED`."""
         init, buffers = (
-            {n: t for n, t in whole[part].items() if self.net.places.get(n) or n == META_STEP}
+            {
+                n: t
+                for n, t in whole[part].items()
+                if self.net.places.get(n.removeprefix(MASK)) or n == META_STEP
+            }
             for part in ("init", "buffers")
         )
         return Meta(init={**init, **features}, hyper=whole["hyper"], buffers=buffers)

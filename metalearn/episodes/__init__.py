@@ -4,6 +4,8 @@ import torch
 
 from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid, TensorDataset
 from metalearn.episodes.augmentation import Augmentation, AugmentedEpisodes, augmented
+from metalearn.episodes.augmix import AugMix
+from metalearn.episodes.corruptions import CorruptedEpisodes, Corruption, corrupted
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.manifest import Manifest, read_manifest, write_manifest
 from metalearn.episodes.mixed import MixedEpisodes
@@ -13,8 +15,11 @@ from metalearn.episodes.source import EpisodeSource
 from metalearn.episodes.transform import ImageTransform, TransformedEpisodes
 
 __all__ = [
+    "AugMix",
     "Augmentation",
     "AugmentedEpisodes",
+    "CorruptedEpisodes",
+    "Corruption",
     "CurveEpisodes",
     "EpisodeSource",
     "FewShotEpisodes",
@@ -26,6 +31,7 @@ __all__ = [
     "Sizes",
     "TransformedEpisodes",
     "augmented",
+    "corrupted",
     "make_episodes",
     "read_manifest",
     "write_manifest",

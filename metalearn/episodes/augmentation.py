@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metalearn.data import TensorDataset
+from metalearn.episodes.augmix import AugMix
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.mixed import MixedEpisodes
 from metalearn.episodes.pixels import crop_and_flip, erase_, jitter_, rotated
@@ -91,6 +92,10 @@ class Augmentation:
         return x
 
 
+Change = Augmentation | AugMix
+"""What is done to images at random."""
+
+
 @dataclass(frozen=True)
 class AugmentedEpisodes(Derived):
     """The episodes of `source`, their images changed: an `EpisodeSource` for training.
@@ -99,8 +104,8 @@ class AugmentedEpisodes(Derived):
     """
 
     source: FewShotEpisodes | MixedEpisodes
-    support: Augmentation | None
-    query: Augmentation | None
+    support: Change | None
+    query: Change | None
 
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
         """Episodes `indices`, changed."""
@@ -126,7 +131,7 @@ class AugmentedEpisodes(Derived):
         device = episodes.support.device
         turn = to_device(np.stack(turns), device)
 
-        def changed(batch: Batch, how: Augmentation | None, part: int) -> Batch:
+        def changed(batch: Batch, how: Change | None, part: int) -> Batch:
             if how is None:
                 return batch
             x = how(
@@ -150,7 +155,7 @@ class WithCopies(Derived):
     """
 
     source: FewShotEpisodes
-    augmentation: Augmentation
+    augmentation: Change
     copies: int
 
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
@@ -171,7 +176,7 @@ class WithCopies(Derived):
         return episodes._replace(support=Batch(torch.stack(blocks), y))
 
 
-def with_copies(source: FewShotEpisodes, how: Augmentation | None, copies: int) -> EpisodeSource:
+def with_copies(source: FewShotEpisodes, how: Change | None, copies: int) -> EpisodeSource:
     """`WithCopies` of `source`; itself where nothing is to be changed. Raises UsageError where it
     has no images, or none that can be changed so."""
     if how is None or not copies:
@@ -193,9 +198,7 @@ def _sizes(batch: Batch) -> list[int]:
     return [padded] * tasks if batch.weight is None else batch.weight.sum(1).int().tolist()
 
 
-def augmented(
-    source: EpisodeSource, support: Augmentation | None, query: Augmentation | None
-) -> EpisodeSource:
+def augmented(source: EpisodeSource, support: Change | None, query: Change | None) -> EpisodeSource:
     """`source` with its images changed. Raises UsageError where it has none, where they are not
     square and are to be turned, or have channels that RandAugment does not know."""
     if support is None and query is None:

@@ -20,6 +20,7 @@ from metalearn.episodes import FewShotEpisodes, ImageTransform, Manifest, Transf
 from metalearn.episodes.gather import inputs_of
 from metalearn.evaluation.features import FeatureEpisodes, extract, used
 from metalearn.evaluation.protocol import EvalReport, evaluate
+from metalearn.functional.masks import MASK
 from metalearn.functional.torch_private import TorchDispatchMode
 from metalearn.inner import protocol
 from metalearn.inner.protocol import MetaAlgorithm, OnFeatures
@@ -52,7 +53,7 @@ def head_on_host(algo: MetaAlgorithm, whole: Meta) -> Head:
     host."""
     own = algo.net.places
     init, buffers = (
-        {name: t.cpu() for name, t in part.items() if own.get(name)}
+        {name: t.cpu() for name, t in part.items() if own.get(name.removeprefix(MASK))}
         for part in (whole["init"], whole["buffers"])
     )
     hyper = {name: t.cpu() for name, t in whole["hyper"].items()}

@@ -16,6 +16,7 @@ _SETTINGS = (
     ("dataset", "data set"),
     ("split", "split"),
     ("sampling", "sampling"),
+    ("corruption", "corruption"),
     ("algorithm", "algorithm"),
     ("gradient", "gradient"),
     ("backbone", "backbone"),
@@ -50,6 +51,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     measure = "accuracy" if result.get("accuracy") is not None else "loss"
     label = "accuracy" if measure == "accuracy" else "mean squared error"
     _row(table, f"[bold]{label}", _interval(result, measure, measure), style="bold green")
+    _row(table, "under attack", _interval(result, f"robust_{measure}", measure))
     _row(table, "untrained", _interval(result, f"untrained_{measure}", measure))
     by_step = result.get(f"{measure}_by_step")
     if by_step and len(by_step) > 1:
@@ -62,6 +64,8 @@ def result_table(result: Mapping[str, Any]) -> Table:
         _row(table, "not finite", not_finite(lost, result["episodes"]), style="bold red")
     for key, name in _SETTINGS:
         _row(table, name, result.get(key))
+    if result.get("sparsity") is not None:
+        _row(table, "pruned", f"{result['sparsity']:.1%} of what may be pruned")
     if result.get("transductive"):
         _row(table, "transductive", "yes: a task's queries are seen together, without labels")
     _row(table, "time", _time(result))

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from metalearn import tree
 from metalearn.functional.copied import copied
+from metalearn.functional.masks import applied
 from metalearn.functional.norm_functions import Call, Moments, calling, in_forward
 from metalearn.functional.norms import BatchNorm, Statistics, replace_norms, statistics_of
 from metalearn.functional.outputs import outputs_of
@@ -47,7 +48,7 @@ class PureModule:
         # module, it leaves the layer with the weights of the call (pytorch 164759).
         placed = {
             place: t
-            for name, t in weights.items()
+            for name, t in applied(weights).items()
             if name != META_STEP
             for place in self.places.get(name, (name,))
         }

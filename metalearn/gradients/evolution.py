@@ -22,6 +22,7 @@ from metalearn.engine import plain_loop
 from metalearn.engine.task import Run, Task
 from metalearn.errors import UsageError
 from metalearn.functional.dropout import fold, random_bits
+from metalearn.functional.masks import masked, masks_of
 from metalearn.gradients.steps import query_loss
 from metalearn.inner.loop import detached_gradient, trajectory
 from metalearn.inner.protocol import MetaAlgorithm
@@ -53,6 +54,7 @@ def antithetic(
     assert task.seed is not None  # the engine's, where a strategy is random
     parts = ("init", "hyper")
     learned = [(part, name) for part in parts for name in meta[part]]
+    masks = masks_of(meta["buffers"])
     start = {part: tree.zeros_like(meta[part]) for part in parts}
     gradient = MetaGradients(init=start["init"], hyper=start["hyper"])
     for pair in range(pairs):
@@ -60,6 +62,7 @@ def antithetic(
         for number, (part, name) in enumerate(learned):
             seed = fold(fold(task.seed, pair), number)
             noise[part][name] = normal(seed, meta[part][name])
+        noise["init"] = masked(noise["init"], masks)
         values = []
         for size in (sigma, -sigma):
             moved = (tree.add(meta[part], tree.scale(noise[part], size)) for part in parts)

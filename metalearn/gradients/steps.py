@@ -181,7 +181,7 @@ def step_back(
             return inner_gradient(algo, _meta(meta, init, hyper), fast, given, step)
 
     def rule(grads: Params, state: State, fast: Params, hyper: Params) -> tuple[Params, State]:
-        return apply_rule(algo, grads, state, fast, hyper)
+        return apply_rule(algo, grads, state, fast, _meta(meta, meta["init"], hyper))
 
     hessian_product = None
     if forward_over_reverse:

@@ -11,6 +11,7 @@ from metalearn import tree
 from metalearn.errors import UsageError, check_whole
 from metalearn.functional.autodiff import gradient_at
 from metalearn.functional.dropout import dropout_stream, fold
+from metalearn.functional.masks import masked, masks_of
 from metalearn.functional.precision import inner_pass
 from metalearn.inner.labels import check_labels
 from metalearn.inner.protocol import MetaAlgorithm
@@ -71,11 +72,11 @@ def detached_gradient(
 
 
 def apply_rule(
-    algo: MetaAlgorithm, grads: Params, state: State, fast: Params, hyper: Params
+    algo: MetaAlgorithm, grads: Params, state: State, fast: Params, meta: Meta
 ) -> tuple[Params, State]:
-    """The weights and the rule's state after one step along `grads`."""
-    updates, state = algo.rule.update(grads, state, fast, hyper)
-    return tree.add(fast, updates), state
+    """The weights and the rule's state after one step along `grads`; a pruned weight stays."""
+    updates, state = algo.rule.update(grads, state, fast, meta["hyper"])
+    return tree.add(fast, masked(updates, masks_of(meta["buffers"]))), state
 
 
 def dropping(seed: Tensor | None, step: int | Tensor) -> AbstractContextManager[None]:
@@ -96,7 +97,7 @@ def inner_step(
     """Step number `step` of the inner loop: the rule after the gradient of the inner loss."""
     with dropping(seed, step):
         grads = gradient(algo, meta, fast, minibatch(given, algo.rule.batch_size, step), step)
-    return apply_rule(algo, grads, state, fast, meta["hyper"])
+    return apply_rule(algo, grads, state, fast, meta)
 
 
 def begun(algo: MetaAlgorithm, meta: Meta, given: Given) -> Params:

@@ -26,11 +26,13 @@ from metalearn.errors import Diverged, UsageError
 from metalearn.evaluation.on_features import evaluate_once
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.evaluation.report import result_table
+from metalearn.functional.masks import sparsity_of
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.runtime.files import write_atomic
 from metalearn.tracking import Tracker
 from metalearn.training.folder import save_weights, weights_sha256
 from metalearn.training.outer import Outer, meta_step
+from metalearn.training.pruning import Pruning, prune_
 from metalearn.training.result import repeating, write_result
 from metalearn.training.settings import TrainingSettings
 from metalearn.training.stage import (
@@ -54,7 +56,8 @@ class Episodic:
     train: endless training episodes. validation: the manifest that selects. test: the one that
     `finish` measures on. meta: what is learned, updated in place by `outer`. evaluation_steps:
     inner steps in evaluation, None for the algorithm's own. starting: what became of the weights
-    that the network starts from. best: the weights selected so far. tuned: the engine with the
+    that the network starts from. pruning: which weights go, and when; before the last of it, none
+    are selected but the newest. best: the weights selected so far. tuned: the engine with the
     plan of the meta-steps; evaluation runs as `engine` says, as it will when it is repeated.
     """
 
@@ -71,6 +74,7 @@ class Episodic:
     evaluation_steps: int | None = None
     measure_untrained: bool = True
     starting: Report | None = None
+    pruning: Pruning | None = None
     best: Meta = field(init=False)
     untrained: Meta = field(init=False)
     tuned: Engine = field(init=False)
@@ -160,12 +164,15 @@ class Episodic:
         rate, gradient = self.outer.learning_rate, self.gradient
         gradient = gradient.at(number) if isinstance(gradient, Scheduled) else gradient
         episodes = self._moved(batch)
+        self._prune(number, gradient, episodes)
         given = self.algo, self.outer, self.meta, episodes, self.size
         metrics = meta_step(self.tuned, gradient, *given)
         norm = float(metrics.pop("grad_norm"))
         values: dict[str, list[float]] = {name: value.tolist() for name, value in metrics.items()}
         means = {name: sum(value) / len(value) for name, value in values.items()}
         record = {**means, "grad_norm": norm, "learning_rate": rate, **self.tuned.sample.record()}
+        if self.pruning is not None:
+            record["sparsity"] = sparsity_of(self.meta)
         if 0 < self.outer.skipped < _OVERFLOWS:
             record = {n: value for n, value in record.items() if math.isfinite(value)}
             values = {n: value for n, value in values.items() if n in record}
@@ -176,6 +183,15 @@ class Episodic:
         index = list(self._indices(number - 1))
         tracker.episodes(number, "train", {"index": index, **values})
         return record
+
+    def _prune(self, number: int, gradient: Strategy | ForeignStrategy, episodes: Episodes) -> None:
+        """As the schedule says, before meta-step `number`."""
+        how = self.pruning
+        if how is not None and how.due(number):
+            found = None
+            if how.wants_gradient:
+                found, _ = self.tuned(gradient, self.algo, self.meta, episodes, self.size)
+            prune_(how, number, self.meta, found)
 
     def check(self, values: Mapping[str, float], number: int) -> None:
         """Raise Diverged where the meta-gradient or the query loss is not finite; tell of any
@@ -205,7 +221,8 @@ class Episodic:
                 raise Diverged(f"{told} at step {number}; {use}")
             self._tell(f"step {number}: {told}")
         tracker.episodes(number, "val", last_step(report))
-        return Validation(report.score)
+        early = self.pruning is not None and number < self.pruning.done()
+        return Validation(math.nan if early else report.score)
 
     def evaluate(
         self, meta: Meta, manifest: Manifest, at: tuple[int, ...] | None = None
@@ -251,6 +268,8 @@ class Episodic:
             "weights_sha256": digest,
             "last_weights_sha256": weights_sha256(self.meta),
         }
+        if self.pruning is not None:
+            extra["sparsity"] = sparsity_of(self.best)
         if self.measure_untrained:
             before = self.evaluate(self.untrained, self.test).interval(test.measure)
             extra[f"untrained_{test.measure}"] = before.mean

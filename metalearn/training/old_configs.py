@@ -47,13 +47,23 @@ _STANDARD = {
 }
 _NO_TEACHER = {"teacher": None, "sha256": None, "weight": 0.5, "temperature": 4.0, "trust": None}
 
+_CLEAN = {"name": None, "severity": 3, "on": "query", "sizes": "auto", "seed": 0}
+
 OF_KIND: dict[str, dict[str, Any]] = {
-    "algorithm": {"classifier": None, "lite": None, "check": "none"},
+    "algorithm": {
+        **{"classifier": None, "lite": None, "check": "none", "adversarial": None, "pruning": None},
+        "corruption": _CLEAN,
+    },
     "held_out": {"distillation": _NO_TEACHER, "manifold_mixup": {"alpha": 0.0, "layers": None}},
     "meta": {
         "sampling": {"queries": ["balanced"], "concentration": 2.0},
         "classifiers": {},
         "jobs": 1,
+        **{"sparsity": None, "robustness": None},
+        "curves": {
+            **{"episodes": 100, "pruning": "magnitude", "severities": [1, 3, 5], "on": "query"},
+            **{"epsilon": 8 / 255, "steps": 20},
+        },
         "augmentation": {"support": _STANDARD, "query": _STANDARD},
     },
 }

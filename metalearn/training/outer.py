@@ -16,6 +16,7 @@ from metalearn.engine import Engine
 from metalearn.engine.ranks import Ranks
 from metalearn.engine.strategy import ForeignStrategy, Strategy
 from metalearn.errors import RankLost, UsageError
+from metalearn.functional.masks import MASK, held
 from metalearn.inner.protocol import MetaAlgorithm, TracksBuffers
 from metalearn.types import META_STEP, Batch, Episodes, Meta, MetaGradients, Metrics, Params
 
@@ -171,5 +172,7 @@ def meta_step(
         raise
     if META_STEP in buffers:
         buffers = {**buffers, META_STEP: buffers[META_STEP] + 1}
-    meta["buffers"] = buffers
+    masks = {n: t for n, t in meta["buffers"].items() if n.startswith(MASK)}
+    meta["buffers"] = {**buffers, **masks}
+    held(meta)  # momentum of before, and weight decay, would move what was pruned
     return {**metrics, "grad_norm": norm}

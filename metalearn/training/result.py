@@ -87,6 +87,7 @@ def write_result(
         "image_shape": test.images and list(test.images.image_shape),
         "split": test.split,
         "sampling": _sampling(config),
+        "corruption": _corruption(config),
         "algorithm": name("algorithm"),
         "classifier": name("classifier") if config.get("classifier") else None,
         "gradient": name("gradient"),
@@ -100,6 +101,9 @@ def write_result(
         **surroundings(config, device),
         **extra,
     }
+    if (robust := f"robust_{measure}") in report.by_step:
+        found = report.interval(robust)
+        result |= {robust: found.mean, f"{robust}_half_width": found.half_width}
     write_episode_file(folder / "episodes.csv", _rows(report))
     with contextlib.suppress(FileNotFoundError, ValueError):  # records that were lost, as was told
         records = list(read_records(run / "metrics.jsonl"))
@@ -148,6 +152,15 @@ def _sampling(config: Mapping[str, Any]) -> str | None:
     if node.get("queries") == "dirichlet":
         told.append(f"Dirichlet({node.get('concentration', 2.0):g}) queries")
     return ", ".join(told) or None
+
+
+def _corruption(config: Mapping[str, Any]) -> str | None:
+    """Of the images of the episodes; None where they are as they are."""
+    how = config.get("corruption") or {}
+    if how.get("name") is None:
+        return None
+    where = "support and queries" if how["on"] == "both" else "queries"
+    return f"{how['name']}, severity {how['severity']}, of the {where}"
 
 
 def _rows(report: EvalReport) -> list[dict[str, Any]]:

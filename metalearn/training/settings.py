@@ -27,6 +27,17 @@ class ImageSettings:
 
 
 @dataclass
+class CorruptionSettings:
+    """A common corruption of the test episodes' images; see `episodes.corruptions.Corruption`."""
+
+    name: str | None = None
+    severity: int = 3
+    on: str = "query"
+    sizes: str = "auto"
+    seed: int = 0
+
+
+@dataclass
 class TrainingSettings:
     """The outer loop.
 

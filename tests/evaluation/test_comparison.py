@@ -14,6 +14,7 @@ from rich.console import Console
 from metalearn.evaluation.comparison import report
 from metalearn.evaluation.comparison.page import page
 from metalearn.evaluation.comparison.plot import plot_comparison
+from metalearn.evaluation.comparison.tables import terminal
 
 T9 = 2.2621571627409915  # quantile 0.975 of Student's t with 9 degrees of freedom
 T3 = 3.1824463052837046
@@ -105,7 +106,7 @@ def made() -> dict:
 def test_the_tables_fit_a_terminal_of_80_columns() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     for table in report.tables(made()):
-        console.print(report.terminal(table))
+        console.print(terminal(table))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
     assert "<b>|[red]" in text and "12,345" in text and "512" in text

@@ -12,6 +12,7 @@ from metalearn.algorithms.losses import cross_entropy, mean_squared
 from metalearn.classifiers import Classifier, Relation
 from metalearn.engine import Engine
 from metalearn.evaluation.comparison.base import knowing_base
+from metalearn.evaluation.comparison.curves import of_features
 from metalearn.evaluation.comparison.methods import Fitted, Measured, on_features
 from metalearn.evaluation.comparison.plan import BALANCED
 from metalearn.evaluation.comparison.setting import Network, Setting
@@ -73,10 +74,11 @@ def learned(
 def of_classifier(setting: Setting, classifier: Classifier, told: str) -> Measured:
     """A classifier on the features as they are; one that draws weights is meta-trained before."""
     knowing = knowing_base(classifier, setting, network := setting.bare())
-    spent, numbers = 0.0, 0
+    spent, numbers, width = 0.0, 0, 0
 
     def make(shots: int, size: int) -> Fitted:
-        nonlocal spent, numbers
+        nonlocal spent, numbers, width
+        width = size
         head, seconds = learned(knowing, setting, network, shots, size)
         if seconds:
             spent, numbers = spent + seconds, sum(t.numel() for t in head.meta["hyper"].values())
@@ -84,6 +86,8 @@ def of_classifier(setting: Setting, classifier: Classifier, told: str) -> Measur
 
     measured = on_features(setting, network, make)
     measured.notes.append(told)
+    if not numbers and knowing is classifier:
+        measured.subject = of_features(setting, network, classifier, width)
     if numbers:
         how = setting.plan.config["classifier_training"]
         measured.learned, measured.training["seconds"] = numbers, spent

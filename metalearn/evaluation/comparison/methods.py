@@ -15,6 +15,7 @@ from metalearn.backbones import heads
 from metalearn.backbones.norms import describe
 from metalearn.classifiers import Cosine, LinearProbe, LogisticRegression
 from metalearn.engine.task import tasks_of
+from metalearn.evaluation.comparison.curves import Subject, of_features
 from metalearn.evaluation.comparison.setting import Cost, Network, Setting
 from metalearn.evaluation.features import Change, standardised, unit_length
 from metalearn.evaluation.on_features import Choice, Head, choose, classifying, measure
@@ -38,7 +39,8 @@ class Shot(NamedTuple):
 class Measured:
     """What is kept of a method. transductive: whether it sees the queries of a task before it
     answers. adapted: numbers that descend in each task. learned: that the outer loop learns.
-    training: seconds and memory of it, and the run's hashes."""
+    training: seconds and memory of it, and the run's hashes. subject: the method on images, where
+    curves can be drawn of it."""
 
     norm_policy: str
     transductive: bool = False
@@ -47,6 +49,7 @@ class Measured:
     shots: dict[int, Shot] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    subject: Subject | None = None
 
     def chose(self, choice: Choice | None, started: float) -> None:
         """The seconds since `started` go to the tuning, where there was a choice."""
@@ -70,7 +73,7 @@ class Measured:
             }
             for shots, one in self.shots.items()
         }
-        return {**vars(self), "shots": shots}
+        return {**{k: v for k, v in vars(self).items() if k != "subject"}, "shots": shots}
 
 
 class Fitted(NamedTuple):
@@ -170,14 +173,16 @@ def features_of(
 def untrained(setting: Setting) -> Measured:
     """Nearest centroid on the features of random weights."""
     node = {**setting.plan.bare, "weights": None, "sha256": None}
-    measured = on_features(setting, setting.network(node), lambda *_: _centroid())
+    measured = on_features(setting, network := setting.network(node), lambda *_: _centroid())
+    measured.subject = of_features(setting, network, Cosine())
     measured.notes.append("nearest centroid by cosine on the features of random weights")
     return measured
 
 
 def nearest_centroid(setting: Setting) -> Measured:
     """The nearest class mean, by cosine, on the features of the given weights."""
-    measured = on_features(setting, setting.bare(), lambda *_: _centroid())
+    measured = on_features(setting, network := setting.bare(), lambda *_: _centroid())
+    measured.subject = of_features(setting, network, Cosine())
     measured.notes.append("cosine of features of unit length and their class means")
     return measured
 

@@ -6,7 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from metalearn.evaluation.comparison import report
+from metalearn.evaluation.comparison import curve_report, report
+from metalearn.evaluation.comparison.tables import Titled
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 62rem;
@@ -27,16 +28,18 @@ code { font-size: .88rem; }
 """
 
 
-def page(comparison: Mapping[str, Any], picture: Path) -> str:
-    """The whole report, with the PNG `picture` inside."""
-    image = base64.b64encode(picture.read_bytes()).decode("ascii")
-    source = f"data:image/png;base64,{image}"
+def page(comparison: Mapping[str, Any], picture: Path, curves: Sequence[Path] = ()) -> str:
+    """The whole report, with the PNG `picture`, and those of `curves`, inside."""
+    source = _inside(picture)
     told = escape(report.title(comparison))
     parts = [
         f"<h1>{told}</h1>",
         f'<img alt="Accuracy by shots; the tables have its numbers" src="{source}">',
         *(_table(table) for table in [*report.overview(comparison), *report.tables(comparison)]),
         *(f"<p>{escape(line)}</p>" for line in report.LEGEND),
+        *(f'<img alt="Accuracy by {path.stem}" src="{_inside(path)}">' for path in curves),
+        *(_table(table) for table in curve_report.tables(comparison)),
+        *(f"<p>{escape(line)}</p>" for line in curve_report.legends(comparison)),
         "<h2>Methods</h2>",
         "<ul>",
         *(f"<li>{escape(line)}</li>" for line in report.notes(comparison)),
@@ -52,7 +55,11 @@ def page(comparison: Mapping[str, Any], picture: Path) -> str:
     )
 
 
-def _table(table: report.Titled) -> str:
+def _inside(picture: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
+
+
+def _table(table: Titled) -> str:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
     lines, told = [], None
     for cells, family, best in zip(table.rows, table.families, table.best, strict=True):

@@ -1,14 +1,13 @@
 """Methods beside one another on the same episodes: rows, tables, Markdown."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
 from metalearn.evaluation.comparison.plan import BALANCED, Case
+from metalearn.evaluation.comparison.tables import Titled, interval, mebibytes, section, short
 from metalearn.evaluation.statistics import mean_interval, paired_interval
 
 
@@ -73,16 +72,6 @@ def episode_rows(
             values = {m: v[index] if index < len(v) else None for m, v in columns.items()}
             rows.append({**case, "index": index, **values})
     return rows
-
-
-class Titled(NamedTuple):
-    """A table of text. families: of each row, in runs."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    families: list[str]
-    best: list[bool]
 
 
 MARK = " †"
@@ -183,11 +172,6 @@ def _titled(
     return Titled(title, head, lines, [row["family"] for row in rows], best)
 
 
-def interval(mean: float, half: float) -> str:
-    """In percent."""
-    return f"{100 * mean:.2f} ± {100 * half:.2f}"
-
-
 def _to_the_best(row: Mapping[str, Any]) -> str:
     if row["best"]:
         return "best"
@@ -195,53 +179,15 @@ def _to_the_best(row: Mapping[str, Any]) -> str:
     return f"{100 * row['difference']:+.2f} ± {half:.2f}{' *' if row['differs'] else ''}"
 
 
-def short(value: float | None) -> str:
-    """Three digits; "" for None."""
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def mebibytes(value: float | None) -> str:
-    """Of bytes; "" for None."""
-    return "" if value is None else f"{value / 2**20:,.0f}"
-
-
-def terminal(table: Titled) -> Table:
-    """For a terminal of 80 columns: a line for each family, then its methods."""
-    shown = Table(box=None, pad_edge=False, title=table.title, title_justify="left")
-    for name in table.head:
-        shown.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    told = None
-    for line, family, best in zip(table.rows, table.families, table.best, strict=True):
-        if family != told:
-            shown.add_row(f"[dim]{escape(family)}")
-            told = family
-        cells = [escape(cell) for cell in line]
-        shown.add_row(f"  {cells[0]}", *cells[1:], style="bold green" if best else None)
-    return shown
-
-
-def markdown(comparison: Mapping[str, Any]) -> str:
-    """The whole report."""
+def markdown(comparison: Mapping[str, Any], curves: Sequence[str] = ()) -> str:
+    """The whole report. curves: further parts."""
     parts = [f"# {title(comparison)}"]
     parts.append("\n".join(f"- {name}: {value}" for name, value in facts(comparison)))
-    for table in [*overview(comparison), *tables(comparison)]:
-        body = [(f, *line) for f, line in zip(table.families, table.rows, strict=True)]
-        parts.append(f"## {table.title}\n\n{_markdown_table(('family', *table.head), body)}")
+    parts += map(section, [*overview(comparison), *tables(comparison)])
     parts.append("![Accuracy by shots](accuracy.png)")
-    parts += LEGEND
+    parts += [*LEGEND, *curves]
     parts.append("\n".join(f"- {line}" for line in notes(comparison)))
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Numbers to the right."""
-    rule = ["---" if name in ("family", "method") else "---:" for name in head]
-    lines = [head, rule, *body]
-    return "\n".join(
-        "| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines
-    )
 
 
 def title(comparison: Mapping[str, Any]) -> str:

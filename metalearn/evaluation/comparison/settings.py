@@ -71,6 +71,23 @@ class TuningSettings:
 
 
 @dataclass
+class CurveSettings:
+    """How `sparsity` and `robustness` are measured: on the first `episodes` of each manifest.
+
+    pruning: "magnitude", the smallest weights of all together, "per_layer", or "channels", a
+    smaller network. severities, on: of corruptions, as `episodes.corruptions.Corruption` has them.
+    epsilon, steps: of the attack, `algorithms.PGD`.
+    """
+
+    episodes: int = 100
+    pruning: str = "magnitude"
+    severities: list[int] = field(default_factory=lambda: [1, 3, 5])
+    on: str = "query"
+    epsilon: float = 8 / 255
+    steps: int = 20
+
+
+@dataclass
 class MetaSettings:
     """The `metalearn train` runs of a comparison: their seconds by which clock, shots,
     overrides."""

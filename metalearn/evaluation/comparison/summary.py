@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from metalearn.evaluation.comparison import report
+from metalearn.evaluation.comparison import curve_report, report
 from metalearn.evaluation.comparison.page import page
 from metalearn.evaluation.comparison.plan import DIRICHLET, PROTOTYPES, TUNED, ComparisonPlan
 from metalearn.evaluation.comparison.plot import plot_comparison
 from metalearn.evaluation.comparison.setting import Setting
+from metalearn.evaluation.comparison.tables import terminal
 from metalearn.evaluation.report import write_episode_file
 from metalearn.runtime.files import write_atomic
 
@@ -84,6 +85,7 @@ def summarised(
         "norm_policy": "; ".join([usual, *others]),
         "commit": ", ".join(commits) or commit,
         "config": asked.config,
+        **{kind: curve_report.rows(results, kind) for kind in curve_report.KINDS},
         "rows": report.compared(results, list(facts["manifests"])),
         "costs": [_cost(result, asked.family(result["method"])) for result in results],
         "chosen": {r["method"]: _chosen(r) for r in results if _chosen(r)},
@@ -124,15 +126,19 @@ def write(made: Mapping[str, Any], results: Sequence[Mapping[str, Any]], folder:
         ]
         first.sort(key=lambda row: row["transductive"])
         plot_comparison(first, folder / "accuracy.png", title, 1 / made["ways"])
-        write_atomic(folder / "comparison.md", report.markdown(made))
-        write_atomic(folder / "comparison.html", page(made, folder / "accuracy.png"))
+        for kind in curve_report.KINDS:
+            if lines := curve_report.episode_rows(results, kind):
+                write_episode_file(folder / f"{kind}.csv", lines)
+        drawn = [folder / name for name in curve_report.draw(made, folder)]
+        write_atomic(folder / "comparison.md", report.markdown(made, curve_report.sections(made)))
+        write_atomic(folder / "comparison.html", page(made, folder / "accuracy.png", drawn))
 
 
 def show(made: Mapping[str, Any], console: Console) -> None:
     """The tables, and what was chosen on validation, for a terminal of 80 columns."""
-    for table in report.tables(made):
+    for table in [*report.tables(made), *curve_report.tables(made)]:
         console.print()
-        console.print(report.terminal(table))
+        console.print(terminal(table))
     console.print()
     console.print(
         "to the best: mean of pairs, in points; * its 95% interval leaves out 0",
