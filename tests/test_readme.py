@@ -26,7 +26,8 @@ ELSEWHERE = {
     "pip install metalearn-torch": "needs a package index",
     "uv pip install --torch-backend=cpu metalearn-torch": "needs a package index",
     "uv run pytest": "runs this",
-    "uv run torchrun --nproc-per-node=2 -m metalearn train algorithm=maml dataset=omniglot": "tests/training/test_ranks.py",
+    "uv run torchrun --nproc-per-node=2 -m metalearn train algorithm=maml dataset=omniglot":
+        "tests/training/test_ranks.py",
     "uv run --group bench metalearn bench engine": "tests/benchmarks",
 }
 """What is not run here, and why, or where it is."""

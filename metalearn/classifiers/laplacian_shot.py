@@ -22,7 +22,6 @@ from metalearn.classifiers.classes import class_means, masked
 from metalearn.classifiers.protocol import at_least, positive
 from metalearn.types import Batch, Params
 
-
 _FAR = 8.0  # above the squared distance of unit vectors, which is 4 at most
 _CACHED = 2**18  # numbers of the neighbourhoods that are worked on at a time
 

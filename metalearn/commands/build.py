@@ -211,7 +211,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
 
 def check(config: Mapping[str, Any]) -> None:
     """Raise UsageError, or DataError, for every mistake that shows without data or a device."""
-    _method(config)
+    read_method(config)
 
 
 def _check_network(

@@ -17,10 +17,10 @@ from metalearn.gradients import Unroll
 from metalearn.inner import lslr
 from metalearn.tracking import Tracker
 from metalearn.training.episodic import Episodic
+from metalearn.training.loop import fit
 from metalearn.training.outer import Outer
-from metalearn.training.run import fit, resume
 from metalearn.training.settings import TrainingSettings
-from metalearn.training.stage import Position
+from metalearn.training.stage import Position, resume
 from tests.tasks import network
 
 

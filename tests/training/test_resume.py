@@ -12,7 +12,8 @@ from torch import nn
 from metalearn.functional.norms import BatchNorm
 from metalearn.tracking import JsonLines, RunInfo, Tracker, read_records
 from metalearn.training import checkpoint
-from metalearn.training.run import fit, resume
+from metalearn.training.loop import fit
+from metalearn.training.stage import resume
 from tests.training.problems import Recorder, Trained, flat, problem, same, trained
 
 SETTINGS = {"steps": 6, "validate_every": 3, "checkpoint_every": 2, "keep": 1}

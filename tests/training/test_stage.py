@@ -16,7 +16,8 @@ from rich.table import Table
 from metalearn.errors import UsageError
 from metalearn.evaluation.report import write_json
 from metalearn.tracking import Tracker, read_records
-from metalearn.training.run import finished, fit, run
+from metalearn.training.loop import fit
+from metalearn.training.run import finished, run
 from metalearn.training.stage import Pace, Position, Stage, Validation
 
 

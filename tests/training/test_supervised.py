@@ -12,7 +12,7 @@ from metalearn.commands.config import compose
 from metalearn.commands.pretrain import build
 from metalearn.tracking import JsonLines, RunInfo, Tracker, read_records
 from metalearn.training.classification import restore
-from metalearn.training.run import fit
+from metalearn.training.loop import fit
 from metalearn.training.stage import Position
 from metalearn.training.validation import classified, few_shot
 
