@@ -34,10 +34,14 @@ class RankLost(UsageError):
     """A rank has ended, or no longer answers, and so the others end too.
 
     midway: whether what is trained had begun to change, and is no whole step. speaks: whether this
-    process tells of it, though it is not the first.
+    process tells of it, though it is not the first. reason: as torch has it.
     """
 
     midway = speaks = False
+
+    def __init__(self, line: str, reason: str = "") -> None:
+        super().__init__(line)
+        self.reason = reason
 
 
 class Busy(UsageError):

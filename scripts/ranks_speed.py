@@ -116,7 +116,7 @@ def measured(turns: int) -> dict[str, Any]:
 
 def page(record: dict[str, Any]) -> str:
     """The table in Markdown."""
-    machine = record["machine"]
+    machine, load = record["machine"], record["load"]
     body = [
         (name, *(f"{row[f'{kind}_{key}']:.2f}" for kind in ("passed", "spent") for key in
                  ("alone", "ranks", "ratio")))
@@ -130,8 +130,8 @@ def page(record: dict[str, Any]) -> str:
         "a class, a strided Conv-4 on 28x28 glyphs, float32, a loop over tasks that is not "
         "compiled; one process on one core, and two ranks on two; "
         f"{len(record['turns']['alone'])} turns of a meta-step each. {machine['cpu']}, "
-        f"{machine['cores']} cores, torch {torch.__version__}; load {record['load'][0]:.1f} before and {record['load'][1]:.1f} "
-        f"after, this script's own included.\n\n"
+        f"{machine['cores']} cores, torch {torch.__version__}; load {load[0]:.1f} before and "
+        f"{load[1]:.1f} after, this script's own included.\n\n"
         f"{markdown_table(head, body)}\n\n"
         f"An all-reduce of the meta-gradient ({record['numbers']:,} numbers) takes "
         f"{record['reduction']:.2f} ms, {100 * record['reduction'] / record['step']:.2f}% of a "

@@ -21,13 +21,13 @@ from tests.own_pictures import glyph_folders
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
+RANKS = "uv run torchrun --nproc-per-node=2 -m metalearn train algorithm=maml dataset=omniglot"
 ELSEWHERE = {
     "pip install uv": "needs a package index",
     "pip install metalearn-torch": "needs a package index",
     "uv pip install --torch-backend=cpu metalearn-torch": "needs a package index",
     "uv run pytest": "runs this",
-    "uv run torchrun --nproc-per-node=2 -m metalearn train algorithm=maml dataset=omniglot":
-        "tests/training/test_ranks.py",
+    RANKS: "tests/training/test_ranks.py",
     "uv run --group bench metalearn bench engine": "tests/benchmarks",
 }
 """What is not run here, and why, or where it is."""

@@ -9,6 +9,7 @@ its own, and so does the signal that has come to any rank: all stop after the sa
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from metalearn.errors import RankLost, UsageError
+from metalearn.errors import RankLost, UsageError, reason_of
 from metalearn.functional.norm_functions import Moments, pooled
 from metalearn.runtime.signals import ENDING, Ending
 from metalearn.types import Episodes, GradientAndMetrics, MetaGradients, Metrics
@@ -72,8 +73,15 @@ class Ranks:
         cuda = torch.cuda.is_available() and dist.is_nccl_available()
         # Objects and what lies on the host go by gloo.
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+        try:
+            store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+            given = {"store": store, "rank": rank, "world_size": size, "timeout": _PATIENCE}
+            dist.init_process_group(backend, **given)
+        except RuntimeError as error:
+            raise UsageError(
+                f"the ranks did not meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+                f" ({reason_of(error)}); start as many as WORLD_SIZE={os.environ['WORLD_SIZE']} says"
+            ) from None
         return _JOINED.setdefault(None, cls(rank, size, store))
 
     def leave(self) -> None:
@@ -209,4 +217,6 @@ def _together(act: Callable[..., Any], *arguments: Any) -> None:
     try:
         act(*arguments)
     except RuntimeError as error:  # torch's own; a closed connection has no type
-        raise RankLost("a rank has ended, or no longer answers") from error
+        reason = re.sub(r"^\[[^]]*\] ", "", reason_of(error))  # where gloo says it in its source
+        told = f"a rank ended, or no longer answers ({reason}); the same command goes on"
+        raise RankLost(f"{told}, or starts again", reason) from error

@@ -104,8 +104,8 @@ def _after_a_loss(
         if lock is not None:
             lock.release()
     where = f"goes on from step {int(saved[-1].name[5:])}" if saved else "starts again"
-    line = f"a rank ended, or no longer answers, after step {step} of {steps}; the same command "
-    told = RankLost(f"{line}{where}, with any number of ranks")
+    line = f"a rank ended, or no longer answers, after step {step} of {steps} ({lost.reason})"
+    told = RankLost(f"{line}; the same command {where}, with any number of ranks", lost.reason)
     told.speaks = ranks.speaks_first()
     return told
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -43,6 +44,7 @@ PRETRAIN = [
     "training.record_every=1", "training.validate_every=2", "training.steps=8",
     "evaluation.episodes=7", "evaluation.validation_episodes=5",
 ]  # fmt: skip
+METRIC = ["algorithm=protonet", "training.steps=2", "evaluation.episodes=60", "batching=loop"]
 EVERYTHING = [
     "augmentation=standard", "training.mixup=0.4", "training.rotation=0.5", "training.ema=0.5",
     "training.label_smoothing=0.1", "training.clip_norm=1", "seed=2",
@@ -63,6 +65,8 @@ def here(name: str) -> str:
 def job(command: str, folder: Path, *more: str) -> float | None:
     """The command through its shell."""
     module, words = (train, TRAIN) if command == "train" else (pretrain, PRETRAIN)
+    if "algorithm=protonet" in more:
+        words = [word for word in words if "steps" not in word]
     asked = [*words, *more, f"run_dir={folder}"]
     return module.run(compose(asked, command), Console(width=200))
 
@@ -99,7 +103,7 @@ def same(got: Path, want: Path, weights: str) -> None:
     for name in ours.keys() - set(varying):
         for a, b in zip(flat(ours[name]), flat(theirs[name]), strict=True):
             assert a == (b if isinstance(b, str) else pytest.approx(b, rel=1e-4)), name
-    assert (got / "episodes.csv").read_text().count("\n") == 8
+    assert (got / "episodes.csv").read_text().count("\n") == theirs.get("episodes", 7) + 1
     assert distance(load_file(got / weights), load_file(want / weights)) < 1e-4
     old, new = (list(read_records(f / "metrics.jsonl")) for f in (want, got))
     assert [(r["kind"], r["step"], r.get("index")) for r in old] == [
@@ -137,6 +141,24 @@ def not_finite(ranks: Ranks, folder: Path) -> None:
         job("train", folder / "lost", "batching=loop")
 
 
+def a_run_of_protonet(ranks: Ranks, folder: Path) -> None:
+    """Of so many episodes that each image passes through the network once."""
+    job("train", folder / "metric", *METRIC)
+
+
+def own_mistake(ranks: Ranks, folder: Path) -> None:
+    """What one rank alone cannot do, the first one tells."""
+    ranks.store = dist.FileStore(str(folder / "words"), 2)
+    if ranks.rank == 1:
+        real = compose([*TRAIN, f"run_dir={folder / 'own'}"])
+        with pytest.raises(UsageError, match="^device=cuda:7"):
+            train.run({**real, "device": "cuda:7"}, Console(width=200))
+        os._exit(0)  # as its connections are gone
+    with pytest.raises(UsageError, match="^rank 1: device=cuda:7"):
+        job("train", folder / "own", "batching=loop")
+    os._exit(0)
+
+
 def other_weights(ranks: Ranks, folder: Path) -> None:
     real = Episodic.__post_init__
 
@@ -151,7 +173,7 @@ def other_weights(ranks: Ranks, folder: Path) -> None:
 
 
 def test_a_run_stops_on_two_ranks_and_ends_in_one_process(place: Path) -> None:
-    jobs = [(2, "told_to_stop"), (2, "a_run_of_pretraining"), (2, "not_finite")]
+    jobs = [(2, "told_to_stop"), (2, "a_run_of_pretraining"), (2, "a_run_of_protonet")]
     first, second = succeed(place, *((size, here(name)) for size, name in jobs))
     assert "engine: loop" in first
     stop = "stopped at step 6 of 8 after a checkpoint; the same command goes on from there"
@@ -161,12 +183,20 @@ def test_a_run_stops_on_two_ranks_and_ends_in_one_process(place: Path) -> None:
     for folder in ("whole", "run"):
         known(place / folder / "engine.json")
     assert metalearn("train", *TRAIN, "run_dir=whole").code == 0
+    torch.set_num_threads(2)  # a rank had one, which is no reason to go on so
     resumed = metalearn("train", *TRAIN, "run_dir=run")
+    torch.set_num_threads(1)
+    assert json.loads((place / "run" / "result.json").read_text())["threads"] == 2
     line = "this run went on with 2 ranks, and goes on with one process: sums round otherwise"
     assert resumed.code == 0 and line in resumed.out and "at step 6" in resumed.out
     same(place / "run", place / "whole", "weights.safetensors")
     assert "ranks" not in json.loads((place / "run" / "result.json").read_text())
 
+    assert (
+        metalearn("train", *[w for w in TRAIN if "steps" not in w], *METRIC, "run_dir=one").code
+        == 0
+    )
+    same(place / "metric", place / "one", "weights.safetensors")
     assert metalearn("pretrain", *PRETRAIN, "run_dir=alone").code == 0
     same(place / "pre", place / "alone", "backbone.safetensors")
     assert json.loads((place / "pre" / "result.json").read_text())["ranks"] == 2
@@ -197,7 +227,8 @@ def three_steps(ranks: Ranks, folder: Path) -> None:
 
 def test_pre_training_is_that_of_one_process(place: Path) -> None:
     """Batch norm included, whose moments are those of the whole batch."""
-    succeed(place, (4, here("three_steps")), (2, here("three_steps")), (2, here("other_weights")))
+    jobs = (4, "three_steps"), (2, "three_steps"), (2, "not_finite"), (2, "other_weights")
+    succeed(place, *((size, here(name)) for size, name in (*jobs, (2, "own_mistake"))))
     _, want = pretrained(None)
     for size in (2, 4):
         assert distance(torch.load(place / f"{size}.pt"), want) < 1e-10
@@ -215,7 +246,7 @@ def lose(ranks: Ranks, folder: Path, which: int) -> None:
     """A rank is killed before its step 3; another tells of it, and leaves a checkpoint."""
     if ranks.rank == which:
         at_step(Episodic, 3, lambda batch: os.kill(os.getpid(), signal.SIGKILL))
-    line = "after step 2 of 8; the same command goes on from step 2, with any number of ranks"
+    line = r"after step 2 of 8 \(.*\); the same command goes on from step 2, with any number of"
     with pytest.raises(RankLost, match=line) as lost:
         job("train", folder / "run", "batching=loop")
     assert lost.value.speaks
