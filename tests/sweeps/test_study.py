@@ -85,7 +85,11 @@ MISTAKES = {
     "list: {inner.rate: [1]}": "no key list (did you mean lists?); use command, overrides",
     "overrides: {a: 1}": "overrides must be a list such as [dataset=omniglot, training.steps=9]",
     "overrides: [run_dir=x]": "run_dir is the study's own to say; leave it out",
-    "{seeds: [1], overrides: [seed=2]}": "seed stands beside seeds; leave one out",
+    "{seeds: [1], overrides: [seed=2]}": "seed is for seeds to say; leave it out",
+    "{overrides: [inner.rate=1], lists: {inner.rate: [2]}}": (
+        "inner.rate stands in overrides too; leave one out"
+    ),
+    "{lists: {a: [1]}, groups: {a: {b: [c=1]}}}": "a stands in groups too; leave one out",
     "{lists: {a: [1]}, exclude: [{b: 1}]}": "exclude names b, which does not vary; use a",
     "{lists: {a: [1]}, exclude: [{a: 2}]}": "exclude names a=2, which a never is",
     "{lists: {a: [1]}, exclude: [{a: 1}]}": "exclude leaves no run; leave some of it out",
@@ -124,6 +128,7 @@ def test_each_of_several_mistakes_has_its_line(workplace: Path) -> None:
         (("plan",), "sweep plan needs a file"),
         (("plan", "none.yaml"), "none.yaml is not there; write the study into it"),
         (("work", "none"), "none is not there; metalearn sweep plan study.yaml makes a study"),
+        (("work", "study.yaml"), "study.yaml is a file; metalearn sweep plan"),
         (("work", "."), ". holds no study (plan.jsonl is not there)"),
         (("work", ".", "minute=3"), "no option minute (did you mean minutes?) of sweep work"),
         (("work", ".", "minutes=-3"), "minutes=-3 must be a number above 0"),
@@ -133,6 +138,7 @@ def test_each_of_several_mistakes_has_its_line(workplace: Path) -> None:
     ],
 )
 def test_words_that_cannot_be(words: tuple[str, ...], line: str, workplace: Path) -> None:
+    study()
     assert line in metalearn("sweep", *words).mistake
 
 
