@@ -1,10 +1,10 @@
 """What a sweep costs beside its runs, and what random kills leave: nothing lost, nothing twice.
 
-    python -m scripts.sweep_kills <folder> [runs=200] [workers=2] [kills=0] [seed=0]
+    python -m scripts.sweep_kills <folder> [runs=200] [workers=2] [kills=0] [seed=0] [search=0]
 
 Plans `runs` tiny runs and starts workers; `kills` times, when a random number of runs is done, one
 that is chosen at random is killed by SIGKILL a random time later, and another started. Then every
-attempt of every run is counted.
+attempt of every run is counted. search=1: they are the trials of a search, with pruning.
 """
 
 import json
@@ -15,7 +15,7 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from metalearn.sweeps.claims import DONE, Claims
+from metalearn.sweeps.claims import DONE, PRUNED, Claims
 from metalearn.sweeps.plan import read_plan
 
 TINY = [
@@ -24,6 +24,18 @@ TINY = [
     "training.checkpoint_every=1", "evaluation.episodes=5", "evaluation.validation_episodes=4",
     "evaluation.untrained=false",
 ]  # fmt: skip
+SEARCH = {
+    "search": {
+        "trials": 30,
+        "pruner": {"kind": "asha", "reduction_factor": 2},
+        "space": {
+            "algorithm": ["maml", "anil"],
+            "inner.rate": "tag(log, interval(0.001, 0.5))",
+            "algorithm.steps": {"values": "range(1, 4)", "when": {"algorithm": "maml"}},
+        },
+    }
+}
+ENDED = (f".{DONE}", f".{PRUNED}")
 METALEARN = [sys.executable, "-m", "metalearn.cli", "sweep"]
 
 
@@ -35,19 +47,20 @@ def start(study: Path) -> subprocess.Popen[bytes]:
 
 def main(folder: str, *options: str) -> None:
     """Run it, and print the counts."""
-    numbers = {"runs": 200, "workers": 2, "kills": 0, "seed": 0}
+    numbers = {"runs": 200, "workers": 2, "kills": 0, "seed": 0, "search": 0}
     numbers |= {n: int(v) for n, _, v in (option.partition("=") for option in options)}
     study, rng = Path(folder), random.Random(numbers["seed"])
     study.mkdir(parents=True)
     plan = study / "planned.yaml"
-    plan.write_text(json.dumps({"overrides": TINY, "seeds": list(range(numbers["runs"]))}))
+    what = {"seeds": list(range(numbers["runs"]))}
+    plan.write_text(json.dumps({"overrides": TINY} | (SEARCH if numbers["search"] else what)))
     subprocess.run([*METALEARN, "plan", str(plan), str(study)], check=True)
     began = time.monotonic()
     workers = [start(study) for _ in range(numbers["workers"])]
     moments = sorted(rng.sample(range(numbers["runs"]), numbers["kills"]))
     hit = 0
     for moment in moments:  # spread over the plan, however fast the machine is
-        while len(list((study / "claims").glob(f"*.{DONE}"))) < moment:
+        while len([p for p in (study / "claims").glob("*.*.*") if p.suffix in ENDED]) < moment:
             time.sleep(0.05)
         time.sleep(rng.uniform(0, 1))
         place = rng.randrange(len(workers))
@@ -58,6 +71,8 @@ def main(folder: str, *options: str) -> None:
     codes = [worker.wait() for worker in workers]
     print(f"{time.monotonic() - began:.0f} s; {hit} kills; exit codes {codes}")
     tell(study)
+    if numbers["search"]:
+        subprocess.run([*METALEARN, "status", str(study)], check=True)
 
 
 def tell(study: Path) -> None:
@@ -67,14 +82,15 @@ def tell(study: Path) -> None:
     ends: Counter[str] = Counter()
     spent: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     times_done = Counter[int]()
-    for run in read_plan(study):
-        attempts = found.get(run.key, [])
+    keys = [run.key for run in read_plan(study)] or sorted(found)
+    for key in keys:
+        attempts = found.get(key, [])
         ends.update("+".join(sorted(a.ends)) or "left by a kill" for a in attempts)
-        times_done[sum(DONE in a.ends for a in attempts)] += 1
+        times_done[sum(bool({DONE, PRUNED} & a.ends) for a in attempts)] += 1
         for attempt in attempts:
             if DONE in attempt.ends:
-                path = claims.folder / f"{run.key}.{attempt.number}"
-                seconds = claims.record(run.key, attempt)["seconds"]
+                path = claims.folder / f"{key}.{attempt.number}"
+                seconds = claims.record(key, attempt)["seconds"]
                 done = path.with_name(f"{path.name}.{DONE}").stat().st_mtime
                 spent[attempt.worker].append((path.lstat().st_mtime, done, seconds))
     results = len(list((study / "runs").glob("*/result.json")))

@@ -71,8 +71,10 @@ def _plan(places: list[Path], options: dict[str, str], console: Console) -> None
     started = time.monotonic()
     if study.search is not None:
         from metalearn.commands import study_search
+        from metalearn.commands.config import on_conf
 
-        search = study_search.read_search(study, path)
+        with on_conf():
+            search = study_search.read_search(study, path)
         _composed(study.command, list(study_search.corners(search)), path)
         write_search(folder, search)
         told = f"{search.trials} trials in {folder / SEARCH}"
@@ -232,7 +234,8 @@ def _folder(action: str, places: list[Path]) -> Path:
     if len(places) != 1:
         raise UsageError(f"sweep {action} needs the folder of a study: sweep {action} <folder>")
     if not places[0].is_dir():
-        raise UsageError(f"{places[0]} is not there; metalearn sweep plan study.yaml makes a study")
+        how = "a file" if places[0].exists() else "not there"
+        raise UsageError(f"{places[0]} is {how}; metalearn sweep plan study.yaml makes a study")
     return places[0]
 
 

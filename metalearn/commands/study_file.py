@@ -107,13 +107,22 @@ def read_study(path: Path) -> Study:
     study = Study(**values)
     if study.search is not None and (study.groups or study.lists or study.exclude):
         raise UsageError(f"{path}: a search has a space, and no groups, lists or exclude")
-    named = [*study.lists, *(o.partition("=")[0].lstrip("+~") for o in _every_override(study))]
-    for name in named:
-        if name in _OWN or name.startswith("hydra"):
+    space = (study.search or {}).get("space", {})
+    fixed = [_name(override) for override in study.overrides]
+    for name in (*study.lists, *space, *map(_name, _every_override(study))):
+        if name in _OWN or str(name).startswith("hydra"):
             raise UsageError(f"{path}: {name} is the study's own to say; leave it out")
-        if name == "seed" and study.seeds:
-            raise UsageError(f"{path}: seed stands beside seeds; leave one out")
+        if name == "seed" and (study.seeds or name in space):
+            raise UsageError(f"{path}: seed is for seeds to say; leave it out")
+    for name in (*study.lists, *space):
+        if name in fixed or name in study.groups:
+            where = "overrides" if name in fixed else "groups"
+            raise UsageError(f"{path}: {name} stands in {where} too; leave one out")
     return study
+
+
+def _name(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
 
 
 def _every_override(study: Study) -> Iterator[str]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -18,7 +19,8 @@ _EXAMPLE = "inner.rate: interval(0.01, 0.5)"
 
 
 def read_search(study: Study, path: Path) -> Search:
-    """The search of a study. Raises UsageError for what it does not understand."""
+    """The search of a study; Hydra is on `conf/`. Raises UsageError for what it does not
+    understand."""
     try:
         held = study.search or {}
         for key in held:
@@ -49,7 +51,7 @@ def read_search(study: Study, path: Path) -> Search:
 
 def _kind(name: str, value: Any, known: dict[str, str]) -> dict[str, Any]:
     options = value if isinstance(value, dict) else {"kind": value}
-    if options.get("kind") not in known:
+    if not isinstance(options.get("kind"), str) or options["kind"] not in known:
         raise UsageError(f"{name}={value} is not known; choose from {', '.join(known)}")
     if "seed" in options:
         raise UsageError(f"{name} takes its seed from search.seed; leave it out")
@@ -67,8 +69,6 @@ def _space(space: dict[str, Any]) -> list[Searched]:
         conditional = isinstance(value, dict)
         if conditional and set(value) != {"values", "when"}:
             raise UsageError(f"space.{name} must be {{values: ..., when: {{name: value}}}}")
-        if name in ("run_dir", "resume", "seed"):
-            raise UsageError(f"space has {name}, which is not searched; leave it out")
         when = value["when"] if conditional else {}
         if not isinstance(when, dict):
             raise UsageError(f"space.{name}.when must be a condition such as {{algorithm: maml}}")
@@ -95,7 +95,8 @@ def _space(space: dict[str, Any]) -> list[Searched]:
 def _override(name: str, value: Any) -> Override:
     text = ",".join(map(written, value)) if isinstance(value, list) else str(value)
     try:
-        override = OverridesParser.create().parse_override(f"{name}={text}")
+        loader = GlobalHydra.instance().config_loader()
+        (override,) = OverridesParser.create(loader).parse_overrides([f"{name}={text}"])
     except HydraException as error:
         told = " ".join(str(error).split())[:160]
         raise UsageError(f"space.{name}={text} cannot be read ({told}); as in {_EXAMPLE}") from None

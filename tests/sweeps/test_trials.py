@@ -187,7 +187,12 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "search.space.a=3 is one value; put it into overrides": {"space": {"a": 3}},
     "search.space.a=interval(1 cannot be read": {"space": {"a": "interval(1"}},
     "search.a=interval(3,1) cannot be searched": {"space": {"a": "interval(3,1)"}},
-    "search.space has seed, which is not searched": {"space": {"seed": [1, 2]}},
+    "search.sampler=['tpe'] is not known": {"sampler": ["tpe"]},
+    "seed is for seeds to say; leave it out": {"space": {"seed": [1, 2]}},
+    "training.steps stands in overrides too": {"space": {"training.steps": [1, 2]}},
+    "algorithm=protonet cannot use gradient=first_order": {
+        "space": {"algorithm": ["protonet"], "gradient": "glob(first*)"}
+    },
     "search.space.b.when names a, which is no choice before it": {
         "space": {"b": {"values": [1, 2], "when": {"a": 1}}}
     },
