@@ -104,6 +104,8 @@ def _check_ranks(command: str, arguments: list[str]) -> None:
     options = [argument for argument in arguments if argument.startswith("-")]
     if command in _RANKS and not options:
         return
+    if [command, *arguments[:1]] == ["sweep", "work"]:  # each is a worker of its own
+        return
     if os.environ["RANK"] != "0":
         sys.exit(0)
     if command in _RANKS and {"-m", "--multirun"} & set(options):

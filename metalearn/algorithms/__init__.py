@@ -1,6 +1,5 @@
 """Meta-algorithms, one file each; every one says what happens in a single task."""
 
-from metalearn.algorithms.adversarial import PGD, AdversarialQuerying, adversarial
 from metalearn.algorithms.alfa import ALFA
 from metalearn.algorithms.anil import ANIL
 from metalearn.algorithms.boil import BOIL
@@ -27,9 +26,7 @@ __all__ = [
     "CAVIA",
     "LEO",
     "MAML",
-    "PGD",
     "R2D2",
-    "AdversarialQuerying",
     "InContext",
     "MAMLpp",
     "MeTAL",
@@ -42,5 +39,4 @@ __all__ = [
     "SoftKMeans",
     "TNet",
     "UnicornMAML",
-    "adversarial",
 ]

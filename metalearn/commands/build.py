@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from metalearn import tree
-from metalearn.algorithms import adversarial
+from metalearn.algorithms.adversarial import adversarial
 from metalearn.backbones.channels import Channels
 from metalearn.backbones.heads import head_name
 from metalearn.backbones.weights import Report, Weights

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from metalearn.algorithms import PGD
+from metalearn.algorithms.adversarial import PGD
 from metalearn.backbones.channels import Channels
 from metalearn.commands.arguments import factory, make
 from metalearn.commands.episodes import Data

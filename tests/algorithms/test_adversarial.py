@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from metalearn import gradients
-from metalearn.algorithms import MAML, PGD, AdversarialQuerying, ProtoNet
+from metalearn.algorithms import MAML, ProtoNet
+from metalearn.algorithms.adversarial import PGD, AdversarialQuerying
 from metalearn.backbones import Conv4
 from metalearn.engine import Engine
 from metalearn.errors import UsageError

@@ -205,7 +205,7 @@ WAITING = """
 import signal, threading
 import metalearn.sweeps.heartbeat as heartbeat
 from metalearn.cli import main
-from metalearn.training import run
+from metalearn.training import loop as run
 
 heartbeat.BEAT, real = 0.05, run.save_checkpoint
 
@@ -270,8 +270,8 @@ def test_a_run_of_another_process_is_tried_later(
     planned()
     (run,) = read_plan(Path("s"))
     monkeypatch.setattr("metalearn.sweeps.worker._BUSY", 0.5)
-    code = "from pathlib import Path\nfrom metalearn.training.folder import _lock\nimport sys\n"
-    code += f"lock = _lock(Path({str(Path('s', run.folder))!r}))\nprint(1, flush=True)\n"
+    code = "from pathlib import Path\nfrom metalearn.training.folder import lock_of\nimport sys\n"
+    code += f"lock = lock_of(Path({str(Path('s', run.folder))!r}))\nprint(1, flush=True)\n"
     with preloaded.Process(code + "sys.stdin.read()") as other:
         assert other.stdout.readline() == "1\n"
         with preloaded.metalearn("sweep", "work", "s") as worker:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from metalearn import tree
-from metalearn.algorithms import PGD, Metric, adversarial
+from metalearn.algorithms import Metric
+from metalearn.algorithms.adversarial import PGD, adversarial
 from metalearn.backbones.channels import Channels
 from metalearn.backbones.heads import head_name
 from metalearn.classifiers import Classifier

@@ -76,7 +76,7 @@ class CurveSettings:
 
     pruning: "magnitude", the smallest weights of all together, "per_layer", or "channels", a
     smaller network. severities, on: of corruptions, as `episodes.corruptions.Corruption` has them.
-    epsilon, steps: of the attack, `algorithms.PGD`.
+    epsilon, steps: of the attack, `algorithms.adversarial.PGD`.
     """
 
     episodes: int = 100

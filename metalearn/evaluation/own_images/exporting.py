@@ -50,7 +50,7 @@ class Answering(nn.Module):
             places: dict[str, Tensor | str] = {}
             for name, t in tensors.items():
                 key = f"{part}_{name}".replace(".", "_")
-                while key in self._buffers:
+                while hasattr(self, key):
                     key += "_"
                 places[name] = t if key in unused else key
                 if key not in unused:
