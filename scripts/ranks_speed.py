@@ -122,8 +122,9 @@ def page(record: dict[str, Any]) -> str:
                  ("alone", "ranks", "ratio")))
         for name, row in record["rows"].items()
     ]  # fmt: skip
-    head = ("", *(f"{what}, {by}" for by in ("seconds", "processor seconds") for what in
-                  ("one process", "two ranks", "ratio")))  # fmt: skip
+    every = [f"{what}, by {by}" for by in ("time", "processor time") for what in
+             ("one process", "two ranks", "ratio")]  # fmt: skip
+    head = ("tasks a second", *every)
     return (
         "# Ranks\n\n"
         f"`{record['command']}`: tasks a second of MAML, K=5, T={TASKS}, 5-way 1-shot, 15 queries "

@@ -78,9 +78,10 @@ class Ranks:
             given = {"store": store, "rank": rank, "world_size": size, "timeout": _PATIENCE}
             dist.init_process_group(backend, **given)
         except RuntimeError as error:
+            place, size = (os.environ[name] for name in ("MASTER_ADDR", "WORLD_SIZE"))
             raise UsageError(
-                f"the ranks did not meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-                f" ({reason_of(error)}); start as many as WORLD_SIZE={os.environ['WORLD_SIZE']} says"
+                f"the ranks did not meet at {place}:{os.environ['MASTER_PORT']} "
+                f"({reason_of(error)}); start as many as WORLD_SIZE={size} says"
             ) from None
         return _JOINED.setdefault(None, cls(rank, size, store))
 

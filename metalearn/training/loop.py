@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from metalearn.engine.ranks import Ranks
 from metalearn.errors import UsageError
 from metalearn.runtime.memory import peak_memory_bytes
 from metalearn.runtime.signals import Ending, at_ending
 from metalearn.tracking import Tracker
 from metalearn.training.checkpoint import prune_checkpoints, save_checkpoint
 from metalearn.training.ranks import losing, seconds_since, shared_generators
-from metalearn.training.stage import CLOCKS, Pace, Position, Stage
+from metalearn.training.stage import CLOCKS, Pace, Position, Stage, ranks_of
 
 Watch = Callable[[int, float], bool]
 
@@ -35,7 +34,7 @@ def fit(
     False where a signal came, to any rank, which `stop` then knows, or `watch` of `run` ended it.
     Raises UsageError where `folder` has gone, and RankLost, after a checkpoint, where a rank has.
     """
-    pace, at, ranks = stage.pace, position, stage.ranks or Ranks()
+    pace, at, ranks = stage.pace, position, ranks_of(stage)
     ranks.ending = stop = ranks.ending if stop is None else stop
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)

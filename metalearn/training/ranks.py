@@ -16,7 +16,7 @@ from metalearn.errors import RankLost, UsageError, one_line
 from metalearn.runtime.signals import handle_ending
 from metalearn.training.checkpoint import digest_of, generator_states, save_checkpoint
 from metalearn.training.folder import held, lock_of
-from metalearn.training.stage import CLOCKS, Pace, Position, Stage
+from metalearn.training.stage import CLOCKS, Pace, Position, Stage, ranks_of
 
 _WAIT = 2.0  # seconds, for the lock of a first rank that is just ending
 
@@ -46,9 +46,12 @@ def as_one(ranks: Ranks) -> Iterator[None]:
 
 
 def check_start(ranks: Ranks, stage: Stage) -> None:
-    """Raise UsageError where a rank would start from other weights than the first."""
+    """Raise UsageError where a rank would start from other weights than the first, or would not
+    share its steps."""
     if ranks.size == 1:
         return
+    if ranks_of(stage).size != ranks.size:
+        raise UsageError(f"{type(stage).__name__} is for one process; start it without torchrun")
     digests = ranks.gathered(digest_of(stage.dump()))
     if len(set(digests)) > 1:
         other = next(rank for rank, digest in enumerate(digests) if digest != digests[0])

@@ -98,8 +98,8 @@ class Stage(Protocol):
     """One kind of training: what it learns, and how.
 
     unit, size: what a step trains on and how many of them, as in 16 "tasks".
-    ranks: that share each step; None for this process alone. All call the same methods in the same
-        order, and each ends every step with the same state.
+    ranks: that share each step; None for this process alone, and so where a stage has no such name.
+        All call the same methods in the same order, and each ends every step with the same state.
     """
 
     @property
@@ -159,6 +159,11 @@ class Stage(Protocol):
         ...
 
 
+def ranks_of(stage: Stage) -> Ranks:
+    """Those that share its steps; this process alone where there are none."""
+    return getattr(stage, "ranks", None) or Ranks()
+
+
 def resume(stage: Stage, position: Position, folder: Path, warn: Callable[[str], None]) -> bool:
     """Load the newest readable checkpoint under `folder`, as the first rank finds it; False where
     there is none.
@@ -166,7 +171,7 @@ def resume(stage: Stage, position: Position, folder: Path, warn: Callable[[str],
     Raises UsageError for a checkpoint of another run or stage, or of a version that kept other
     things.
     """
-    ranks = stage.ranks or Ranks()
+    ranks = ranks_of(stage)
     saved = ranks.told(lambda: latest_checkpoint(folder / "checkpoints", warn))
     if saved is None:
         return False

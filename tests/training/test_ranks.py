@@ -23,6 +23,7 @@ from metalearn.errors import Diverged, RankLost, UsageError
 from metalearn.tracking import Tracker, read_records
 from metalearn.training.checkpoint import digest_of
 from metalearn.training.episodic import Episodic
+from metalearn.training.ranks import check_start
 from metalearn.training.supervised import Supervised
 from tests.command import metalearn
 from tests.rank_processes import on_ranks, succeed
@@ -192,10 +193,8 @@ def test_a_run_stops_on_two_ranks_and_ends_in_one_process(place: Path) -> None:
     same(place / "run", place / "whole", "weights.safetensors")
     assert "ranks" not in json.loads((place / "run" / "result.json").read_text())
 
-    assert (
-        metalearn("train", *[w for w in TRAIN if "steps" not in w], *METRIC, "run_dir=one").code
-        == 0
-    )
+    metric = [word for word in TRAIN if "steps" not in word]
+    assert metalearn("train", *metric, *METRIC, "run_dir=one").code == 0
     same(place / "metric", place / "one", "weights.safetensors")
     assert metalearn("pretrain", *PRETRAIN, "run_dir=alone").code == 0
     same(place / "pre", place / "alone", "backbone.safetensors")
@@ -272,6 +271,8 @@ def test_what_ranks_cannot_do_is_one_line(monkeypatch) -> None:
         ):
             with pytest.raises(UsageError, match=said):
                 pretrain.build(compose([*PRETRAIN, *more, "run_dir=x"], "pretrain"))
+    with pytest.raises(UsageError, match="object is for one process; start it without torchrun"):
+        check_start(Ranks(0, 2), object())  # a stage that knows no ranks
     for given, words, said in (
         ("0", ["compare"], "2 processes, and compare is one process; start it without torchrun"),
         ("0", ["evaluate", "run=x"], "2 processes, and evaluate is one process"),
