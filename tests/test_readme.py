@@ -46,13 +46,18 @@ CUT: dict[str, list[str]] = {
     "compare": [*SMALL, "isolate=false", "episodes.queries=1", "evaluation.episodes=2",
                 "evaluation.network_episodes=1", "evaluation.timed=1", "tuning.episodes=1",
                 "tuning.network_episodes=1", "tuning.head_rates=[0.1]", "tuning.head_steps=[1]",
-                "tuning.rates=[0.1]", "tuning.steps=[1]"],
+                "tuning.rates=[0.1]", "tuning.steps=[1]", "meta.seconds=0.1", "curves.episodes=1",
+                "curves.severities=[1]", "curves.steps=1"],
     "select": [*SMALL, "sample.images=5", "sample.classes=5", "evaluation.episodes=2",
                "episodes.queries=1", "episodes.shots=[1]"],
     "evaluate": ["evaluation.episodes=2"],
     "try": ["device=cpu", "repeats=1"],
 }  # fmt: skip
-OWN = {"images=imagenet": ["images.size=32"], "hydra/sweeper=optuna": ["hydra.sweeper.n_trials=1"]}
+OWN = {
+    "images=imagenet": ["images.size=32"],
+    "hydra/sweeper=optuna": ["hydra.sweeper.n_trials=1"],
+    "robustness=[all,pgd]": ["episodes.shots=[1]", "backbone.depth=8"],
+}
 """Further cuts, of a command that has such a word."""
 
 

@@ -183,6 +183,11 @@ class AdversarialQuerying:
         return self.algo.predict(meta, fast, x)
 
 
+def natural(algo: MetaAlgorithm) -> MetaAlgorithm:
+    """`algo` judged on queries as they are."""
+    return algo.algo if isinstance(algo, AdversarialQuerying) else algo
+
+
 def adversarial(algo: MetaAlgorithm, attack: PGD | None) -> MetaAlgorithm:
     """`algo` judged on queries that `attack` moved; itself for None."""
     return algo if attack is None else AdversarialQuerying(algo, attack)

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from metalearn.algorithms.adversarial import natural
 from metalearn.commands.build import build
 from metalearn.commands.train import run
 from metalearn.evaluation.comparison.curves import Subject
@@ -35,7 +36,7 @@ def measure(setting: Setting, name: str) -> Measured:
     assert result is not None
     _, stage = build(config, trained=True)
     meta = load_weights(folder / "weights.safetensors", stage.meta, result["weights_sha256"])
-    algo, steps = stage.algo, stage.evaluation_steps
+    algo, steps = natural(stage.algo), stage.evaluation_steps
     measured = _measure(setting, algo, meta, steps)
     measured.subject = Subject(algo, meta, algo.steps if steps is None else steps)
     measured.learned = sum(t.numel() for part in ("init", "hyper") for t in meta[part].values())

@@ -23,7 +23,7 @@ from metalearn.inner import adam, lslr, meta_curvature, meta_sgd, sgd
 from metalearn.inner.loop import adapt
 from metalearn.training.folder import load_weights, save_weights
 from metalearn.training.outer import Outer, meta_step
-from metalearn.training.pruning import IterativeHardThresholding, Magnitude
+from metalearn.training.pruning import SNIP, IterativeHardThresholding, Magnitude
 from metalearn.types import Given, Meta
 from tests.gradients import reference
 from tests.tasks import apart, classification, network
@@ -185,3 +185,14 @@ def test_schedules_are_functions_of_the_step() -> None:
 def test_mistakes_are_one_line(make, told) -> None:
     with pytest.raises(UsageError, match=told):
         make()
+
+
+def test_snip_keeps_what_the_loss_feels() -> None:
+    algo = MAML(conv(), 2, RULE)
+    meta = pruned(algo, 0.0)
+    gradient, _ = Engine("loop")(gradients.Adjoint(), algo, meta, EPISODES)
+    masks = SNIP(0.7).masks(1, meta, gradient)
+    felt = {n: (meta["init"][n] * reference_gradient(meta)["init"][n]).abs() for n in masks}
+    limit = min(float(felt[n][mask == 1].min()) for n, mask in masks.items())
+    assert all(felt[n][mask == 0].max() <= limit + 1e-9 for n, mask in masks.items())
+    assert SNIP().due(1) and not SNIP().due(2)

@@ -105,7 +105,7 @@ def _line(row: Mapping[str, Any], kind: str) -> tuple[str, ...]:
 
 def legends(comparison: Mapping[str, Any]) -> list[str]:
     """What the curves are, in words."""
-    how = comparison["config"].get("curves") or {}
+    how = comparison.get("config", {}).get("curves") or {}
     found = []
     if comparison.get("sparsity"):
         told = {"magnitude": "the smallest of all together", "per_layer": "the smallest of each "

@@ -28,7 +28,14 @@ from metalearn.episodes.corruptions import CORRUPTIONS, Corruption, corrupted
 from metalearn.errors import UsageError, check_whole, nearest
 from metalearn.evaluation.comparison.setting import Network, Setting
 from metalearn.evaluation.protocol import evaluate
-from metalearn.functional.masks import applied, kept_highest, magnitudes, prunable, with_masks
+from metalearn.functional.masks import (
+    applied,
+    kept_highest,
+    magnitudes,
+    masks_of,
+    prunable,
+    with_masks,
+)
 from metalearn.inner.loop import adapt, detached_gradient
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.types import Given, Meta, Params
@@ -168,6 +175,8 @@ def pruned(subject: Subject, share: float, how: str) -> Subject:
     head = head_name(algo.net.module) if algo.steps else None
     names = prunable(meta, head)
     masks = kept_highest(magnitudes(meta, names), share, how == "per_layer")
+    before = masks_of(meta["buffers"])  # of a method that was trained sparse
+    masks = {n: mask * before[n] if n in before else mask for n, mask in masks.items()}
     return Subject(algo, with_masks(meta, masks), steps)
 
 

@@ -221,13 +221,13 @@ def facts(comparison: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _parted(comparison: Mapping[str, Any]) -> str:
-    jobs = comparison["config"].get("jobs", 1)
+    jobs = comparison.get("config", {}).get("jobs", 1)
     return f" parted among {jobs} methods at a time" if jobs > 1 else ""
 
 
 def _clock(comparison: Mapping[str, Any]) -> str:
     """Where it is not the time that passed."""
-    processor = comparison["config"]["meta"].get("clock") == "processor"
+    processor = comparison.get("config", {}).get("meta", {}).get("clock") == "processor"
     return "processor time, all threads together" if processor else ""
 
 
