@@ -65,50 +65,33 @@ class Transformer:
             found |= with_prefix(str(layer), new)
         return found
 
-    def _layer(
-        self, own: Params, h: Tensor, there: Tensor, given: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens `[B, M]` after one layer, and their own keys and values `[heads, B, M / heads]`.
-
-        given: keys and values of the support set, for queries; None for the support set itself.
-        there: `[S]`, 0 for padding.
-        """
-        query, key, value = (
-            (_norm(h) @ own[name].T).unflatten(1, (self.heads, -1)).transpose(0, 1)
-            for name in ("query", "key", "value")
-        )
-        keys, values = given or (key, value)
-        scores = query @ keys.mT / key.shape[2] ** 0.5
-        scores = torch.where(there > 0, scores, absent(scores))
-        if given is not None:  # and itself
-            alone = (query * key).sum(2, keepdim=True) / key.shape[2] ** 0.5
-            scores = torch.cat([scores, alone], 2)
-        share = scores.softmax(2)
-        seen = share[..., : len(there)] @ values
-        if given is not None:
-            seen = seen + share[..., -1:] * value
-        h = h + seen.transpose(0, 1).flatten(1) @ own["out"].T
-        return h + perceptron(own, "mlp", _norm(h)), key, value
-
     def fit(self, hyper: Params, support: Batch, unlabelled: Batch | None = None) -> Params:
-        """What queries see of the support set: `<layer>.key` and `<layer>.value`
-        `[heads, S, M / heads]`, `there` `[S]`, `labels` `[S, E]` and `counts` `[S]`."""
+        """The support set's `tokens` `[S, M]` and `there` `[S]`, 0 for padding; `labels` `[S, E]`
+        and `counts` `[S]` of the classes."""
         member = (membership(support, support.x.dtype) > 0).to(support.x.dtype)
-        labels, there = episode_labels(support, self.labels, self.seed), member.sum(0)
-        state = {"there": there, "labels": labels, "counts": member.sum(1)}
-        h = _unit(support.x) @ hyper["A"].T + member.T @ labels @ hyper["B"].T
-        for layer in map(str, range(self.layers)):
-            h, key, value = self._layer(under_prefix(layer, hyper), h, there)
-            state |= {f"{layer}.key": key, f"{layer}.value": value}
-        return state
+        labels = episode_labels(support, self.labels, self.seed)
+        tokens = _unit(support.x) @ hyper["A"].T + member.T @ labels @ hyper["B"].T
+        state = {"labels": labels, "counts": member.sum(1)}
+        return {**state, "tokens": tokens, "there": member.sum(0)}
 
     def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
         """`[Q, S]` of features `[Q, D]`."""
-        h = _unit(features) @ hyper["A"].T + hyper["b"]
+        asked, size = _unit(features) @ hyper["A"].T + hyper["b"], len(state["tokens"])
+        h = torch.cat([state["tokens"], asked])
+        # Each sees the support set; a query itself, too.
+        itself = torch.eye(len(h), dtype=torch.bool, device=h.device)
+        sees = torch.cat([(state["there"] > 0).expand(len(h), -1), itself[:, size:]], 1)
         for layer in map(str, range(self.layers)):
-            given = state[f"{layer}.key"], state[f"{layer}.value"]
-            h, *_ = self._layer(under_prefix(layer, hyper), h, state["there"], given)
-        return masked(_norm(h) @ hyper["C"].T @ state["labels"].T, state["counts"])
+            own = under_prefix(layer, hyper)
+            query, key, value = (
+                (_norm(h) @ own[name].T).unflatten(1, (self.heads, -1)).transpose(0, 1)
+                for name in ("query", "key", "value")
+            )
+            scores = query @ key.mT / key.shape[2] ** 0.5
+            seen = torch.where(sees, scores, absent(scores)).softmax(2) @ value
+            h = h + seen.transpose(0, 1).flatten(1) @ own["out"].T
+            h = h + perceptron(own, "mlp", _norm(h))
+        return masked(_norm(h[size:]) @ hyper["C"].T @ state["labels"].T, state["counts"])
 
 
 def episode_labels(support: Batch, size: int, seed: int) -> Tensor:

@@ -47,7 +47,7 @@ def better(program: Program, point: Point) -> Point:
     """One step of the interior point method, from any point on."""
     unit, (values, shift) = program.unit, point
     systems, rest = _systems(program, values[1] / values[0]), _rest(program, point)
-    steps, _ = _newton(systems, rest, values, 0.0)
+    steps, _ = _newton(systems, rest, values)
     gap = values.prod(0).sum((-2, -1), keepdim=True)
     left = (values + _length(values, steps) * steps).prod(0).sum((-2, -1), keepdim=True) / gap
     mean = gap / values.shape[-2:].numel()
@@ -75,7 +75,7 @@ def of_tasks(program: Program, point: Point, steps: int) -> Tensor:
         tried = (free == before).flatten(1).all(1).nonzero().squeeze(1)
         left, before = torch.ones_like(rows, dtype=torch.bool), free
         for _ in range(_TRIES):
-            if not len(tried):
+            if len(tried) <= left.sum() / 4:  # too few to be worth it before the others' next step
                 break
             found, right, free_there = _with_bounds(
                 _at(program, tried), point.values[0, tried], point.shift[tried], free[tried]
@@ -101,9 +101,9 @@ def _with_bounds(
     a = (box - slack * free) * there
     each, together = _systems(program, _SHUT * (1 - free))
     rest = hot - a @ kernel - shift
-    solved = (each @ rest.unsqueeze(-1)).squeeze(-1)
+    solved = _times(each, rest)
     d_shift = torch.cholesky_solve((solved.sum(-2) + a.sum(-2)).unsqueeze(-1), together)
-    a = a + free * (solved - (each @ d_shift.unsqueeze(-3)).squeeze(-1))
+    a = a + free * (solved - (each.flatten(-3, -2) @ d_shift).view(solved.shape))
     dual = hot - a @ kernel - shift - d_shift.mT
     kept = (box - a >= -_KEPT * unit) & (dual >= -_KEPT) & (dual * free <= 1e3 * _KEPT)
     more = ((box - a) > unit * dual) * there
@@ -112,7 +112,7 @@ def _with_bounds(
 
 def _length(values: Tensor, steps: Tensor) -> Tensor:
     """How much of a step leaves every value above 0, 1.01 at most: `[..., 1, 1]`."""
-    return 1 / (-steps / values).amax(0).amax((-2, -1), keepdim=True).clamp(min=1 / 1.01)
+    return -1 / (steps / values).amin((0, -2, -1), keepdim=True)[0].clamp(max=-1 / 1.01)
 
 
 def _systems(program: Program, ratio: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ def _systems(program: Program, ratio: Tensor) -> tuple[Tensor, Tensor]:
     kernel = program.kernel
     eye = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
     ratio = ratio + _SHUT * (1 - program.there)
-    lower = torch.linalg.cholesky_ex(kernel.unsqueeze(-3) + ratio.unsqueeze(-1) * eye)[0]
+    lower = torch.linalg.cholesky_ex(kernel.unsqueeze(-3) + torch.diag_embed(ratio))[0]
     half = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
     each = half.mT @ half
     return each, torch.linalg.cholesky_ex(each.sum(-3))[0]
@@ -134,13 +134,20 @@ def _rest(program: Program, point: Point) -> Tensor:
 
 
 def _newton(
-    systems: tuple[Tensor, Tensor], rest: Tensor, values: Tensor, target: Tensor | float
+    systems: tuple[Tensor, Tensor], rest: Tensor, values: Tensor, target: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The step from `values` to where the slacks times their multipliers are `target`, and that of
-    the multipliers of the sums, which stay 0."""
+    """The step from `values` to where the slacks times their multipliers are `target`, None for 0,
+    and that of the multipliers of the sums, which stay 0."""
     (each, together), (slack, dual) = systems, values
-    wanted = target / slack
-    solved = (each @ (rest - wanted).unsqueeze(-1)).squeeze(-1)
+    wanted = None if target is None else target / slack
+    solved = _times(each, rest if wanted is None else rest - wanted)
     d_shift = torch.cholesky_solve(solved.sum(-2).unsqueeze(-1), together)
-    d_a = solved - (each @ d_shift.unsqueeze(-3)).squeeze(-1)
-    return torch.stack([-d_a, wanted - dual + dual / slack * d_a]), d_shift.mT
+    # All of the classes' systems at once: a row of E_n a row of the product.
+    d_a = solved - (each.flatten(-3, -2) @ d_shift).view(solved.shape)
+    d_dual = dual / slack * d_a - dual
+    d_dual = d_dual if wanted is None else d_dual + wanted
+    return torch.stack([-d_a, d_dual]), d_shift.mT
+
+
+def _times(each: Tensor, values: Tensor) -> Tensor:
+    return (each @ values.unsqueeze(-1)).squeeze(-1)

@@ -5,8 +5,10 @@
 
 with c_n the mean of the maps of class n (a sum in the paper, which depends on the shots), beside
 f(x) along the channels. The paper's batch norm is a layer norm here, so that no answer depends on
-the queries beside it. Its loss is the squared error of r to the one-hot class (eq. 2); with the
-layer norm that was seen to leave all relations equal, and the cross-entropy of r to train.
+the queries beside it. Its loss is the squared error of r to the one-hot class (eq. 2), which at
+first lowers all relations alike. On glyphs (Adam, 0.001) with width 64 and seed 0 that had shut all
+8 hidden units after 20 steps, for good; seeds 1 and 2, or width 16, trained. So did the
+cross-entropy of r with seed 0.
 
 Sung, Yang, Zhang, Xiang, Torr, Hospedales: Learning to Compare: Relation Network for Few-Shot
 Learning, 2018.
