@@ -88,10 +88,10 @@ def tell(study: Path) -> None:
         ends.update("+".join(sorted(a.ends)) or "left by a kill" for a in attempts)
         times_done[sum(bool({DONE, PRUNED} & a.ends) for a in attempts)] += 1
         for attempt in attempts:
-            if DONE in attempt.ends:
+            for end in {DONE, PRUNED} & attempt.ends:
                 path = claims.folder / f"{key}.{attempt.number}"
                 seconds = claims.record(key, attempt)["seconds"]
-                done = path.with_name(f"{path.name}.{DONE}").stat().st_mtime
+                done = path.with_name(f"{path.name}.{end}").stat().st_mtime
                 spent[attempt.worker].append((path.lstat().st_mtime, done, seconds))
     results = len(list((study / "runs").glob("*/result.json")))
     print(f"attempts: {dict(ends)}")

@@ -191,7 +191,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "seed is for seeds to say; leave it out": {"space": {"seed": [1, 2]}},
     "training.steps stands in overrides too": {"space": {"training.steps": [1, 2]}},
     "algorithm=protonet cannot use gradient=first_order": {
-        "space": {"algorithm": ["protonet"], "gradient": "glob(first*)"}
+        "space": {"algorithm": ["protonet", "maml"], "gradient": "glob(first*)"}
     },
     "search.space.b.when names a, which is no choice before it": {
         "space": {"b": {"values": [1, 2], "when": {"a": 1}}}
