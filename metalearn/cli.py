@@ -22,8 +22,8 @@ USAGE = """usage: metalearn <command> [overrides]
              an honest estimate, for predict and export run=try
   compare    untrained, pre-training, fine-tuning and meta-learning on the same episodes
   select     backbones ranked for a data set without training: backbones=[...] [accuracy=true]
-  report     <runs> ... [out=report] [by=algorithm,inner.rate]: mean over seeds with interval, as
-             Markdown, LaTeX, CSV and one HTML page
+  report     <runs> ... [out=report] [by=algorithm,inner.rate] [--to wandb]: mean over seeds with
+             interval, as Markdown, LaTeX, CSV and one HTML page
   sweep      plan study.yaml [folder] | work <folder> [minutes=60] [most=10] [wait=false]
              | submit <folder> [workers=4] [partition=...] [minutes=60] [executor=slurm|local]
              | status <folder> [watch=5] | retry <folder> | stop <folder>: many runs, that survive

@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +17,28 @@ def check_name(repository: str) -> None:
         raise UsageError(f"hub={repository} must be <user>/<name>")
 
 
+def _check_answers(endpoint: str) -> None:
+    """Raise UsageError where nothing answers: the hub's own client would ask for half a minute."""
+    request = urllib.request.Request(endpoint, method="HEAD", headers={"User-Agent": "metalearn"})
+    try:
+        with urllib.request.urlopen(request, timeout=5):
+            return
+    except urllib.error.HTTPError as error:  # an answer
+        error.close()
+    except (OSError, ValueError) as error:
+        reason = reason_of(getattr(error, "reason", None) or error)
+        raise UsageError(
+            f"{endpoint} does not answer ({reason}); use a folder here, and the hub from where "
+            "there is network"
+        ) from None
+
+
 def upload(folder: Path, repository: str, private: bool) -> str:
     """Send every file of `folder` as one commit; its address. Raises UsageError in one line where
     the hub cannot be reached or refuses."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
+    _check_answers(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="metalearn")
     try:
         api.create_repo(repository, private=private, exist_ok=True)
@@ -41,7 +60,12 @@ def fetcher(repository: str, revision: str) -> Callable[[str, Path, str | None],
     def fetch(name: str, target: Path, sha256: str | None) -> None:
         from huggingface_hub import constants, hf_hub_download
 
-        cache, endpoint = target.parent / ".hub", os.environ.get("HF_ENDPOINT")
+        cache, endpoint = (
+            target.parent / ".hub",
+            os.environ.get("HF_ENDPOINT") or constants.ENDPOINT,
+        )
+        if sha256 is None:  # the first
+            _check_answers(endpoint)
         given = {"revision": revision or None, "cache_dir": cache, "endpoint": endpoint}
         try:
             found = hf_hub_download(repository, name, **given, library_name="metalearn")
@@ -49,7 +73,7 @@ def fetcher(repository: str, revision: str) -> Callable[[str, Path, str | None],
         except Exception as error:
             told = f"{name} of {repository} ({reason_of(error)})"
             raise UsageError(
-                f"{endpoint or constants.ENDPOINT} does not give {told}; check the name and the "
+                f"{endpoint} does not give {told}; check the name and the "
                 "network, or pull from a folder"
             ) from None
         finally:

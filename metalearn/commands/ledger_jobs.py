@@ -1,5 +1,6 @@
 """The runs of a table: their configurations, which are there, what the others would take."""
 
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,11 @@ from metalearn.errors import UsageError
 from metalearn.sweeps.ledger import Cell, Ledger
 from metalearn.sweeps.records import complaints, rates, record, same_pace
 from metalearn.sweeps.runs import FinishedRun
+from metalearn.tracking import read_records
 
 
 class Rate(NamedTuple):
-    """Tasks a second in training, and the record that says so."""
+    """Tasks a second in training, and the run that has recorded it."""
 
     value: float
     source: Path
@@ -100,7 +102,19 @@ def _job(
     place = out / ledger.name / cell.name / f"seed{seed}"
     held = record(place)
     wrong = [] if held is None else list(complaints(held, seed, config))
-    return Job(cell, seed, config, pretraining, place, held, _rate(config, measured), wrong)
+    rate = _own_rate(Path(config["run_dir"])) or _rate(config, measured)
+    return Job(cell, seed, config, pretraining, place, held, rate, wrong)
+
+
+def _own_rate(run: Path) -> Rate | None:
+    """The median of what a run that has begun has recorded."""
+    path = run / "metrics.jsonl"
+    try:
+        records = list(read_records(path)) if path.is_file() else []
+    except ValueError:  # damaged, as the run tells when it goes on
+        return None
+    told = [one["tasks_per_second"] for one in records if "tasks_per_second" in one]
+    return Rate(statistics.median(told), run) if told else None
 
 
 def _rate(config: dict[str, Any], measured: list[Any]) -> Rate | None:

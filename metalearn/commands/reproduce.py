@@ -20,11 +20,12 @@ from metalearn.runtime.files import write_atomic
 from metalearn.sweeps import ledger_page
 from metalearn.sweeps.ledger import Ledger, read_ledger
 from metalearn.sweeps.records import keep, record
-from metalearn.training.process import Failed, Stopped, apart, guarded
+from metalearn.training.process import Chain, Failed, Stopped, apart, guarded
 from metalearn.training.stage import teller
 
 _OPTIONS = ("cells", "seeds", "out", "tracker", "isolate")
 _ACTS = ("--dry-run", "--write")
+_PROJECT = Path("README.md")
 
 
 def main(arguments: list[str], console: Console) -> None:
@@ -123,7 +124,8 @@ def _dry_run(ledger: Ledger, planned: Sequence[Job], folder: Path, console: Cons
     left = [job for job in planned if job.record is None]
     count = len({job.cell.name for job in planned})
     unknown = sum(job.hours is None for job in left)
-    told = f"{count} cells, {len(planned) - len(left)} runs there, {len(left)} to run"
+    told = f"{count} cell{'s' if count > 1 else ''}, {len(planned) - len(left)} runs there, "
+    told += f"{len(left)} to run"
     if left:
         told += f": {hours:.1f} hours of training" if unknown < len(left) else ""
         told += f"{' and ' if unknown < len(left) else ': '}{unknown} not known" if unknown else ""
@@ -136,16 +138,32 @@ def _dry_run(ledger: Ledger, planned: Sequence[Job], folder: Path, console: Cons
 
 
 def _readme_is_old(ledger: Ledger, folder: Path) -> str | None:
-    """What is said where the README is not what the records give."""
+    """What is said where a README is not what the records give."""
     path, found = folder / "README.md", _recorded(ledger, folder)
     if not found and not path.is_file():
         return None
     held = path.read_text(encoding="utf-8") if path.is_file() else ""
     made = ledger_page.between(held, ledger_page.BEGIN, ledger_page.page(ledger, found))
     if made == held:
+        path = _PROJECT
+        held, made = _of_the_project(ledger, folder, found)
+    if made == held:
         return None
     use = f"metalearn reproduce {ledger.name} --write does it anew"
     return f"{path} is not what the records give; {use}"
+
+
+def _of_the_project(
+    ledger: Ledger, folder: Path, found: ledger_page.Recorded
+) -> tuple[str, str | None]:
+    """The README of the project as it is, and with the table as it should be, where it has a place
+    for it."""
+    if not _PROJECT.is_file() or folder.parent != Path("experiments"):
+        return "", ""
+    held = _PROJECT.read_text(encoding="utf-8")
+    mark = f"<!-- metalearn reproduce {ledger.name} -->"
+    made = ledger_page.between(held, mark, ledger_page.short(ledger, found))
+    return held, held if made is None else made
 
 
 def _recorded(ledger: Ledger, folder: Path) -> ledger_page.Recorded:
@@ -163,14 +181,10 @@ def _write(ledger: Ledger, folder: Path, say: Any) -> None:
     path = folder / "README.md"
     if ledger_page.write_page(path, ledger, ledger_page.page(ledger, found)):
         say(f"{path} is written")
-    readme = Path("README.md")
-    mark = f"<!-- metalearn reproduce {ledger.name} -->"
-    if readme.is_file() and folder.parent == Path("experiments"):
-        held = readme.read_text(encoding="utf-8")
-        made = ledger_page.between(held, mark, ledger_page.short(ledger, found))
-        if made is not None and made != held:
-            write_atomic(readme, made)
-            say(f"{readme} is written")
+    held, made = _of_the_project(ledger, folder, found)
+    if made and made != held:
+        write_atomic(_PROJECT, made)
+        say(f"{_PROJECT} is written")
 
 
 def _reproduce(
@@ -208,12 +222,15 @@ def _reproduce(
 def _perform(job: Job, isolate: bool, console: Console) -> None:
     """Train, or go on, and keep the record. Raises Failed or Stopped."""
     told = None if isolate else console  # a console cannot be sent to another process
-    acts = [(pretrain.run, job.pretraining)] if job.pretraining else []
-    for run, config in [*acts, (train.run, job.config)]:
-        act = functools.partial(_run, run, config, told)
-        if isolate:
-            apart(act, Path(f"{config['run_dir']}.failed"))
-        else:
+    runs = [(pretrain.run, job.pretraining)] if job.pretraining else []
+    runs.append((train.run, job.config))
+    acts = [functools.partial(_run, run, config, told) for run, config in runs]
+    if isolate:
+        for _, failure in apart({job.name: Chain(acts, Path(f"{job.run_dir}.failed"))}):
+            if failure:
+                raise failure
+    else:
+        for act in acts:
             guarded(act)
     if job.pretraining:
         guarded(functools.partial(keep, Path(job.pretraining["run_dir"]), job.place / "pretrain"))

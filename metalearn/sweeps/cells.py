@@ -46,7 +46,7 @@ def arrange(runs: Sequence[FinishedRun], by: Sequence[str] | None = None) -> Arr
     """
     if len(measures := {run.measure for run in runs}) > 1:
         raise UsageError("classification and regression cannot stand in one table; name one kind")
-    conditions = list(dict.fromkeys(run.condition for run in runs))
+    conditions = list(dict.fromkeys(run.condition for run in sorted(runs, key=_size)))
     keys, more = _varying(runs, conditions) if by is None else (list(by), [])
     known = {key for run in runs for key in run.settings}
     for key in keys:
@@ -65,6 +65,12 @@ def arrange(runs: Sequence[FinishedRun], by: Sequence[str] | None = None) -> Arr
             _check(cell)
     ordered = sorted(rows.values(), key=lambda row: row.transductive)
     return Arranged(keys, more, conditions, ordered, measures.pop())
+
+
+def _size(run: FinishedRun) -> tuple[str, int, int]:
+    """What conditions are ordered by: data set, ways, shots."""
+    told = run.result
+    return told["dataset"], told.get("ways") or 0, told["shots"] or 0
 
 
 def _varying(runs: Sequence[FinishedRun], conditions: Sequence[str]) -> tuple[list[str], list[str]]:

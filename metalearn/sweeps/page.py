@@ -5,12 +5,10 @@ import io
 from collections.abc import Sequence
 from html import escape
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metalearn.sweeps.cells import Arranged, Row
-from metalearn.sweeps.runs import validation
+from metalearn.sweeps import importance, pictures
+from metalearn.sweeps.cells import Arranged, Scored
 from metalearn.sweeps.table import Table
 
 _STYLE = """
@@ -26,20 +24,30 @@ td.best { font-weight: bold; } tr.transductive td { color: #555; font-style: ita
 img { max-width: 100%; } li { font-size: .92rem; }
 """
 _SORT = """
-for (const head of document.querySelectorAll('th')) head.onclick = () => {
-  const body = head.closest('table').tBodies[0], at = head.cellIndex;
-  const up = head.dataset.up = head.dataset.up === '1' ? '' : '1';
-  const value = row => { const text = row.cells[at].textContent, number = parseFloat(text);
-    return isNaN(number) ? text : number; };
-  const order = (a, b) => { const x = value(a), y = value(b);
-    return (typeof x === typeof y ? (x > y) - (x < y) : typeof x === 'string' ? 1 : -1); };
-  [...body.rows].sort((a, b) => up ? order(a, b) : order(b, a)).forEach(row => body.append(row));
-};
+for (const head of document.querySelectorAll('th')) {
+  const sort = () => {
+    const body = head.closest('table').tBodies[0], at = head.cellIndex;
+    const up = head.getAttribute('aria-sort') !== 'ascending';
+    head.parentNode.querySelectorAll('th').forEach(other => other.removeAttribute('aria-sort'));
+    head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
+    const value = row => row.cells[at].textContent, none = text => text === '-' || text === '';
+    const order = (a, b) => {
+      const x = value(a), y = value(b);
+      if (none(x) || none(y)) return none(x) - none(y);  // what is missing comes last
+      const p = parseFloat(x), q = parseFloat(y), numbers = !isNaN(p) && !isNaN(q);
+      const sign = numbers ? p - q : x.localeCompare(y);
+      return up ? sign : -sign; };
+    [...body.rows].sort(order).forEach(row => body.append(row)); };
+  head.tabIndex = 0;
+  head.onclick = sort;
+  head.onkeydown = event => { if (event.key === 'Enter') sort(); };
+}
 """
 
 
-def page(arranged: Arranged, shown: Table) -> str:
-    """The table of `shown`, learning curves, accuracy by inner step and costs."""
+def page(arranged: Arranged, found: Sequence[dict[str, Scored]], shown: Table) -> str:
+    """The table of `shown`, learning curves, the result by inner step and by shots, the settings of
+    a search, and costs. found: the rows' cells in numbers."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in shown.head)
     body = []
     for row, best, family in zip(shown.body, shown.best, shown.families, strict=True):
@@ -50,11 +58,14 @@ def page(arranged: Arranged, shown: Table) -> str:
         body.append(f'<tr class="{family}">{"".join(cells)}</tr>')
     notes = "\n".join(f"<li>{escape(note)}</li>" for note in shown.notes)
     told = "Transductive methods in italics." if "transductive" in shown.families else ""
-    pictures = [
-        _picture("Validation while training", *_curves(arranged)),
-        _picture("By inner step", *_by_step(arranged)),
-        _picture("Time, memory and result", *_costs(arranged)),
-    ]
+    drawn = {
+        "Validation while training": pictures.curves(arranged),
+        "By inner step": pictures.by_step(arranged),
+        "By shots": pictures.by_shots(arranged, found),
+        **importance.drawn(arranged),
+        "Time, memory and result": pictures.costs(arranged),
+    }
+    shown_pictures = [_picture(title, figure) for title, figure in drawn.items() if figure]
     count = sum(len(cell) for row in arranged.rows for cell in row.cells.values())
     title = f"{count} runs: {', '.join(arranged.conditions)}"
     return (
@@ -65,91 +76,14 @@ def page(arranged: Arranged, shown: Table) -> str:
         f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
         + "\n".join(body)
         + f"\n</tbody>\n</table></div>\n<ul>\n{notes}\n</ul>\n"
-        + "\n".join(picture for picture in pictures if picture)
+        + "\n".join(shown_pictures)
         + f"\n<script>{_SORT}</script>\n</body>\n</html>\n"
     )
 
 
-def _picture(title: str, figure: Figure, drawn: bool) -> str:
-    if not drawn:
-        return ""
+def _picture(title: str, figure: Figure) -> str:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     source = base64.b64encode(file.getvalue()).decode("ascii")
+    title = escape(title)
     return f'<h2>{title}</h2>\n<img alt="{title}" src="data:image/png;base64,{source}">'
-
-
-def _label(row: Row) -> str:
-    return " ".join(str(value) for value in row.settings.values())
-
-
-def _panels(arranged: Arranged) -> tuple[Figure, Sequence[Axes]]:
-    """A panel for each condition, and colours that mean the same row in all of them."""
-    count = len(arranged.conditions)
-    figure = Figure((min(4.5 * count + 2.5, 14), 3.6), layout="constrained")
-    panels = figure.subplots(1, count, squeeze=False)[0]
-    for axes, condition in zip(panels, arranged.conditions, strict=True):
-        axes.set_title(condition, fontsize=10)
-        axes.grid(alpha=0.25)
-    return figure, panels
-
-
-def _legend(figure: Figure, panels: Sequence[Axes]) -> bool:
-    named = {}
-    for axes in panels:
-        handles, labels = axes.get_legend_handles_labels()
-        named |= dict(zip(labels, handles, strict=True))
-    if named:
-        figure.legend(named.values(), named, loc="outside right upper", fontsize=8, frameon=False)
-    return bool(named)
-
-
-def _curves(arranged: Arranged) -> tuple[Figure, bool]:
-    """The mean of the seeds' validation at each step, between the lowest and the highest."""
-    figure, panels = _panels(arranged)
-    for number, row in enumerate(arranged.rows):
-        for axes, condition in zip(panels, arranged.conditions, strict=True):
-            each = [validation(run.folder) for run in row.cells.get(condition, [])]
-            steps = sorted(set.intersection(*map(set, each))) if each else []
-            if not steps:
-                continue
-            values = np.array([[one[step] for step in steps] for one in each])
-            axes.plot(steps, values.mean(0), color=f"C{number % 10}", label=_label(row))
-            axes.fill_between(
-                steps, values.min(0), values.max(0), color=f"C{number % 10}", alpha=0.15, lw=0
-            )
-            axes.set_xlabel("meta-step")
-            axes.set_ylabel(f"validation {arranged.measure}")
-    return figure, _legend(figure, panels)
-
-
-def _by_step(arranged: Arranged) -> tuple[Figure, bool]:
-    figure, panels = _panels(arranged)
-    name = f"{arranged.measure}_by_step"
-    for number, row in enumerate(arranged.rows):
-        for axes, condition in zip(panels, arranged.conditions, strict=True):
-            each = [run.result.get(name) or [] for run in row.cells.get(condition, [])]
-            if len({len(one) for one in each}) != 1 or len(each[0]) < 2:
-                continue
-            values = np.array([[mean for mean, _ in one] for one in each])
-            axes.plot(values.mean(0), "o-", ms=3, color=f"C{number % 10}", label=_label(row))
-            axes.set_xlabel("inner step")
-            axes.set_ylabel(f"test {arranged.measure}")
-    return figure, _legend(figure, panels)
-
-
-def _costs(arranged: Arranged) -> tuple[Figure, bool]:
-    figure = Figure((11, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for number, row in enumerate(arranged.rows):
-        runs = [run for cell in row.cells.values() for run in cell]
-        looks = {"color": f"C{number % 10}", "label": _label(row), "s": 18}
-        values = [run.result[run.measure] for run in runs]
-        panels[0].scatter([run.result["seconds"] for run in runs], values, **looks)
-        memory = [run.result["peak_memory_bytes"] / 2**20 for run in runs]
-        panels[1].scatter(memory, values, **looks)
-    for axes, name in zip(panels, ("seconds of training", "peak memory, MiB"), strict=True):
-        axes.set_xlabel(name)
-        axes.set_ylabel(f"test {arranged.measure}")
-        axes.grid(alpha=0.25)
-    return figure, _legend(figure, panels)

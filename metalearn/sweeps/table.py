@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metalearn.sweeps.cells import Arranged, Row, Scored, matrix, scores
+from metalearn.sweeps.cells import Arranged, Row, Scored, matrix
 from metalearn.sweeps.uncertainty import interquartile_mean, probability_of_improvement
 
 LEVEL = 0.05  # of a difference that is marked
@@ -24,10 +24,11 @@ class Table(NamedTuple):
     notes: list[str]
 
 
-def table(arranged: Arranged, confidence: float = 0.95) -> Table:
+def table(
+    arranged: Arranged, found: Sequence[Mapping[str, Scored]], confidence: float = 0.95
+) -> Table:
     """What `arranged` shows: settings, seeds, each condition's mean with half of its interval, and
-    the costs. A dagger: less than the best, by Holm's correction."""
-    found = scores(arranged, confidence)
+    the costs. A dagger: less than the best, by Holm's correction. found: its `scores`."""
     names = [_short(key, arranged.keys) for key in arranged.keys]
     several = len(arranged.conditions) > 1
     head = [*names, "seeds", *arranged.conditions]
@@ -38,7 +39,7 @@ def table(arranged: Arranged, confidence: float = 0.95) -> Table:
         told = [_cell(cells.get(c), arranged.measure) for c in arranged.conditions]
         over = _over_tasks(arranged, row) if several else []
         body.append(
-            [*map(_setting, row.settings.values()), _seeds(cells), *told, *over, *_costs(row)]
+            [*map(setting, row.settings.values()), _seeds(cells), *told, *over, *_costs(row)]
         )
         own = [c in cells and cells[c].best for c in arranged.conditions]
         after = len(head) - len(names) - 1 - len(own)
@@ -47,10 +48,10 @@ def table(arranged: Arranged, confidence: float = 0.95) -> Table:
     return Table(head, body, best, families, _notes(arranged, found, confidence))
 
 
-def rows(arranged: Arranged, confidence: float = 0.95) -> list[dict[str, Any]]:
-    """A row for each cell, with every number, for a program to read."""
+def rows(arranged: Arranged, found: Sequence[Mapping[str, Scored]]) -> list[dict[str, Any]]:
+    """A row for each cell, with every number, for a program to read. found: its `scores`."""
     made = []
-    for row, cells in zip(arranged.rows, scores(arranged, confidence), strict=True):
+    for row, cells in zip(arranged.rows, found, strict=True):
         for condition, cell in cells.items():
             first = row.cells[condition][0].result
             made.append(
@@ -82,7 +83,10 @@ def _short(key: str, keys: Sequence[str]) -> str:
     return last if [k.rpartition(".")[2] for k in keys].count(last) == 1 else key
 
 
-def _setting(value: Any) -> str:
+def setting(value: Any) -> str:
+    """The text of a value: of a number that a search drew, four digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return "null" if value is None else str(value)
 
 

@@ -1,6 +1,7 @@
 """Records to Weights & Biases, sent by a background thread: the run never waits for a server.
 
-Nothing else in the project but wandb_service.py imports wandb, and both only when a run starts.
+Nothing else in the project but wandb_service.py and wandb_report.py imports wandb, and all only
+when they are used.
 """
 
 import contextlib

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +68,22 @@ def test_latex_and_the_page(runs: Path) -> None:
     ]
     assert len(lines) == 4 and len({line.count("&") for line in lines}) == 1
     assert tex.count("{") == tex.count("}") and "\\toprule" in tex and "$\\pm$" in tex
+    _compile(tex)
     page = (runs / "report/report.html").read_text()
-    assert page.count("<img ") == 3 and page.count("<tr class=") == 3
+    assert page.count("<img ") == 4 and page.count("<tr class=") == 3
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)  # it needs nothing beside it
+
+
+def _compile(tex: str) -> None:
+    if shutil.which("pdflatex") is None:
+        print("not compiled: there is no pdflatex here")
+        return
+    head = "\\documentclass{article}\\usepackage[utf8]{inputenc}\\usepackage{booktabs}"
+    text = f"{head}\\begin{{document}}\n{tex}\n\\end{{document}}\n"
+    Path("table.tex").write_text(text)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and Path("table.pdf").stat().st_size > 1000, done.stdout[-2000:]
 
 
 def test_as_few_settings_as_tell_the_rows_apart(workplace: Path) -> None:
@@ -156,6 +171,11 @@ def test_what_was_measured_on_other_episodes_is_not_compared(workplace: Path) ->
         (["spoilt"], "spoilt cannot be read (JSONDecodeError"),
         (["other"], "other cannot be read (KeyError: 'shots')"),
         (["nan"], "nan has test episodes of which accuracy is no number, or none at all"),
+        (["seedless"], "seedless cannot be read (ValueError: no seed, or no settings)"),
+        (["good", "--to", "mlflow"], "to=mlflow is not known; use --to wandb"),
+        (["good", "--to"], "to= is not known; use --to wandb"),
+        (["good", "project=x"], "project= goes with --to wandb"),
+        (["good", "--to", "wandb", "mode=never"], "mode=never must be online or offline"),
         (["good", "loss"], "classification and regression cannot stand in one table"),
     ],
 )  # fmt: skip
@@ -166,6 +186,9 @@ def test_a_mistake_is_one_line(words: list[str], told: str, workplace: Path) -> 
     write_run(Path("other"), "MAML", 0, drawn(0.5, 0), shots=None)
     write_run(Path("loss"), "MAML", 0, drawn(0.5, 0), accuracy=None, loss=0.5)
     write_run(Path("nan"), "MAML", 0, np.array([0.5, np.nan]))
+    write_run(Path("seedless"), "MAML", 0, drawn(0.5, 0))
+    result = json.loads(Path("seedless/result.json").read_text())
+    Path("seedless/result.json").write_text(json.dumps(result | {"seed": None}))
     Path("empty").mkdir()
     Path("begun").mkdir()
     Path("begun/config.yaml").write_text("seed: 0\n")

@@ -94,8 +94,10 @@ def test_what_is_missing_runs_and_what_is_there_is_held_to_its_files(workplace: 
     Path("experiments/tiny/README.md").write_text(page.replace(f"{mean:.2f}", "99.99"))
     code, _, err = told(name, "--dry-run", "cells=good")
     assert code == 1 and "README.md is not what the records give" in err
+    Path("README.md").write_text(readme.replace(f"{mean:.2f}", "99.99"))
     assert (
         told(name, "--write", "cells=good")[0] == 0
+        and Path("README.md").read_text() == readme
         and Path("experiments/tiny/README.md").read_text() == page
     )
     name = table({"good": {**good, "run": ["algorithm.steps=1"]}}, seeds=[0])
@@ -167,7 +169,7 @@ def test_what_is_recorded_is_what_it_says(name: str, monkeypatch: pytest.MonkeyP
     code, out, err = told(name, "--dry-run", *([] if name == "sinusoid" else ["seeds=0"]))
     assert code == 0, err
     assert name != "omniglot" or " 16 cells, " in out
-    assert name != "sinusoid" or out.endswith(" 1 cells, 3 runs there, 0 to run")
+    assert name != "sinusoid" or out.endswith(" 1 cell, 3 runs there, 0 to run")
 
 
 def test_the_other_tables_compose() -> None:

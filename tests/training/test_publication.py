@@ -257,6 +257,10 @@ def test_to_the_hub_and_back(
     assert Path("back/SHA256SUMS").read_text() == Path("zoo/SHA256SUMS").read_text()
     line = metalearn("pull", "me/other", "b").mistake
     assert f"{server} does not give SHA256SUMS of me/other (" in line
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    line = metalearn("pull", "me/run", "b").mistake
+    assert "http://127.0.0.1:1 does not answer (" in line
+    assert metalearn("publish", run, "hub=me/run", root).mistake == line
 
 
 MISTAKES = {
