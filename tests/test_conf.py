@@ -171,6 +171,8 @@ def chosen(path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> list
     if group == "gradient":
         kind = target(composed(*words)["gradient"]["_target_"]).kind
         words += [f"algorithm={MADE_FOR[kind]}"] if kind in MADE_FOR else []
+    if path.stem == "ensemble":
+        words.append("+backbone@backbone.members.one=conv4")
     if path.stem == "superclass":
         words.append("dataset=fc100")
     dataset = composed(*words)["dataset"]

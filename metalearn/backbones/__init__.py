@@ -7,6 +7,7 @@ from metalearn.backbones.mlp import MLP
 from metalearn.backbones.pretrained import timm_model, torchvision_model
 from metalearn.backbones.resnet12 import ResNet12
 from metalearn.backbones.wide_resnet import WideResNet
+from metalearn.backbones.word_vectors import WordVectors
 
 __all__ = [
     "MLP",
@@ -15,6 +16,7 @@ __all__ = [
     "Ensemble",
     "ResNet12",
     "WideResNet",
+    "WordVectors",
     "timm_model",
     "torchvision_model",
 ]

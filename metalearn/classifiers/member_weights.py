@@ -6,8 +6,9 @@
 c_{m,n} the mean of the features of unit length of class n by member m; own_m and other_m the mean
 over the support set of the cosine to the mean of its own class and to those of the others. a, b
 and t are meta-learned, so that the query loss says what a good support set looks like. Each member
-alone is Meta-Baseline's classifier (Chen et al. 2021, eq. 2); the weights are those of a mixture of
-experts whose gate sees the task's support set alone (Jacobs, Jordan, Nowlan, Hinton 1991, eq. 1).
+alone is Meta-Baseline's classifier; the weights are the gate of a mixture of experts, which sees
+the task's support set alone. Jacobs, Jordan, Nowlan, Hinton: Adaptive Mixtures of Local Experts,
+1991.
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -46,7 +47,20 @@ def changed_members(
     node: Mapping[str, Any], change: Callable[[dict[str, Any]], Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The node with each member after `change`."""
-    return {**node, "members": {n: dict(change(dict(m))) for n, m in node["members"].items()}}
+    changed = {}
+    for name, own in node["members"].items():
+        with of_member(name):
+            changed[name] = dict(change(dict(own)))
+    return {**node, "members": changed}
+
+
+@contextmanager
+def of_member(name: str) -> Iterator[None]:
+    """Say of which member a mistake is."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"backbone.members.{name}: {error}") from None
 
 
 def built(
@@ -54,20 +68,21 @@ def built(
 ) -> tuple[dict[str, Any], list[Report]]:
     """`members` and `widths` of the ensemble `node`, and the reports of what was loaded.
 
-    build: from the node of a member and its number to itself. Frozen members of one node, weights
-    among it, are one module: they take the memory of one.
+    build: from the node of a member and its number to itself. Frozen members of one node and one
+    file of weights are one module: they take the memory of one.
     """
     made: dict[str, Member] = {}
     kept: dict[str, Member] = {}
     frozen = node.get("frozen", True)
     for number, (name, own) in enumerate(members(node)):
         still = frozen is True or (isinstance(frozen, list | tuple) and name in frozen)
-        key = json.dumps(own, sort_keys=True) if still and own.get("weights") else name
-        try:
+        # A run that is opened again has its members' weights itself, and what their files were.
+        file = own.get("sha256") or own.get("weights")
+        same = {**own, "weights": None, "sha256": file}
+        key = json.dumps(same, sort_keys=True) if still and file else name
+        with of_member(name):
             if key not in kept:
                 kept[key] = build(own, number)
-        except UsageError as error:
-            raise UsageError(f"backbone.members.{name}: {error}") from None
         made[name] = kept[key]
     reports = [member.report for member in kept.values() if member.report is not None]
     modules = {name: member.module for name, member in made.items()}

@@ -25,6 +25,7 @@ from metalearn.commands.members import (
     is_ensemble,
     joined,
     members,
+    of_member,
     own_values,
 )
 from metalearn.commands.trial import evaluated
@@ -48,10 +49,8 @@ def check_backbone(node: Mapping[str, Any]) -> None:
     """Raise UsageError for a backbone that cannot be made, whatever the data."""
     if is_ensemble(node):
         for name, member in members(node):
-            try:
+            with of_member(name):
                 check_backbone({n: v for n, v in member.items() if n != "images"})
-            except UsageError as error:
-                raise UsageError(f"backbone.members.{name}: {error}") from None
         node = own_values(node)
     left = {n: v for n, v in _own(node).items() if n not in _FROM_DATA or v is not None}
     check_node(left, "backbone")

@@ -6,6 +6,7 @@ from metalearn.data.dataset import Classes, ImageDataset
 from metalearn.data.folder import folder
 from metalearn.data.glyphs import glyphs
 from metalearn.data.harmonic import Harmonic
+from metalearn.data.intents import intents
 from metalearn.data.mini_imagenet import mini_imagenet
 from metalearn.data.mixture import Mixture
 from metalearn.data.mnist import mnist
@@ -35,6 +36,7 @@ __all__ = [
     "fc100",
     "folder",
     "glyphs",
+    "intents",
     "mini_imagenet",
     "mnist",
     "omniglot",

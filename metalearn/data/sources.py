@@ -3,6 +3,7 @@
 from metalearn.data.cifar import SOURCE as CIFAR
 from metalearn.data.cub import SOURCE as CUB
 from metalearn.data.glyphs import SOURCE as GLYPHS
+from metalearn.data.intents import SOURCE as INTENTS
 from metalearn.data.mini_imagenet import SOURCE as MINI_IMAGENET
 from metalearn.data.mnist import SOURCE as MNIST
 from metalearn.data.omniglot import SOURCE as OMNIGLOT
@@ -18,6 +19,7 @@ SOURCES = {
     "folder": Source("yours"),
     "glyphs": GLYPHS,
     "harmonic": Source("made"),
+    "intents": INTENTS,
     "mini_imagenet": MINI_IMAGENET,
     "mixture": Source("made"),
     "mnist": MNIST,

@@ -24,7 +24,7 @@ class TensorDataset:
         example, any of them: an episode's labels are 0 to N-1, in the order of its draw.
     splits: by "train", "val" and "test", classes; none in two of them. targets: further tensors
         `[n, *Y]` by name; an episode's `y` is then a dict, its classes under `label`.
-    name: told in results.
+    name: told in results. names: of the classes 0, 1, ..., where they have any.
 
     Raises DataError where lengths differ, or a split names a class twice or that is not there.
     """
@@ -34,6 +34,7 @@ class TensorDataset:
     splits: Mapping[str, Sequence[int]]
     targets: Mapping[str, Tensor] = field(default_factory=dict)
     name: str = "tensors"
+    names: Sequence[str] = ()
     groups: None = None
 
     def __post_init__(self) -> None:
@@ -49,6 +50,8 @@ class TensorDataset:
                 f"{self.name}: {count} classes, but tensors of {sorted(lengths)} examples; give "
                 "every example its class"
             )
+        if self.names and not 0 <= int(known.min()) <= int(known.max()) < len(self.names):
+            raise DataError(f"{self.name}: {len(self.names)} names do not name every class")
         if "label" in self.targets:
             raise DataError(f"{self.name}: the target `label` is the class's; use another name")
         if set(self.splits) != set(SPLITS):
@@ -96,7 +99,7 @@ class TensorDataset:
 
     def class_names(self, split: str) -> list[str]:
         """The classes of `split`, in its order."""
-        return [str(int(c)) for c in self.splits[split]]
+        return [self.names[c] if self.names else str(int(c)) for c in self.splits[split]]
 
     def examples(
         self, split: str, classes: np.ndarray, examples: np.ndarray

@@ -1,12 +1,17 @@
 """Several backbones as one: exact in second order, frozen members shared, weights of each task."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from metalearn.algorithms import MAML, Metric
-from metalearn.backbones import MLP, Ensemble
+from metalearn.backbones import MLP, Conv4, Ensemble
 from metalearn.backbones.ensemble import MemberHeads, Prepared
 from metalearn.classifiers import Cosine, MemberWeights
 from metalearn.errors import UsageError
@@ -14,6 +19,7 @@ from metalearn.functional import pure
 from metalearn.gradients import Adjoint
 from metalearn.inner import sgd
 from metalearn.types import Batch
+from tests.command import FAST, metalearn
 from tests.gradients import reference
 from tests.tasks import apart, classification, network, on, randomised
 
@@ -161,3 +167,47 @@ def test_average_of_heads() -> None:
     plain = MemberHeads(WIDTHS, 3, weighted=False)
     plain.load_state_dict({n: t for n, t in heads.state_dict().items() if n != "mix"})
     torch.testing.assert_close(heads(x), plain(x))  # equal weights, as they start
+
+
+def test_a_run_of_it_and_what_is_kept(workplace: Path) -> None:
+    told = {"images": {"size": 16, "channels": 1, "mean": [0.25], "std": [0.5]}}
+    torch.manual_seed(0)
+    made = Conv4(ways=7, channels=1, size=16, filters=4, norm="frozen")
+    save_file(made.state_dict(), "w.safetensors", metadata={"metalearn": json.dumps(told)})
+    members = [
+        *("backbone=ensemble", "backbone.norm=frozen"),
+        *("+backbone@backbone.members.a=conv4", "backbone.members.a.filters=4"),
+        "backbone.members.a.weights=w.safetensors",
+        *("+backbone@backbone.members.b=conv4", "backbone.members.b.filters=4"),
+        "backbone.members.b.weights=w.safetensors",
+        *("+backbone@backbone.members.c=conv4_strided", "backbone.members.c.filters=4"),
+    ]
+    fast = [word for word in FAST if not word.startswith("backbone.")]
+    meta = ["algorithm=metric", "classifier=member_weights", "training.steps=2"]
+    ran = metalearn("train", *fast, *members, *meta, "run_dir=run")
+    assert ran.code == 0, ran.err
+    assert "w.safetensors (" not in ran.out and "26 of 26 tensors matched" not in ran.out
+    assert "weights: w.safetensors: " in ran.out  # read once, for two members
+    held = yaml.safe_load(Path("run/config.yaml").read_text())["backbone"]["members"]
+    assert held["a"]["images"] == {"size": 16, "channels": 1, "mean": [0.25], "std": [0.5]}
+    assert len(held["a"]["sha256"]) == 64 and held["c"]["images"] == {}
+    weights = load_file("run/weights.safetensors")
+    assert weights["hyper/offset"].shape == (3,)
+    assert not any(name.startswith("init/") for name in weights)  # all members are frozen
+    Path("w.safetensors").unlink()
+    again = metalearn("evaluate", "run=run")
+    assert again.code == 0, again.err
+    (found,) = Path("run/evaluations").glob("*/result.json")
+    before = json.loads(Path("run/result.json").read_text())
+    assert json.loads(found.read_text())["accuracy"] == before["accuracy"]
+    for words, said in (
+        (["backbone.members.a.weights=gone.th"], "backbone.members.a: no weights at gone.th"),
+        (["backbone.combine=logits"], "this algorithm works on features"),
+        (["backbone.members.c.filters=0"], "backbone.members.c: "),
+        (["backbone.frozen=[d]"], "backbone.frozen: no member d"),
+    ):
+        save_file(made.state_dict(), "w.safetensors")
+        told = metalearn("train", *fast, *members, *meta, "run_dir=other", *words).mistake
+        assert said in told, told
+    empty = metalearn("train", *fast, "backbone=ensemble", "run_dir=other").mistake
+    assert empty.startswith("backbone.members is empty; add one by +backbone@backbone.members")

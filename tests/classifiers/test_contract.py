@@ -41,6 +41,8 @@ CLASSIFIERS = {
     "LogisticRegression-ways": classifiers.LogisticRegression(4.0, ways=3),
     "Matching": classifiers.Matching(temperature=0.5, learn_temperature=True),
     "Matching-full-context": classifiers.Matching(full_context=True, steps=2),
+    "MemberWeights": classifiers.MemberWeights(temperature=0.5).with_members([1, SIZE - 1]),
+    "MemberWeights-alone": classifiers.MemberWeights(),
     "Relation": classifiers.Relation(width=3),
     "Relation-map": classifiers.Relation(channels=1, width=3, ways=3),
     "Ridge": classifiers.Ridge(regularisation=0.7, scale=3.0, bias=0.2),

@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-from metalearn.data import cifar_fs, cub, mini_imagenet, tiny_imagenet
+from metalearn.data import cifar_fs, cub, intents, mini_imagenet, tiny_imagenet
 from metalearn.data.download import download
 from metalearn.data.omniglot import decode
 from tests.inputs.case import Case, Place
@@ -292,7 +292,24 @@ def tiny_case(given: str, said: str, change: Callable[[dict[str, bytes]], object
     return Case(f"Tiny-ImageNet {given}", said, lambda place: tiny_imagenet(), ready)
 
 
+def texts(line: str) -> Callable[[Place], object]:
+    """BANKING77 of one line."""
+
+    def ready(place: Place) -> None:
+        (place.data / "intents" / "banking77").mkdir(parents=True)
+        (place.data / "intents" / "banking77" / "full.jsonl").write_text(line)
+
+    return ready
+
+
 MORE = [
+    Case(
+        "BANKING77 with an empty text",
+        "is an empty text; mend it",
+        lambda place: intents(),
+        texts('{"sentence": " ", "label": "age_limit"}'),
+    ),
+    Case("no BANKING77", "there is no intents/banking77/full.jsonl", lambda place: intents()),
     tiny_case("with a box of no area", "which has no area", table(b"a.JPEG\t9\t0\t8\t9")),
     tiny_case("with no box of an image", "has no box in", table(b"a.JPEG\t0\t0\t8\t9")),
     tiny_case("with a box beyond its image", "beyond its image", table(b"a.JPEG\t0\t0\t64\t9")),
