@@ -1,11 +1,11 @@
 """Folders of CIFAR-FS test images, as a user would have them, and how honest `try` is on such.
 
     python -m scripts.own_pictures folders <place> [shots=5] [images=50]
-    python -m scripts.own_pictures honest <out.json> [draws=40] [shots=5]
+    python -m scripts.own_pictures honest <out.json> [draws=25] [shots=5] [images=100]
 
 `honest` draws five test classes and their shots again and again, lets the code of `try` choose and
-estimate, and compares with the accuracy on all other images of those classes. Features are those of
-`try`'s own default network.
+estimate, and compares with the accuracy on the other of the first `images` of those classes.
+Features are those of `try`'s own default network.
 """
 
 import sys
@@ -41,23 +41,23 @@ def folders(place: Path, shots: int, images: int, seed: int = 0) -> None:
             Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{drawn[n]:03d}.png")
 
 
-def features() -> list[torch.Tensor]:
-    """Of every image of every test class, by the network that `try` takes."""
+def features(images: int) -> list[torch.Tensor]:
+    """Of the first images of every test class, by the network that `try` takes."""
     words = ["backbone=cifar_resnet", "backbone.weights=DEFAULT", "device=cpu"]
     config, weights = try_backbone.configured(try_backbone.Chosen(words, ""), ())
     module, _, transform = try_backbone.network(config, weights)
     algo, dataset = Metric(module, Cosine()), cifar_fs()
     adapter = Adapter(algo, algo.init(), transform, 0, torch.device("cpu"))
     every = []
-    for c, size in enumerate(dataset.sizes["test"]):
-        pixels = dataset.images("test", np.array(c), np.arange(size)).transpose(0, 2, 3, 1)
+    for c in range(dataset.class_count("test")):
+        pixels = dataset.images("test", np.array(c), np.arange(images)).transpose(0, 2, 3, 1)
         every.append(adapter.prepared(pixels))
     return every
 
 
-def honest(draws: int, shots: int) -> dict[str, Any]:
+def honest(draws: int, shots: int, images: int) -> dict[str, Any]:
     """What each draw estimated, and what was true."""
-    every, rng, rows = features(), np.random.default_rng(0), []
+    every, rng, rows = features(images), np.random.default_rng(0), []
     labels, groups = np.repeat(np.arange(WAYS), shots), np.arange(WAYS * shots)
     for draw in range(draws):
         x, rest = [], []
@@ -86,7 +86,8 @@ def honest(draws: int, shots: int) -> dict[str, Any]:
     names = ("best_of_candidates", "estimate", "true", "inside", "calibration_error_before",
              "calibration_error")  # fmt: skip
     means = {name: float(np.mean([row[name] for row in rows])) for name in names}
-    return {"draws": draws, "ways": WAYS, "shots": shots, "seed": 0, "means": means, "rows": rows}
+    told = {"draws": draws, "ways": WAYS, "shots": shots, "images": images, "seed": 0}
+    return {**told, "means": means, "rows": rows}
 
 
 def main() -> None:
@@ -96,7 +97,8 @@ def main() -> None:
     if what == "folders":
         folders(Path(place), given.get("shots", 5), given.get("images", 50))
     else:
-        write_json(place, honest(given.get("draws", 40), given.get("shots", 5)))
+        how = (given.get("draws", 25), given.get("shots", 5), given.get("images", 100))
+        write_json(place, honest(*how))
 
 
 if __name__ == "__main__":

@@ -54,8 +54,9 @@ def test_the_temperature_that_made_the_labels_is_found() -> None:
 def test_a_few_shots_that_are_all_right_do_not_make_certain() -> None:
     logits = np.eye(3)[[0, 1, 2, 0, 1, 2]] * 50
     found = calibration(logits, np.array([0, 1, 2, 0, 1, 2]))
-    # (n + 1) / (n + N) of n = 6 shots and N = 3 classes.
-    assert probabilities(logits, found.temperature).max() == pytest.approx(7 / 9, abs=1e-3)
+    # (n + 1 / N) / (n + 1) of n = 6 shots and N = 3 classes.
+    want = (6 + 1 / 3) / 7
+    assert probabilities(logits, found.temperature).max() == pytest.approx(want, abs=1e-3)
 
 
 @pytest.mark.parametrize(

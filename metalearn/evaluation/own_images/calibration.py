@@ -3,8 +3,8 @@
 The confidence of an answer is the largest of softmax(logits / T). T is what makes the labels of
 shots that were held out likeliest; Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural
 Networks, 2017. Few shots are often all right, which alone would make T 0 and every answer certain:
-as Platt (1999) does, of n shots and N classes the label counts (n + 1) / (n + N), each other class
-1 / (n + N).
+one shot more counts with them that is of every class alike, so that of n shots and N classes a
+label weighs (n + 1 / N) / (n + 1).
 """
 
 import math
@@ -81,8 +81,8 @@ def _keeps_all(labels: np.ndarray, held: np.ndarray) -> bool:
 def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """T of logits `[n, N]` of held-out examples and their classes `[n]`."""
     count, ways = logits.shape
-    target = np.full((count, ways), 1 / (count + ways))
-    target[np.arange(count), labels] = (count + 1) / (count + ways)
+    target = np.full((count, ways), 1 / ways / (count + 1))
+    target[np.arange(count), labels] += count / (count + 1)
 
     def loss(log_t: float) -> float:
         return -float((target * log_softmax(logits / math.exp(log_t), axis=1)).sum(1).mean())
