@@ -76,7 +76,7 @@ class Channels:
         writer.out_channels = stay
         for norm in norms:
             if hasattr(norm, "num_features"):
-                norm.num_features = stay
+                norm.num_features = stay  # type: ignore[assignment]
         weight = reader.weight.detach()  # type: ignore[union-attr]
         if isinstance(reader, nn.Linear):  # of flattened maps, channel by channel
             places = weight.shape[1] // before

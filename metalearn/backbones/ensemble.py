@@ -25,6 +25,9 @@ Combination = Literal["concat", "logits", "weighted"]
 class Prepared(nn.Module):
     """A network behind what its weights expect of images in [0, 1]: size, channels, scale."""
 
+    mean: Tensor | None
+    std: Tensor | None
+
     def __init__(
         self,
         net: nn.Module,

@@ -33,7 +33,7 @@ def nearest(z: Tensor, others: Tensor, there: Tensor, count: int) -> Tensor:
     z, others = z.detach(), others.detach()
     rows = squared_length(others) + far * (~there).to(z.dtype).unsqueeze(-1)
     left = (others @ z.mT).mul_(-2).add_(rows).add_((1 - itself) * squared_length(z).mT)
-    left = F.threshold_(left, 0.0, far)
+    left = torch.threshold_(left, 0.0, far)
     least = left.amin(-2, keepdim=True).clamp(max=_FAR)
     # The smallest, then that of what is above it, and so on: for the usual 3 faster than topk.
     for _ in range(min(count, others.shape[-2]) - 1):

@@ -50,5 +50,6 @@ def check_worth(
     asked = admission(node)
     if asked is None or weights is None or not asked.above_untrained:
         return
-    networks = (build(bare(node), each) for each in (weights, None))
-    check_above_untrained(*networks, manifest(asked.above_untrained), device, weights.source)
+    given, random = (build(bare(node), each) for each in (weights, None))
+    episodes = manifest(asked.above_untrained)
+    check_above_untrained(given, random, episodes, device, weights.source)

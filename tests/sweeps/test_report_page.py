@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from metalearn.sweeps.cells import arrange
-from metalearn.sweeps.runs import read_runs
 from metalearn.sweeps.importance import drawn, importances, score, searched
+from metalearn.sweeps.runs import read_runs
 from tests.command import metalearn
 from tests.sweeps.runs import write_run
 

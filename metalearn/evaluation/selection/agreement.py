@@ -15,5 +15,5 @@ def agreement(scores: Sequence[float], accuracies: Sequence[float]) -> float | N
     """
     if len(scores) < 2:
         return None
-    found = float(weightedtau(list(scores), list(accuracies)).statistic)
+    found = float(weightedtau(list(scores), list(accuracies))[0])
     return None if math.isnan(found) else found

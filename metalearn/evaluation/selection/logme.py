@@ -12,6 +12,8 @@ F = U S V^T, z = U^T y, r the rank,
     2 log p = n log b - n - n log 2 pi + sum over i of  log(t / (t + s_i^2)).
 """
 
+from typing import Any
+
 import numpy as np
 from scipy.optimize import minimize_scalar
 
@@ -47,7 +49,7 @@ def _best(squares: np.ndarray, z: np.ndarray, outside: float, n: int) -> float:
     values = loss(grid)
     place = int(values.argmin())
     low, high = grid[max(place - 1, 0)], grid[min(place + 1, _POINTS - 1)]
-    found = minimize_scalar(
+    found: Any = minimize_scalar(
         lambda log_t: loss(np.array([log_t]))[0], bounds=(low, high), method="bounded"
     )
     return -min(float(found.fun), float(values[place]))

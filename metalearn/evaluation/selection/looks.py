@@ -102,7 +102,7 @@ def accuracies(
     """Mean `accuracy` of `how`, one of `REACHED`, with its `half_width`, on episodes of what was
     looked at; and `seconds`, and the hash of the episodes."""
     started = time.perf_counter()
-    source = FewShotEpisodes(dataset, **shape, seed=seed)
+    source = FewShotEpisodes(dataset, seed=seed, **shape)  # type: ignore[arg-type]
     source.check(split)
     sizes = dataset.sizes[split]
     row = np.full((len(sizes), int(sizes.max())), -1)
