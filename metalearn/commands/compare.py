@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from metalearn.commands import compare_trained
-from metalearn.commands.admission import check_worth
+from metalearn.commands.admission import admission, check_worth
 from metalearn.commands.arguments import make
 from metalearn.commands.compare_plan import plan
 from metalearn.commands.config import compose
@@ -61,13 +61,14 @@ def run(overrides: Sequence[str], console: Console) -> int:
     asked, say = plan(overrides), teller(console)
     check_writable(asked.folder)
     here = setting_of(asked)
-    check_worth(
-        asked.bare,
-        find_weights(asked.bare),
-        lambda node, given: build_module(node, here.shape, asked.config["seed"], given)[0],
-        lambda count: here.images(here.shots[-1], "val", count),
-        here.device,
-    )
+    if admission(asked.bare) is not None:
+        check_worth(
+            asked.bare,
+            find_weights(asked.bare),
+            lambda node, given: build_module(node, here.shape, asked.config["seed"], given)[0],
+            lambda count: here.images(here.shots[-1], "val", count),
+            here.device,
+        )
     facts = conditions(here, shlex.join(["metalearn", "compare", *overrides]))
     with held(asked.folder, asked.config, asked.config["resume"]) as folder:
         asked = asked.within(folder)

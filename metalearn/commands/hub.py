@@ -60,10 +60,8 @@ def fetcher(repository: str, revision: str) -> Callable[[str, Path, str | None],
     def fetch(name: str, target: Path, sha256: str | None) -> None:
         from huggingface_hub import constants, hf_hub_download
 
-        cache, endpoint = (
-            target.parent / ".hub",
-            os.environ.get("HF_ENDPOINT") or constants.ENDPOINT,
-        )
+        cache = target.parent / ".hub"
+        endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
         if sha256 is None:  # the first
             _check_answers(endpoint)
         given = {"revision": revision or None, "cache_dir": cache, "endpoint": endpoint}

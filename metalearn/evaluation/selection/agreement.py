@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from scipy.stats import weightedtau
 
@@ -15,5 +16,6 @@ def agreement(scores: Sequence[float], accuracies: Sequence[float]) -> float | N
     """
     if len(scores) < 2:
         return None
-    found = float(weightedtau(list(scores), list(accuracies))[0])
+    tau: Any = weightedtau(list(scores), list(accuracies))
+    found = float(tau.statistic)
     return None if math.isnan(found) else found
