@@ -97,7 +97,9 @@ PAIRS: dict[str, Pair] = {
         lambda n: classifiers.LaplacianShot(neighbours=2),
         "LaplacianShot",
         {},
-        "ours with 2 neighbours: easyfsl's knn=3 counts the query itself",
+        "ours with 2 neighbours: easyfsl's knn=3 counts the query itself. Before its "
+        "last change, 5 shots, torch.profiler: 24% passes over the distances, 16% the 20 products "
+        "with the neighbourhoods, 10% their softmax",
     ),
     "BD-CSPN": Pair(
         lambda n: classifiers.BDCSPN(scale=1.0, shifted=False),
