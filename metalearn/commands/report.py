@@ -81,7 +81,7 @@ def _check_to(options: Mapping[str, str]) -> tuple[bool, str]:
         raise UsageError(f"to={to} is not known; use --to wandb")
     if to is None and (left := [n for n in ("project", "entity", "mode") if n in options]):
         raise UsageError(f"{left[0]}= goes with --to wandb")
-    if mode not in ("online", "offline"):
+    if to and mode not in ("online", "offline"):
         raise UsageError(f"mode={mode} must be online or offline")
     return to is not None, mode
 

@@ -226,9 +226,9 @@ def _perform(job: Job, isolate: bool, console: Console) -> None:
     runs.append((train.run, job.config))
     acts = [functools.partial(_run, run, config, told) for run, config in runs]
     if isolate:
-        for _, failure in apart({job.name: Chain(acts, Path(f"{job.run_dir}.failed"))}):
-            if failure:
-                raise failure
+        ends = dict(apart({job.name: Chain(acts, Path(f"{job.run_dir}.failed"))}))
+        if failure := ends[job.name]:  # not where a signal came, which has been raised by then
+            raise failure
     else:
         for act in acts:
             guarded(act)
