@@ -51,7 +51,7 @@ CUT: dict[str, list[str]] = {
     "select": [*SMALL, "sample.images=5", "sample.classes=5", "evaluation.episodes=2",
                "episodes.queries=1", "episodes.shots=[1]"],
     "evaluate": ["evaluation.episodes=2"],
-    "try": ["device=cpu", "repeats=1"],
+    "try": ["device=cpu", "repeats=1", "dataset.channels=1", "dataset.size=16"],
 }  # fmt: skip
 OWN = {
     "images=imagenet": ["images.size=32"],
