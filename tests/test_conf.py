@@ -116,6 +116,7 @@ REAL = {
     "omniglot": "omniglot/images_background.zip",
     "cifar_fs": "cifar100/cifar100.zip",
     "fc100": "cifar100/cifar100.zip",
+    "intents": "intents/banking77/full.jsonl",
 }
 """Archives of the data sets that are taken as they are."""
 
@@ -173,6 +174,8 @@ def chosen(path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> list
         words += [f"algorithm={MADE_FOR[kind]}"] if kind in MADE_FOR else []
     if path.stem == "ensemble":
         words.append("+backbone@backbone.members.one=conv4")
+    if path.stem == "word_vectors":
+        words = ["dataset=intents"]
     if path.stem == "superclass":
         words.append("dataset=fc100")
     dataset = composed(*words)["dataset"]

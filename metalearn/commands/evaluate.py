@@ -34,7 +34,7 @@ def main(arguments: list[str], console: Console) -> None:
     config = reopen(run, overrides, trusted, teller(console))
     if not (run / "weights.safetensors").exists():
         raise UsageError(f"{run} has not finished; the command that started it goes on with it")
-    if "manifest_hash" not in (finished(run) or {"manifest_hash": None}):
+    if "accuracy_of_candidates" in (finished(run) or {}):  # as `metalearn try` leaves it
         raise UsageError(
             f"{run} was made of your own pictures and has no test episodes; its estimate is in "
             f"result.json, and metalearn predict run={run} uses it"
