@@ -244,6 +244,7 @@ def test_to_the_hub_and_back(
     server: str, place: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", server)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server)  # read when it was imported
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     run, root = str(place / "runs/r"), f"dataset.root={place}/mine"
     line = metalearn("publish", run, "hub=me/run", root).mistake
