@@ -24,7 +24,7 @@ USAGE = """usage: metalearn <command> [overrides]
   select     backbones ranked for a data set without training: backbones=[...] [accuracy=true]
   report     <runs> ... [out=report] [by=algorithm,inner.rate] [--to wandb]: mean over seeds with
              interval, as Markdown, LaTeX, CSV and one HTML page
-  sweep      plan study.yaml [folder] | work <folder> [minutes=60] [most=10] [wait=false]
+  sweep      plan study.yaml [folder] | work <folder> [cpus=1] [minutes=60] [most=10] [wait=false]
              | submit <folder> [workers=4] [partition=...] [minutes=60] [executor=slurm|local]
              | status <folder> [watch=5] | retry <folder> | stop <folder>: many runs, that survive
   reproduce  <table> [--dry-run] [cells=...] [seeds=0,1,2]: runs what is missing of a table of

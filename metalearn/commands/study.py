@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.live import Live
 
@@ -152,9 +153,15 @@ def _check_sources(config: dict[str, Any]) -> None:
 def _work(places: list[Path], options: dict[str, str], console: Console) -> None:
     folder = _folder("work", places)
     minutes, most = _number(options, "minutes"), _whole(options, "most")
-    wait = _flag(options, "wait")
-    jobs = jobs_of(folder)
-    failed = work(folder, jobs, console, minutes, most, wait)
+    wait, cpus = _flag(options, "wait"), _whole(options, "cpus")
+    jobs, before = jobs_of(folder), torch.get_num_threads()
+    if cpus or "OMP_NUM_THREADS" not in os.environ:
+        # Workers that took every core each would wait for one another at every operation.
+        torch.set_num_threads(cpus or 1)
+    try:
+        failed = work(folder, jobs, console, minutes, most, wait)
+    finally:
+        torch.set_num_threads(before)
     _tell_best(jobs, console)
     # torchrun would end the other workers.
     if failed and "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -266,7 +273,7 @@ def _flag(options: dict[str, str], name: str) -> bool:
 _ACTIONS: dict[str, tuple[Callable[[list[Path], dict[str, str], Console], None], tuple[str, ...]]]
 _ACTIONS = {
     "plan": (_plan, ()),
-    "work": (_work, ("minutes", "most", "wait")),
+    "work": (_work, ("minutes", "most", "wait", "cpus")),
     "submit": (_submit, ("workers", "partition", "minutes", "cpus", "executor")),
     "status": (_status, ("watch",)),
     "retry": (_retry, ()),

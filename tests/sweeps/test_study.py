@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from metalearn.commands.config import compose
 from metalearn.sweeps.claims import Claims
@@ -314,3 +315,17 @@ def test_a_full_disk_ends_the_worker_and_fails_no_run(
     assert line.startswith("cannot write s/runs/x (No space left on device): make room")
     assert ends() == ["stopped", ""]
     assert metalearn("sweep", "work", "s").code == 0 and ends() == ["stopped done", "done"]
+
+
+def test_a_worker_computes_with_one_thread_or_as_many_as_are_asked_for(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr("metalearn.training.run._train", lambda *_: seen.append(
+        torch.get_num_threads()) or 1 / 0)  # fmt: skip
+    assert metalearn("sweep", "work", "s", "cpus=2").code == 1
+    assert metalearn("sweep", "retry", "s").code == 0
+    assert metalearn("sweep", "work", "s").code == 1
+    assert seen == [2, 1] and torch.get_num_threads() == before
