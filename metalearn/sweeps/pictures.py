@@ -26,7 +26,7 @@ def curves(arranged: Arranged) -> Figure | None:
             if not steps:
                 continue
             values = np.array([[one[step] for step in steps] for one in each])
-            axes.plot(steps, values.mean(0), color=f"C{number % 10}", label=_label(row))
+            axes.plot(steps, values.mean(0), "o-", ms=3, color=f"C{number % 10}", label=_label(row))
             axes.fill_between(
                 steps, values.min(0), values.max(0), color=f"C{number % 10}", alpha=0.15, lw=0
             )
