@@ -1,9 +1,9 @@
 """`Engine(check="float64")`: now and then one task again in float64, to see how far off it was.
 
 A ReLU or a maximum that rounding flips changes a term of the derivative, and every inner step takes
-that on. With ReLUs and max pooling some tasks in a hundred have a float32 meta-gradient that is off
-by 10% and more after five steps, in every engine that is right, plain autograd included; the others
-agree to 1e-5. A network without kinks has no such tasks.
+that on. With ReLUs and max pooling a task's float32 meta-gradient is far off now and then after a
+few steps, in every engine that is right, plain autograd included. A network without kinks has no
+such tasks. How many there are: `benchmarks.rounding.off_tasks`.
 """
 
 from collections.abc import Callable
