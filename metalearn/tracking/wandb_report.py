@@ -56,7 +56,7 @@ def log_report(
             artifact.add_file(str(path))
         run.log_artifact(artifact)
         place = run.url if mode == "online" else str(Path(run.dir).parent)
-        written = _as_report(run, folder.name, warn) if mode == "online" else None
+        written = as_report(run, folder.name, warn) if mode == "online" else None
         run.finish()
     except Exception as error:  # wandb's own, of the network, of its service
         raise UsageError(
@@ -65,14 +65,14 @@ def log_report(
     return " and ".join(filter(None, (place, written)))
 
 
-def _as_report(run: Any, title: str, warn: Callable[[str], None]) -> str | None:
+def as_report(run: Any, title: str, warn: Callable[[str], None]) -> str | None:
     """The address of a W&B report that shows the run's page and table; None without the package."""
     try:
         import wandb_workspaces.reports.v2 as reports  # pyright: ignore[reportMissingImports]
     except ImportError:
         warn("W&B: pip install wandb-workspaces makes a W&B report too; the run has page and table")
         return None
-    panels = [reports.MediaBrowser(media_keys=["page"]), reports.WeavePanelSummaryTable("table")]
+    panels = [reports.MediaBrowser(media_keys=["page"]), reports.WeavePanelSummaryTable(table_name="table")]
     grid = reports.PanelGrid(
         runsets=[reports.Runset(run.entity, run.project, query=run.name)], panels=panels
     )
