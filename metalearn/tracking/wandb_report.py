@@ -72,7 +72,10 @@ def as_report(run: Any, title: str, warn: Callable[[str], None]) -> str | None:
     except ImportError:
         warn("W&B: pip install wandb-workspaces makes a W&B report too; the run has page and table")
         return None
-    panels = [reports.MediaBrowser(media_keys=["page"]), reports.WeavePanelSummaryTable(table_name="table")]
+    panels = [
+        reports.MediaBrowser(media_keys=["page"]),
+        reports.WeavePanelSummaryTable(table_name="table"),
+    ]
     grid = reports.PanelGrid(
         runsets=[reports.Runset(run.entity, run.project, query=run.name)], panels=panels
     )
