@@ -21,7 +21,7 @@ configure() {
     mkdir -p "$STATE/ctld" "$STATE/slurmd" "$(dirname "$CONF")"
     local name cpus memory
     name=$(hostname -s)
-    cpus=$(nproc)
+    cpus=$(nproc --all)
     memory=$(awk '/MemTotal/ { print int($2 / 1024 * 0.8) }' /proc/meminfo)
     cat >"$CONF" <<END
 $MARK

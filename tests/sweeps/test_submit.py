@@ -41,6 +41,7 @@ def test_what_cannot_be_submitted(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_workers_beside_this_shell(workplace: Path) -> None:
     planned(seeds=[0, 1])
     outcome = metalearn("sweep", "submit", "s", "workers=2", "executor=local")
