@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from metalearn.engine.counted import Counted
 from metalearn.engine.plan import Plan, parse
 from metalearn.engine.question import question
 from metalearn.engine.timing import Stopwatch, Trial
-from metalearn.functional.torch_private import TorchDispatchMode
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.runtime.files import cache_folder, write_atomic
 from metalearn.types import Episodes, Meta
@@ -36,7 +36,7 @@ _SMALL = 20_000  # weights; an eager `vmap` may look slow where its threads miss
 _WORTH_COMPILING = 120.0  # seconds of work to come, uncompiled, for a network of
 _FEW = 20  # weight tensors; a Conv-4 has 18
 _WORTH_LONG = 1200.0  # the same, where the compiler takes minutes
-_SECONDS_AN_OPERATION = 0.03  # of the compiler's: 7.5 ms for a Conv-4, up to 25 ms for a ViT
+SECONDS_AN_OPERATION = 0.03  # of the compiler's: 7.5 ms for a Conv-4, up to 25 ms for a ViT
 _PIECES = 3  # inner steps' worth of operations that are compiled: the first, a later one, the last
 _NOT_TRIED = "not tried: the work to come is shorter than compiling"
 
@@ -108,9 +108,9 @@ def autotune(
         products = algo.steps > 1 and getattr(strategy, "hessian_products", False)
         operations = 0  # where they are not known
         if options[1] == "none":
-            with suppress(Exception), _Operations() as counted:  # a plan will say what fails
+            with suppress(Exception), Counted() as counted:  # a plan will say what fails
                 trial(Plan(), 1)()
-                operations = counted.count
+                operations = counted.operations
         work = _Work(algo.steps, len(meta["init"]), coming, operations)
         small = sum(t.numel() for t in meta["init"].values()) <= _SMALL
         answer = _measure(trial, episodes.tasks, device, products, small, work, alone)
@@ -134,16 +134,6 @@ def remembered(
     return _remembered(question(strategy, algo, meta, episodes, options, True))
 
 
-class _Operations(TorchDispatchMode):
-    """Counts what runs inside."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
 class _Work(NamedTuple):
     """inner steps; tensors of the network's weights; tasks still to be run, None for many;
     operations of one task's meta-gradient, 0 where they are not known."""
@@ -162,11 +152,11 @@ class _Work(NamedTuple):
         """Seconds of work from which on compiling the pieces is worth it."""
         layers = _WORTH_COMPILING * max(1, self.tensors / _FEW)
         pieces = self.operations * min(1, _PIECES / max(self.steps, 1))
-        return max(layers, pieces * _SECONDS_AN_OPERATION)
+        return max(layers, pieces * SECONDS_AN_OPERATION)
 
     def worth_whole(self, seconds: float) -> bool:
         """Whether all inner steps may become one compiled piece."""
-        if self.ahead(seconds) < self.operations * _SECONDS_AN_OPERATION:
+        if self.ahead(seconds) < self.operations * SECONDS_AN_OPERATION:
             return False
         longest = _LONG if self.ahead(seconds) > _WORTH_LONG else _SHORT
         return self.steps * self.tensors <= longest

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metalearn.engine.autotune import Autotuned, autotune, is_many, remembered
-from metalearn.engine.batching import at_once, mean_gradient
+from metalearn.engine.batching import at_once, map_tasks, mean_gradient
 from metalearn.engine.checks import check_foreign, check_run, unmeasured
 from metalearn.engine.compiled_step import Apart, CompiledStep, structure_of, tensors_of
 from metalearn.engine.cuda_graph import captured, check_capture, forgetting
@@ -23,7 +23,7 @@ from metalearn.engine.made import Made
 from metalearn.engine.plan import Batching, Plan, parse
 from metalearn.engine.ranks import Ranks
 from metalearn.engine.strategy import ForeignStrategy, Strategy, check_algorithm, check_protocol
-from metalearn.engine.task import Task, TaskGradient, seeds, tasks_of
+from metalearn.engine.task import Run, Task, TaskGradient, seeds, tasks_of
 from metalearn.errors import UsageError
 from metalearn.functional.precision import Precision, check_precision, computing_in
 from metalearn.functional.torch_private import same_layout
@@ -237,6 +237,12 @@ class Engine:
                 del self._made[next(iter(self._made))]
             made = self._made[id(algo)] = Made(algo)
         return made
+
+    def each(
+        self, f: Callable[[Task, Run], Any], algo: MetaAlgorithm, tasks: Task, plan: Plan
+    ) -> Iterator[tuple[int | None, Any]]:
+        """`map_tasks`, with what is compiled for `algo` kept, and taken from its training."""
+        return map_tasks(f, tasks, plan, self._of(algo).compiled)
 
     def body(self, algo: MetaAlgorithm, meta: Meta, tasks: Task) -> Body | None:
         """The part of `algo` that runs on features which no inner step changes; None without."""

@@ -109,23 +109,25 @@ def evaluate_once(
     steps: int | None = None,
     engine: Engine | None = None,
     device: torch.device | str | None = None,
+    coming: int | None = None,
 ) -> EvalReport:
     """`evaluate`, with each image through the network once where no inner step changes its features
     and the episodes use it more than once."""
+    given = algo, meta, manifest, steps, engine, device
     source, transform = manifest.source, ImageTransform()
     if isinstance(source, TransformedEpisodes):
         transform, source = source.transform, source.source
     if not isinstance(source, FewShotEpisodes) or source.sizes is not None:
-        return evaluate(algo, meta, manifest, steps, engine, device)
+        return evaluate(*given, coming=coming)
     dataset, split = source.dataset, manifest.split
     many = manifest.episodes * source.ways * (source.shots + source.queries)
     if many < _WORTH * int(np.sum(dataset.sizes[split])):
-        return evaluate(algo, meta, manifest, steps, engine, device)
+        return evaluate(*given, coming=coming)
     where = torch.device("cpu" if device is None else device)
     first = manifest.source.batch(split, [0]).map(lambda t: t.to(where))
     found = makes_the_whole(algo, meta, first)
     if found is None:
-        return evaluate(algo, meta, manifest, steps, engine, device)
+        return evaluate(*given, coming=coming)
     classes, examples, row = used([source], split, manifest.episodes)
     ranks = (engine.ranks if engine else None) or Ranks()
 

@@ -9,20 +9,15 @@ import torch
 
 from metalearn import tree
 from metalearn.engine import Engine
-from metalearn.engine.batching import map_tasks
-from metalearn.engine.checks import check_run, unmeasured
-from metalearn.engine.frozen_body import Body, features_of
-from metalearn.engine.plan import Plan, parse
 from metalearn.engine.ranks import Ranks
-from metalearn.engine.task import Run, Task, tasks_of
 from metalearn.episodes import Manifest
 from metalearn.errors import UsageError, check_whole
+from metalearn.evaluation.running import Running
 from metalearn.evaluation.statistics import Interval, mean_interval
 from metalearn.functional.precision import computing_in
 from metalearn.inner.labels import check_labels
-from metalearn.inner.loop import detached_gradient, trajectory
-from metalearn.inner.protocol import MetaAlgorithm, OfTasks
-from metalearn.types import Episodes, Meta, Metrics
+from metalearn.inner.protocol import MetaAlgorithm
+from metalearn.types import Episodes, Meta
 
 
 @dataclass(frozen=True)
@@ -80,23 +75,6 @@ class EvalReport:
         return mean if self.measure == "accuracy" else -mean
 
 
-def measured(
-    algo: MetaAlgorithm, meta: Meta, task: Task, at: Sequence[int], body: Body | None = None
-) -> list[Metrics]:
-    """One task: the query metrics after each of `at` inner steps, ascending.
-
-    body: of `algo`, where the head alone adapts; the inputs pass through the rest once.
-    """
-    if body is not None:
-        algo, meta = body, body.meta(meta, features_of(algo, meta, body.path, task))
-    path = trajectory(algo, meta, task.given, max(at), gradient=detached_gradient)
-    return [
-        algo.outer_loss(meta, algo.finish(meta, fast, task.given, step), task.query)[1]
-        for step, (fast, _) in enumerate(path)
-        if step in at
-    ]
-
-
 def check_evaluation_steps(algo: MetaAlgorithm, steps: int | None) -> None:
     """Raise UsageError where a method without inner steps is to be evaluated after some."""
     if steps and not algo.steps:
@@ -112,17 +90,22 @@ def evaluate(
     device: torch.device | str | None = None,
     at: Sequence[int] | None = None,
     together: int = 32,
+    coming: int | None = None,
 ) -> EvalReport:
     """Adapt to every episode and measure its queries after each inner step.
 
     episodes: a `Manifest`, one `Episodes` `[T, ...]`, or batches of them.
     steps: inner steps, by default the algorithm's own. engine: whose batching is used, by default
-        a loop on a CPU and `vmap` on a GPU; neither compiled nor in a low precision. Its ranks, if
-        there are any, share the episodes of a manifest, and every one has the whole report.
+        a loop on a CPU and `vmap` on a GPU, never in a low precision. Where its batching is `auto`
+        or compiled, a long evaluation on a CPU is compiled too, and tasks run side by side. Its
+        ranks, if there are any, share the episodes of a manifest, and every one has the whole
+        report.
     device: where to move the episodes.
     at: the inner steps to measure after, ascending, in the place of `steps`; by default after
         each, which costs a pass over the queries.
     together: episodes of a manifest that are made at a time.
+    coming: episodes that this engine measures for this algorithm in all, by which a long evaluation
+        is known; by default these.
     Dropout is off. Raises UsageError for no episodes, for steps of a method without any, or for
     classes that are not 0 to N - 1 in every task.
     """
@@ -140,13 +123,8 @@ def evaluate(
     elif isinstance(batches, Episodes):
         batches = [batches]
 
-    at_once = algo if isinstance(algo, OfTasks) and algo.of_tasks else None
-
-    def report(task: Task, run: Run) -> list[Metrics]:
-        if at_once and plan and plan.tasks is not None:
-            return [at_once.measured(meta, task.given, task.query)]
-        return run(measured, algo, meta, task, at=tuple(at), body=body)
-
+    these = manifest.episodes if manifest else getattr(episodes, "tasks", 0)
+    running = Running(algo, meta, tuple(at), engine, these if coming is None else coming)
     values: dict[str, list[np.ndarray]] = {}
     with torch.no_grad(), algo.net.evaluating():
         for batch in cast(Iterable[Episodes], batches):
@@ -155,21 +133,9 @@ def evaluate(
             check_labels(algo, batch.support, batch.query)
             if device is not None:
                 batch = batch.map(lambda t: t.to(device))
-            on = batch.support.device
-            # Not compiled: an evaluation is over before the wait has paid.
-            given = engine.batching
-            plan = given if isinstance(given, Plan) else parse(given)
-            if plan is None:
-                plan, _ = unmeasured(None, algo, meta, batch)
-                plan = Plan(tasks=0) if at_once else plan
-            elif plan.tasks is not None:
-                check_run(None, algo, meta, batch, True)
-            plan = plan._replace(threads=False, compile=False)
             # A list, so that every task of the batch is computed in full precision.
-            with computing_in("fp32", on):
-                tasks = tasks_of(algo, batch)
-                body = None if at_once else engine.body(algo, meta, tasks)
-                results = list(map_tasks(report, tasks, plan))
+            with computing_in("fp32", batch.support.device):
+                results = running.of(batch)
             for count, by_step in results:
                 stacked = tree.map(lambda *m: torch.stack(m, -1), *by_step)
                 for name, value in stacked.items():

@@ -58,7 +58,8 @@ class Episodic:
     inner steps in evaluation, None for the algorithm's own. starting: what became of the weights
     that the network starts from. pruning: which weights go, and when; before the last of it, none
     are selected but the newest. best: the weights selected so far. tuned: the engine with the
-    plan of the meta-steps; evaluation runs as `engine` says, as it will when it is repeated.
+    plan of the meta-steps; evaluation runs as `engine` says, as it will when it is repeated, and
+    takes what it can of that which was compiled for `tuned`.
     """
 
     algo: MetaAlgorithm
@@ -229,7 +230,16 @@ class Episodic:
     ) -> EvalReport:
         """What `meta` reaches on the episodes of `manifest`."""
         given = self.algo, meta, manifest, self.evaluation_steps, self.engine, self.device
-        return evaluate_once(*given) if at is None else evaluate(*given, at)
+        if at is None:
+            return evaluate_once(*given, self._coming)
+        return evaluate(*given, at, coming=self._coming)
+
+    @property
+    def _coming(self) -> int:
+        """Episodes of all validations and of the tests, where no clock ends the run before."""
+        validations = self.settings.steps // self.settings.validate_every
+        tests = 2 if self.measure_untrained else 1
+        return validations * self.validation.episodes + tests * self.test.episodes
 
     def select(self) -> None:
         """Keep a copy of the weights."""

@@ -103,7 +103,7 @@ def curves(setting: Setting, subject: Subject) -> dict[str, list[dict[str, Any]]
 
 def _measured(setting: Setting, subject: Subject, manifest: Manifest) -> dict[str, np.ndarray]:
     algo, meta, steps = subject
-    report = evaluate(algo, meta, manifest.batches(4), device=setting.device, at=(steps,))
+    report = evaluate(algo, meta, manifest, device=setting.device, at=(steps,), together=4)
     return {name: rows[:, -1] for name, rows in report.by_step.items()}
 
 

@@ -132,7 +132,7 @@ def on_images(
         algo, steps, choice = steps_of(shots)
         measured.chose(choice, started)
         manifest = setting.images(shots, setting.split, setting.plan.network_episodes(shots))
-        report = evaluate(algo, meta, manifest.batches(4), device=setting.device, at=(steps,))
+        report = evaluate(algo, meta, manifest, device=setting.device, at=(steps,), together=4)
 
         def fit(images: Given, algo: MetaAlgorithm = algo, steps: int = steps) -> object:
             with torch.no_grad(), algo.net.evaluating():
@@ -269,7 +269,7 @@ def fine_tune_all(setting: Setting) -> Measured:
 
         def tried(rate: float) -> np.ndarray:
             algo = MAML(module, max(at), sgd(rate))
-            report = evaluate(algo, meta, manifest.batches(4), device=setting.device, at=at)
+            report = evaluate(algo, meta, manifest, device=setting.device, at=at, together=4)
             return report.by_step["accuracy"].mean(0)
 
         choice = tuned(tried, grid["rates"], at)

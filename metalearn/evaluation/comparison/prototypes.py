@@ -141,8 +141,8 @@ def prototype_tuning(setting: Setting, method: str) -> Measured:
         manifest = setting.images(shots, "val", grid["network_episodes"])
 
         def tried(rate: float) -> np.ndarray:
-            batches, last = manifest.batches(1), steps if rate else 0
-            report = evaluate(algo(rate), meta, batches, device=setting.device, at=(last,))
+            at, on = (steps if rate else 0,), setting.device
+            report = evaluate(algo(rate), meta, manifest, device=on, at=at, together=1)
             return report.by_step["accuracy"].mean(0)
 
         choice = tuned(tried, grid["prototype_rates"], [steps])
