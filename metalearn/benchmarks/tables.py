@@ -60,6 +60,14 @@ def _makers(r: Row) -> list[str]:
     return [r["dataset"], r["maker"], f"{rate.median:.4g}", quartiles, told]
 
 
+def _evaluated(r: Row) -> list[str]:
+    took, ratio = spread([1e3 * s for s in r["seconds"]]), spread(r["ours_is"])
+    told = f"{ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+    quartiles = f"{took.low:.3g} to {took.high:.3g}"
+    names = [r["cell"], r["by"], f"{took.median:.3g}", quartiles]
+    return [*names, "" if r["by"] == "ours" else told]
+
+
 ERRORS = Layout(("network", "K", "strategy", "cosine", "relative error", ""), _errors)
 OFF = Layout(("network", "K", "precision", "off by 5%", "median error", "largest"), _off)
 _COPIES = "of which K copies of the weights"
@@ -68,6 +76,7 @@ MEMORY = Layout(
 )
 _COSTS = ("ms fixed", "ms a task", "ms a step and task")
 FIT = Layout(("network", "framework", "allocator", *_COSTS, "R²", "cells"), _fit)
+EVALUATED = Layout(("tasks", "evaluated by", "ms a task", "quartiles", "ours is"), _evaluated)
 MAKERS = Layout(("data set", "made by", "episodes/s", "quartiles", "ours is"), _makers)
 
 
@@ -99,6 +108,24 @@ def latest(records: Sequence[Record], settings: Settings) -> list[Record]:
     }
     order = sorted(found, key=lambda cell: (cell.model, cell.steps, cell.tasks))
     return [found[cell] for cell in order]
+
+
+def keep_evaluation(
+    folder: Path, repeats: int, rows: Sequence[Row], load: tuple[float, float], console: Console
+) -> None:
+    """Print and write how fast tasks are evaluated. load: of the machine, before and after."""
+    page = shown(EVALUATED, rows, console)
+    about, threads = machine.describe("cpu"), torch.get_num_threads()
+    head = (
+        f"{about['cpu']}, {threads} thread(s) of {about['cores']} cores, "
+        f"torch {machine.version('torch')}, learn2learn {machine.version('learn2learn')}; load "
+        f"{load[0]:.1f} before and {load[1]:.1f} after; 5-way 1-shot, 75 queries, measured once, "
+        f"after K inner steps of first order; medians and quartiles of {repeats} repeats in turns, "
+        "ratios within each turn; compiling is not in these times"
+    )
+    write_atomic(folder / "speed.md", f"# Speed of an evaluation\n\n{head}\n\n{page}\n")
+    saved = {"machine": about, "threads": threads, "load": load, "rows": rows}
+    write_atomic(folder / "speed.json", json.dumps(saved, indent=1) + "\n")
 
 
 def keep_episodes(

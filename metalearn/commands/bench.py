@@ -1,5 +1,6 @@
 """`metalearn bench`: the meta-gradient, or the making of episodes, beside other packages."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,22 @@ from rich.console import Console
 from metalearn.benchmarks import cells as grid
 from metalearn.benchmarks import frameworks, memory, report, rounding
 from metalearn.benchmarks.episodes import Shape, measure, share
+from metalearn.benchmarks.evaluation import measure as measure_evaluation
 from metalearn.benchmarks.fit import fits
 from metalearn.benchmarks.machine import processors
 from metalearn.benchmarks.plots import plot_memory
 from metalearn.benchmarks.records import read
 from metalearn.benchmarks.speed import Settings, race
-from metalearn.benchmarks.tables import ERRORS, FIT, MEMORY, OFF, keep, keep_episodes, latest
+from metalearn.benchmarks.tables import (
+    ERRORS,
+    FIT,
+    MEMORY,
+    OFF,
+    keep,
+    keep_episodes,
+    keep_evaluation,
+    latest,
+)
 from metalearn.commands.arguments import check_choice, read_options
 from metalearn.commands.config import compose
 from metalearn.commands.episodes import read_data
@@ -58,11 +69,22 @@ class EpisodeOptions:
     out: str = "experiments/episodes"
 
 
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What stands on the command line of `bench evaluate`."""
+
+    cells: str = "conv4-28,conv4-32/K=1,5,10/T=32"
+    threads: int = 0
+    repeats: int = 7
+    out: str = "experiments/evaluation"
+
+
 def main(arguments: list[str], console: Console) -> None:
-    """`metalearn bench engine|episodes [name=value ...]`."""
+    """`metalearn bench engine|evaluate|episodes [name=value ...]`."""
     what, *rest = arguments or [""]
-    if what not in (benchmarks := {"engine": bench_engine, "episodes": bench_episodes}):
-        raise UsageError(f"no benchmark {what!r}; use metalearn bench engine or episodes")
+    benchmarks = {"engine": bench_engine, "evaluate": bench_evaluate, "episodes": bench_episodes}
+    if what not in benchmarks:
+        raise UsageError(f"no benchmark {what!r}; use metalearn bench {', '.join(benchmarks)}")
     teller(console)(f"written to {benchmarks[what](rest, console)}")
 
 
@@ -102,6 +124,20 @@ def bench_engine(arguments: Sequence[str], console: Console) -> Path:
         else:
             console.print("fit: needs a network with four cells or more of two K and two T")
     return folder
+
+
+def bench_evaluate(arguments: Sequence[str], console: Console) -> Path:
+    """How fast tasks of each cell are evaluated; the folder of the results."""
+    chosen = read_options(arguments, EvaluateOptions())
+    cells, loads = grid.parse(chosen.cells), [os.getloadavg()[0]]
+    if any(cell.model == "mlp" for cell in cells):
+        raise UsageError("cells: mlp regresses, and has no accuracy; use the other networks")
+    torch.set_num_threads(chosen.threads or processors())
+    keep_freed_memory()
+    rows = [row for cell in cells for row in measure_evaluation(cell, chosen.repeats)]
+    loads.append(os.getloadavg()[0])
+    keep_evaluation(Path(chosen.out), chosen.repeats, rows, (loads[0], loads[1]), console)
+    return Path(chosen.out)
 
 
 def bench_episodes(arguments: Sequence[str], console: Console) -> Path:

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from metalearn.benchmarks import evaluation
 from metalearn.benchmarks.cells import Cell
 from metalearn.benchmarks.frameworks import ours
 from metalearn.errors import UsageError
@@ -23,6 +25,8 @@ MISTAKES = {
     "engine part=sped": "part=sped is not known (did you mean speed?)",
     "engine allocator=big": "allocator=big is not known; use default, tuned or both",
     "engine frameworks=lern2learn": "did you mean learn2learn?",
+    "evaluate cells=mlp/K=1/T=4": "cells: mlp regresses, and has no accuracy",
+    "evaluate repeat=3": "no option repeat (did you mean repeats?)",
     "engine device=tpu": "device='tpu' is not known",
 }
 
@@ -55,6 +59,23 @@ def test_a_small_race(workplace: Path) -> None:
     held = Path("engine/cells.jsonl").read_bytes()
     assert metalearn(*command).code == 0
     assert Path("engine/cells.jsonl").read_bytes() == held
+
+
+def test_evaluations_are_timed(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported("learn2learn")
+    monkeypatch.setattr(evaluation, "MANY", 2)  # nothing here is worth a compiler
+    outcome = metalearn("bench", "evaluate", "cells=tiny/K=2/T=4", "threads=1", "repeats=2")
+    assert outcome.code == 0, outcome
+    kept = json.loads(Path("experiments/evaluation/speed.json").read_text())
+    rows = {row["by"]: row for row in kept["rows"]}
+    assert list(rows) == ["ours", "ours, not compiled", "learn2learn", "a plain loop"]
+    assert len({round(row["accuracy"], 2) for row in rows.values()}) == 1
+    for row in rows.values():
+        assert len(row["seconds"]) == 2 and min(row["seconds"]) > 0
+    ratios = np.array(rows["learn2learn"]["seconds"]) / rows["ours"]["seconds"]
+    assert rows["learn2learn"]["ours_is"] == pytest.approx(list(ratios))
+    told = Path("experiments/evaluation/speed.md").read_text()
+    assert f"{np.median(ratios):.2f}x (" in told and "tiny K=2 T=4" in outcome.out
 
 
 def test_an_emulated_precision_is_not_raced(monkeypatch: pytest.MonkeyPatch) -> None:
