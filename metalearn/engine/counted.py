@@ -1,5 +1,6 @@
 """How much a computation does, counted: the same on every machine, as no time is."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class Counted(TorchDispatchMode):
         made = func(*args, **(kwargs or {}))
         self.operations += 1
         if (formula := flop_registry.get(func.overloadpacket)) is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=made)
+            with suppress(Exception):  # of shapes that torch's formula does not know
+                self.flops += formula(*args, **(kwargs or {}), out_val=made)
         self.random = self.random or torch.Tag.nondeterministic_seeded in func.tags
         return made
