@@ -155,7 +155,7 @@ MADE_FOR = {"displacement": "reptile", "implicit": "imaml"}  # kind: an algorith
 
 
 WHOLE = ("tracker", "debug", "experiment", ".")  # groups of which only a run shows anything
-SHARE = 4
+SHARE = 8
 NAMES = {str(path.with_suffix("")): path for path in FILES}
 RUNS = [
     pytest.param(path, id=name, marks=[] if place % SHARE == 0 or group in WHOLE else slow)

@@ -133,6 +133,7 @@ def test_one_run_dir_for_several_members_is_refused(workplace: Path) -> None:
     assert [Path(f"many/{n}/result.json").exists() for n in range(3)] == [True, True, False]
 
 
+@pytest.mark.slow
 def test_joblib_runs_members_side_by_side(workplace: Path) -> None:
     two = ("algorithm=maml,protonet", "batching=loop")
     done = command("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *two)

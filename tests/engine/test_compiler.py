@@ -55,7 +55,7 @@ def layers() -> nn.Module:
 @pytest.mark.parametrize(
     "strategy, batching, build, shape",
     [
-        (Adjoint, "loop+compile", layers, (4,)),
+        pytest.param(Adjoint, "loop+compile", layers, (4,), marks=pytest.mark.slow),
         pytest.param(
             Adjoint,
             "loop+compile",
