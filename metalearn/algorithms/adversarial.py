@@ -26,12 +26,11 @@ from torch import Tensor
 
 from metalearn import tree
 from metalearn.errors import UsageError, check_whole
-from metalearn.functional import PureModule
 from metalearn.functional.autodiff import gradient_at
 from metalearn.functional.dropout import random_bits
+from metalearn.inner.around import Around
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.inner.rules import InnerRule
-from metalearn.types import Batch, Given, Inputs, Kind, Meta, Metrics, Outputs, Params
+from metalearn.types import Batch, Meta, Metrics, Params
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class PGD:
 
 
 @dataclass(frozen=True, eq=False)
-class AdversarialQuerying:
+class AdversarialQuerying(Around):
     """`algo`, judged on attacked queries.
 
     The outer loss is theirs, and `robust_accuracy` their accuracy; every other metric is that of
@@ -118,26 +117,6 @@ class AdversarialQuerying:
 
     algo: MetaAlgorithm
     attack: PGD
-
-    @property
-    def steps(self) -> int:
-        return self.algo.steps
-
-    @property
-    def rule(self) -> InnerRule:
-        return self.algo.rule
-
-    @property
-    def net(self) -> PureModule:
-        return self.algo.net
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        return self.algo.kinds
-
-    @property
-    def transductive(self) -> bool:
-        return self.algo.transductive
 
     @property
     def adapting(self) -> Collection[str] | None:
@@ -154,18 +133,6 @@ class AdversarialQuerying:
         """The most classes of a task, where that is known."""
         return getattr(self.algo, "ways", None)
 
-    def init(self) -> Meta:
-        return self.algo.init()
-
-    def begin(self, meta: Meta, given: Given) -> Params:
-        return self.algo.begin(meta, given)
-
-    def inner_loss(self, meta: Meta, fast: Params, given: Given, step: int | Tensor) -> Tensor:
-        return self.algo.inner_loss(meta, fast, given, step)
-
-    def finish(self, meta: Meta, fast: Params, given: Given, step: int | Tensor) -> Params:
-        return self.algo.finish(meta, fast, given, step)
-
     def outer_loss(self, meta: Meta, fast: Params, query: Batch) -> tuple[Tensor, Metrics]:
         """The loss of the attacked queries."""
         attacked = self.attack(self.algo, meta, fast, query)
@@ -175,12 +142,6 @@ class AdversarialQuerying:
         if "accuracy" in robust:
             metrics["robust_accuracy"] = robust["accuracy"]
         return loss, metrics
-
-    def step_weights(self, meta: Meta) -> Tensor | None:
-        return self.algo.step_weights(meta)
-
-    def predict(self, meta: Meta, fast: Params, x: Inputs) -> Outputs:
-        return self.algo.predict(meta, fast, x)
 
 
 def natural(algo: MetaAlgorithm) -> MetaAlgorithm:

@@ -22,16 +22,15 @@ from metalearn.functional import PureModule
 from metalearn.functional.masks import MASK
 from metalearn.functional.outputs import tensor_of
 from metalearn.functional.precision import inner_pass, outer_pass
+from metalearn.inner.around import Around
 from metalearn.inner.loop import dropping
 from metalearn.inner.protocol import MetaAlgorithm, on_features
-from metalearn.inner.rules import InnerRule
 from metalearn.types import (
     META_STEP,
     Batch,
     Given,
     GradientAndMetrics,
     Inputs,
-    Kind,
     Meta,
     MetaGradients,
     Metrics,
@@ -46,7 +45,7 @@ _SAME = 1e-4  # of the largest output
 
 
 @dataclass(frozen=True, eq=False)
-class Body:
+class Body(Around):
     """An algorithm that runs on features, which stand in `meta["init"]`: what a batch holds in the
     place of inputs is not looked at.
 
@@ -56,26 +55,6 @@ class Body:
 
     path: str | None
     algo: MetaAlgorithm
-
-    @property
-    def steps(self) -> int:
-        return self.algo.steps
-
-    @property
-    def rule(self) -> InnerRule:
-        return self.algo.rule
-
-    @property
-    def net(self) -> PureModule:
-        return self.algo.net
-
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        return self.algo.kinds
-
-    @property
-    def transductive(self) -> bool:
-        return self.algo.transductive
 
     def meta(self, whole: Meta, features: Params) -> Meta:
         """What the algorithm needs of the meta-learned of the whole, and the features: `SUPPORT`,
@@ -90,10 +69,6 @@ class Body:
         )
         return Meta(init={**init, **features}, hyper=whole["hyper"], buffers=buffers)
 
-    def init(self) -> Meta:
-        """That of the algorithm on features."""
-        return self.algo.init()
-
     def begin(self, meta: Meta, given: Given) -> Params:
         return self.algo.begin(_own(meta), _on(meta, given))
 
@@ -105,9 +80,6 @@ class Body:
 
     def outer_loss(self, meta: Meta, fast: Params, query: Batch) -> tuple[Tensor, Metrics]:
         return self.algo.outer_loss(_own(meta), fast, query._replace(x=meta["init"][QUERY]))
-
-    def step_weights(self, meta: Meta) -> Tensor | None:
-        return self.algo.step_weights(meta)
 
     def predict(self, meta: Meta, fast: Params, x: Inputs) -> Outputs:
         return self.algo.predict(_own(meta), fast, x)
