@@ -38,7 +38,7 @@ USAGE = """usage: metalearn <command> [overrides]
   new        algorithm|classifier <name> [folder]: a package with a method that works, to change
   score      <name>: the contract and a fixed short measurement, as one line of JSON
   bench      engine [cells=quick|full|conv4-28/K=1,5/T=4] [part=speed|errors|memory|fit|all]
-             | evaluate [cells=conv4-28/K=10/T=32]
+             | evaluate [cells=conv4-28/K=10/T=32] | metric [methods=protonet,r2d2]
              | episodes [datasets=omniglot,cifar_fs] [ways=5] [shots=1] [queries=15]
 
 Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.

@@ -6,7 +6,6 @@ same, but for tasks in which rounding moves a query across a kink.
 """
 
 import copy
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.func import functional_call
 from metalearn.algorithms import MAML
 from metalearn.benchmarks.cells import Cell
 from metalearn.benchmarks.models import episodes, module, user_loss
+from metalearn.benchmarks.turns import in_turns
 from metalearn.engine import Engine
 from metalearn.evaluation.protocol import evaluate
 from metalearn.gradients.peers.base import imported
@@ -94,20 +94,5 @@ def measure(cell: Cell, repeats: int = 5) -> list[Mapping[str, Any]]:
     for name, found in reached.items():
         if abs(found.mean() - reached["a plain loop"].mean()) > _SAME:
             raise RuntimeError(f"{cell.name}: {name} reaches other accuracies than a plain loop")
-    seconds: dict[str, list[float]] = {name: [] for name in made}
-    for _ in range(repeats):
-        for name, run in made.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append((time.perf_counter() - started) / cell.tasks)
-    ours = np.array(seconds["ours"])
-    return [
-        {
-            "cell": cell.name,
-            "by": name,
-            "seconds": found,
-            "ours_is": [float(ratio) for ratio in np.array(found) / ours],
-            "accuracy": float(reached[name].mean()),
-        }
-        for name, found in seconds.items()
-    ]
+    told = {name: {"accuracy": float(found.mean())} for name, found in reached.items()}
+    return in_turns(cell.name, made, cell.tasks, repeats, told)

@@ -60,12 +60,17 @@ def _makers(r: Row) -> list[str]:
     return [r["dataset"], r["maker"], f"{rate.median:.4g}", quartiles, told]
 
 
-def _evaluated(r: Row) -> list[str]:
+def _turns(r: Row) -> list[str]:
     took, ratio = spread([1e3 * s for s in r["seconds"]]), spread(r["ours_is"])
     told = f"{ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
     quartiles = f"{took.low:.3g} to {took.high:.3g}"
     names = [r["cell"], r["by"], f"{took.median:.3g}", quartiles]
     return [*names, "" if r["by"] == "ours" else told]
+
+
+def _metric(r: Row) -> list[str]:
+    cosine = "" if r["cosine"] is None else f"{r['cosine']:.5f}"
+    return [*_turns(r), r["plan"], cosine]
 
 
 ERRORS = Layout(("network", "K", "strategy", "cosine", "relative error", ""), _errors)
@@ -76,7 +81,9 @@ MEMORY = Layout(
 )
 _COSTS = ("ms fixed", "ms a task", "ms a step and task")
 FIT = Layout(("network", "framework", "allocator", *_COSTS, "R²", "cells"), _fit)
-EVALUATED = Layout(("tasks", "evaluated by", "ms a task", "quartiles", "ours is"), _evaluated)
+_TURNS = ("tasks", "by", "ms a task", "quartiles", "ours is")
+EVALUATED = Layout(_TURNS, _turns)
+METRIC = Layout((*_TURNS, "batching", "cosine"), _metric)
 MAKERS = Layout(("data set", "made by", "episodes/s", "quartiles", "ours is"), _makers)
 
 
@@ -110,22 +117,28 @@ def latest(records: Sequence[Record], settings: Settings) -> list[Record]:
     return [found[cell] for cell in order]
 
 
-def keep_evaluation(
-    folder: Path, repeats: int, rows: Sequence[Row], load: tuple[float, float], console: Console
+def keep_turns(
+    path: Path,
+    title: str,
+    layout: Layout,
+    rows: Sequence[Row],
+    load: Sequence[float],
+    console: Console,
 ) -> None:
-    """Print and write how fast tasks are evaluated. load: of the machine, before and after."""
-    page = shown(EVALUATED, rows, console)
+    """Print and write, as Markdown and JSON, what was timed in turns. path: without an ending.
+    load: of the machine, before and after."""
+    page = shown(layout, rows, console)
     about, threads = machine.describe("cpu"), torch.get_num_threads()
     head = (
         f"{about['cpu']}, {threads} thread(s) of {about['cores']} cores, "
-        f"torch {machine.version('torch')}, learn2learn {machine.version('learn2learn')}; load "
-        f"{load[0]:.1f} before and {load[1]:.1f} after; 5-way 1-shot, 75 queries, measured once, "
-        f"after K inner steps of first order; medians and quartiles of {repeats} repeats in turns, "
-        "ratios within each turn; compiling is not in these times"
+        f"torch {machine.version('torch')}, learn2learn {machine.version('learn2learn')}, easyfsl "
+        f"{machine.version('easyfsl')}; load {load[0]:.1f} before and {load[1]:.1f} after; medians "
+        f"and quartiles of {len(rows[0]['seconds'])} turns, ratios within each turn; without the "
+        "time to compile"
     )
-    write_atomic(folder / "speed.md", f"# Speed of an evaluation\n\n{head}\n\n{page}\n")
-    saved = {"machine": about, "threads": threads, "load": load, "rows": rows}
-    write_atomic(folder / "speed.json", json.dumps(saved, indent=1) + "\n")
+    write_atomic(path.with_suffix(".md"), f"# {title}\n\n{head}\n\n{page}\n")
+    saved = {"machine": about, "threads": threads, "load": list(load), "rows": rows}
+    write_atomic(path.with_suffix(".json"), json.dumps(saved, indent=1) + "\n")
 
 
 def keep_episodes(

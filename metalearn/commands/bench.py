@@ -1,7 +1,8 @@
 """`metalearn bench`: the meta-gradient, or the making of episodes, beside other packages."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,8 @@ import torch
 from rich.console import Console
 
 from metalearn.benchmarks import cells as grid
-from metalearn.benchmarks import frameworks, memory, report, rounding
+from metalearn.benchmarks import evaluation, frameworks, memory, metric, report, rounding
 from metalearn.benchmarks.episodes import Shape, measure, share
-from metalearn.benchmarks.evaluation import measure as measure_evaluation
 from metalearn.benchmarks.fit import fits
 from metalearn.benchmarks.machine import processors
 from metalearn.benchmarks.plots import plot_memory
@@ -19,12 +19,14 @@ from metalearn.benchmarks.records import read
 from metalearn.benchmarks.speed import Settings, race
 from metalearn.benchmarks.tables import (
     ERRORS,
+    EVALUATED,
     FIT,
     MEMORY,
+    METRIC,
     OFF,
     keep,
     keep_episodes,
-    keep_evaluation,
+    keep_turns,
     latest,
 )
 from metalearn.commands.arguments import check_choice, read_options
@@ -79,10 +81,22 @@ class EvaluateOptions:
     out: str = "experiments/evaluation"
 
 
+@dataclass(frozen=True)
+class MetricOptions:
+    """What stands on the command line of `bench metric`."""
+
+    cells: str = "conv4-28,conv4-32/T=8"
+    methods: str = "protonet,r2d2"
+    threads: int = 0
+    repeats: int = 7
+    out: str = "experiments/engine"
+
+
 def main(arguments: list[str], console: Console) -> None:
-    """`metalearn bench engine|evaluate|episodes [name=value ...]`."""
+    """`metalearn bench engine|evaluate|metric|episodes [name=value ...]`."""
     what, *rest = arguments or [""]
-    benchmarks = {"engine": bench_engine, "evaluate": bench_evaluate, "episodes": bench_episodes}
+    benchmarks = {"engine": bench_engine, "evaluate": bench_evaluate}
+    benchmarks |= {"metric": bench_metric, "episodes": bench_episodes}
     if what not in benchmarks:
         raise UsageError(f"no benchmark {what!r}; use metalearn bench {', '.join(benchmarks)}")
     teller(console)(f"written to {benchmarks[what](rest, console)}")
@@ -129,15 +143,49 @@ def bench_engine(arguments: Sequence[str], console: Console) -> Path:
 def bench_evaluate(arguments: Sequence[str], console: Console) -> Path:
     """How fast tasks of each cell are evaluated; the folder of the results."""
     chosen = read_options(arguments, EvaluateOptions())
-    cells, loads = grid.parse(chosen.cells), [os.getloadavg()[0]]
+    cells, path = _images(chosen.cells), Path(chosen.out) / "speed"
+    with _alone(chosen.threads) as load:
+        rows = [row for cell in cells for row in evaluation.measure(cell, chosen.repeats)]
+    title = "Speed of an evaluation: 5-way 1-shot, 75 queries, after K inner steps of first order"
+    keep_turns(path, title, EVALUATED, rows, load, console)
+    return Path(chosen.out)
+
+
+def bench_metric(arguments: Sequence[str], console: Console) -> Path:
+    """How fast a meta-step of methods without inner steps is; the folder of the results."""
+    chosen = read_options(arguments, MetricOptions())
+    methods = chosen.methods.split(",")
+    for method in methods:
+        check_choice("methods", method, metric.METHODS)
+    cells, path = _images(f"{chosen.cells}/K=1"), Path(chosen.out) / "metric"
+    with _alone(chosen.threads) as load:
+        rows = [
+            row
+            for cell in cells
+            for method in methods
+            for row in metric.measure(cell, method, chosen.repeats)
+        ]
+    title = "Speed of a meta-step without inner steps: 5-way 1-shot, 75 queries"
+    keep_turns(path, title, METRIC, rows, load, console)
+    return Path(chosen.out)
+
+
+def _images(text: str) -> tuple[grid.Cell, ...]:
+    """The cells, all of them networks that classify images."""
+    cells = grid.parse(text)
     if any(cell.model == "mlp" for cell in cells):
         raise UsageError("cells: mlp regresses, and has no accuracy; use the other networks")
-    torch.set_num_threads(chosen.threads or processors())
+    return cells
+
+
+@contextmanager
+def _alone(threads: int) -> Iterator[list[float]]:
+    """Inside, torch has so many threads, 0 for all; the machine's load before, and then after."""
+    load = [os.getloadavg()[0]]
+    torch.set_num_threads(threads or processors())
     keep_freed_memory()
-    rows = [row for cell in cells for row in measure_evaluation(cell, chosen.repeats)]
-    loads.append(os.getloadavg()[0])
-    keep_evaluation(Path(chosen.out), chosen.repeats, rows, (loads[0], loads[1]), console)
-    return Path(chosen.out)
+    yield load
+    load.append(os.getloadavg()[0])
 
 
 def bench_episodes(arguments: Sequence[str], console: Console) -> Path:

@@ -47,16 +47,23 @@ _MOST = 10_000
 """Operations above which a piece is refused: one of 11,471 was compiled for five minutes."""
 
 
+_SPEAKERS = ("torch.utils.cpp_extension", "torch._inductor.ir")
+"""They tell that there is no CUDA, which a CPU does not need, and of operations that are called as
+without a compiler."""
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's word that it found no CUDA, which a CPU does not need."""
-    speaker = logging.getLogger("torch.utils.cpp_extension")
-    before = speaker.level
-    speaker.setLevel(logging.ERROR)
+    """Without torch's word on what is as it should be."""
+    speakers = [logging.getLogger(name) for name in _SPEAKERS]
+    before = [speaker.level for speaker in speakers]
+    for speaker in speakers:
+        speaker.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        speaker.setLevel(before)
+        for speaker, level in zip(speakers, before, strict=True):
+            speaker.setLevel(level)
 
 
 class Compiled:

@@ -1,12 +1,13 @@
 """`metalearn bench engine`: one real run, small, and every mistake in one line."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from metalearn.benchmarks import evaluation
+from metalearn.benchmarks import evaluation, metric
 from metalearn.benchmarks.cells import Cell
 from metalearn.benchmarks.frameworks import ours
 from metalearn.errors import UsageError
@@ -27,6 +28,7 @@ MISTAKES = {
     "engine frameworks=lern2learn": "did you mean learn2learn?",
     "evaluate cells=mlp/K=1/T=4": "cells: mlp regresses, and has no accuracy",
     "evaluate repeat=3": "no option repeat (did you mean repeats?)",
+    "metric methods=maml": "methods=maml is not known",
     "engine device=tpu": "device='tpu' is not known",
 }
 
@@ -76,6 +78,16 @@ def test_evaluations_are_timed(workplace: Path, monkeypatch: pytest.MonkeyPatch)
     assert rows["learn2learn"]["ours_is"] == pytest.approx(list(ratios))
     told = Path("experiments/evaluation/speed.md").read_text()
     assert f"{np.median(ratios):.2f}x (" in told and "tiny K=2 T=4" in outcome.out
+
+
+@pytest.mark.parametrize("method", metric.METHODS)
+def test_methods_without_inner_steps_are_timed(method: str) -> None:
+    rows = metric.measure(Cell("tiny", 1, 3), method, repeats=2, coming=3)
+    names = ["ours", "ours, bf16-all", "a plain loop"]
+    names += ["easyfsl"] if method == "protonet" and importlib.util.find_spec("easyfsl") else []
+    assert [row["by"] for row in rows] == names
+    assert rows[0]["cosine"] > 1 - 1e-6 and 0.9 < rows[1]["cosine"] < 1
+    assert all(len(row["seconds"]) == 2 for row in rows) and rows[0]["ours_is"] == [1.0, 1.0]
 
 
 def test_an_emulated_precision_is_not_raced(monkeypatch: pytest.MonkeyPatch) -> None:
