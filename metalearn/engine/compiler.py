@@ -5,11 +5,14 @@ The trace runs the piece, so whatever Python it holds is gone from the result: t
 tasks in several threads run side by side.
 """
 
+import functools
+import hashlib
 import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from metalearn import tree
+from metalearn.engine import matmul
 from metalearn.engine.fx_passes import (
     drop_unused,
     keep_layout,
@@ -25,9 +29,8 @@ from metalearn.engine.fx_passes import (
     write_apart,
 )
 from metalearn.engine.lowering import channels_last, compiling
-from metalearn.engine.matmul import DECOMPOSITIONS, lower_product
 from metalearn.errors import UsageError
-from metalearn.functional.torch_private import compile_fx, functorch_config
+from metalearn.functional.torch_private import compile_fx, functorch_config, keeping_machine_code
 
 Cache = dict[Any, "Compiled"]
 """What was compiled for one algorithm, by what it was compiled for."""
@@ -94,7 +97,7 @@ class Compiled:
 
         with torch.no_grad(), compiling():
             # The trace tells inputs apart by object: one given twice would count as one for good.
-            graph = make_fx(flat, DECOMPOSITIONS)(*(t.detach() for t in tensors))
+            graph = make_fx(flat, matmul.DECOMPOSITIONS)(*(t.detach() for t in tensors))
         self.constants = lift_constants(graph)
         drop_unused(graph)
         if (count := len(graph.graph.nodes)) > _MOST:
@@ -146,7 +149,7 @@ def _machine_code(
     inputs that are changed and outputs that alias: a piece has neither. They cost more than a
     step of a small network. The list is emptied."""
     outer, inner = compile_fx()
-    lower_product()
+    matmul.lower_product()
     made: list[Any] = []
 
     def compile_inner(*args: Any, **options: Any) -> Any:
@@ -155,9 +158,18 @@ def _machine_code(
 
     # A cache of those layers would not ask for what is inside them.
     # Where gradients are recorded, it would be one of two halves that torch compiles.
-    with _quiet(), functorch_config().patch(enable_autograd_cache=False), torch.no_grad():
+    on_cpu = tensors[0].device.type == "cpu"
+    kept = keeping_machine_code(_ours()) if on_cpu else nullcontext()
+    cold = functorch_config().patch(enable_autograd_cache=False)
+    with _quiet(), cold, torch.no_grad(), kept:
         outer(graph, tensors, inner_compile=compile_inner, config_patches=options)
     return made[0].current_callable
+
+
+@functools.cache
+def _ours() -> str:
+    """What of ours decides machine code, and shows neither in a graph nor in torch's settings."""
+    return hashlib.sha256(Path(matmul.__file__).read_bytes()).hexdigest()
 
 
 def compiled(

@@ -8,6 +8,7 @@ seen in torch 2.11.0, 2.13.0 and 2.15.0, by running that test there.
 import functools
 import importlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +45,7 @@ __all__ = [
     "has_forward_pre_hook",
     "has_hook",
     "has_own_convolution",
+    "keeping_machine_code",
     "kept_by_hook",
     "lowering",
     "onednn_linear",
@@ -182,6 +184,25 @@ def functorch_config() -> Any:
     """The settings of AOTAutograd. Missing: an ImportError names it when a piece is compiled;
     batching=loop and batching=vmap do without."""
     return _needed("torch._functorch.config")
+
+
+def keeping_machine_code(of: str) -> AbstractContextManager[Any]:
+    """Around a compilation whose machine code torch keeps on disk, for the next process that
+    compiles the same graph: it does so where it knows of an environment of symbols, although no
+    size here is one. of: what decides the code beside graph and settings. Missing: every process
+    compiles anew."""
+    try:
+        guards = importlib.import_module("torch._guards")
+        mode = importlib.import_module("torch._subclasses").FakeTensorMode
+        shapes = importlib.import_module("torch.fx.experimental.symbolic_shapes").ShapeEnv
+        within = guards.TracingContext(mode(shape_env=shapes(), static_shapes=True))
+        both = guards.tracing(within), _needed("torch.compiler.config").patch(cache_key_tag=of)
+    except (ImportError, AttributeError, TypeError):
+        return nullcontext()
+    stack = ExitStack()
+    for context in both:
+        stack.enter_context(context)
+    return stack
 
 
 def compile_fx() -> tuple[Any, Any]:

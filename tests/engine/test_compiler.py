@@ -5,7 +5,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import torch._inductor.codecache
 from torch import nn
+from torch._dynamo.utils import counters
 
 from metalearn.algorithms import MAML
 from metalearn.engine import compiler
@@ -234,3 +236,20 @@ def test_without_a_compiler(monkeypatch):
     for batching in ("loop+compile", "threads", "vmap+compile"):
         with pytest.raises(UsageError, match="needs a C.. compiler, and none is there"):
             on(Unroll(), batching)(algo, algo.init(), classification(shape=(4,)))
+
+
+def test_machine_code_is_kept_for_the_next_process(tmp_path, monkeypatch):
+    """Torch finds it by the graph; as good as new, in a fraction of the time."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    x = torch.rand(3, 4)
+
+    def made(factor: float) -> tuple[torch.Tensor, int]:
+        torch._inductor.codecache.PyCodeCache.cache_clear()  # what only this process remembers
+        before = counters["inductor"]["fxgraph_cache_hit"]
+        told = Compiled(lambda x: (factor * x).sin().sum(1), [x])([x])
+        return told, counters["inductor"]["fxgraph_cache_hit"] - before
+
+    (first, new), (again, kept), (other, another) = made(2.0), made(2.0), made(3.0)
+    assert (new, kept, another) == (0, 1, 0)
+    assert torch.equal(first, again)
+    torch.testing.assert_close(other, (3 * x).sin().sum(1))
