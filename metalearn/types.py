@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from metalearn.errors import UsageError
+
 Params = dict[str, Tensor]
 """Named tensors. In this library always a flat dict, keyed as `nn.Module.named_parameters`."""
 
@@ -57,8 +59,16 @@ class Batch(NamedTuple):
 
     @property
     def labels(self) -> Tensor:
-        """The classes, int64: `y` itself, or of a dict its `label`."""
-        return self.y["label"] if isinstance(self.y, dict) else self.y
+        """The classes, int64: `y` itself, or of a dict its `label`. Raises UsageError for a dict
+        that has none."""
+        if not isinstance(self.y, dict):
+            return self.y
+        if "label" not in self.y:
+            raise UsageError(
+                f"the targets are {', '.join(self.y)}, and an example has no class of its own; use "
+                "algorithm=maml, anil, reptile or protonet, with the loss of its task"
+            )
+        return self.y["label"]
 
     @property
     def shape(self) -> torch.Size:

@@ -224,6 +224,7 @@ def test_data_list_says_what_is_here(workplace: Path, monkeypatch: pytest.Monkey
 
     assert states() == {
         "intents": "yours",
+        "glyph_scenes": "made",
         **dict.fromkeys(("cifar_fs", "cub", "fc100", "mnist", "omniglot"), "download"),
         **dict.fromkeys(("folder", "mini_imagenet", "tiered_imagenet", "tiny_imagenet"), "yours"),
         **dict.fromkeys(("glyphs", "harmonic", "mixture", "sinusoid"), "made"),

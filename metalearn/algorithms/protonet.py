@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import nn
 
+from metalearn.algorithms.dense_prototypes import DensePrototypes
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.algorithms.metric import Metric
 from metalearn.classifiers import Centroid, Cosine
@@ -27,8 +28,9 @@ def ProtoNet(  # a method of the field, named as the others are
     temperature: float = 1.0,
     learn_temperature: bool = False,
     loss: Loss = cross_entropy,
-) -> Metric:
-    """Nothing adapts: the fast weights are the prototypes.
+) -> Metric | DensePrototypes:
+    """Nothing adapts: the fast weights are the prototypes. With the loss of a detection or a
+    segmentation they are of places: `DensePrototypes`.
 
     module: any `nn.Module` from `[B, *X]` to embeddings `[B, D]`.
     distance: "euclidean" (squared) or "cosine". temperature: divides the logits, above 0.
@@ -36,6 +38,8 @@ def ProtoNet(  # a method of the field, named as the others are
     """
     if distance not in ("euclidean", "cosine"):
         raise UsageError(f"distance={distance!r} is not known; use euclidean or cosine")
+    if hasattr(loss, "shares"):
+        return DensePrototypes(module, loss, distance, temperature, learn_temperature)
     classifier = Centroid if distance == "euclidean" else Cosine
     return Metric(module, classifier(temperature, learn_temperature), loss)
 

@@ -84,8 +84,13 @@ class CifarResNet(nn.Module):
         width = WIDTHS[2] * (((size + 3) // 4) ** 2 if last_map == "flatten" else 1)
         self.head = nn.Identity() if ways is None else nn.Linear(width, ways)
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """What each of the three stages makes of `[B, channels, size, size]`: `[B, C, h, w]`."""
+        first = self.layer1(F.relu(self.bn1(self.conv1(x))))
+        second = self.layer2(first)
+        return [first, second, self.layer3(second)]
+
     def forward(self, x: Tensor) -> Tensor:
         """`[B, channels, size, size]` to logits `[B, N]`, or to features `[B, 64]`."""
-        h = F.relu(self.bn1(self.conv1(x)))
-        h = self.layer3(self.layer2(self.layer1(h)))
+        h = self.maps(x)[-1]
         return self.head(h.flatten(1) if self.last_map == "flatten" else h.mean((2, 3)))

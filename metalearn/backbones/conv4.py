@@ -63,6 +63,15 @@ class Conv4(nn.Module):
         width = widths[-1] * (side * side if last_map == "flatten" else 1)
         self.head = nn.Identity() if ways is None else nn.Linear(width, ways)
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """What each of the four blocks makes of `[B, channels, size, size]`: `[B, C, h, w]`."""
+        found, each = [], len(self.features) // 4
+        for number, layer in enumerate(self.features, 1):
+            x = layer(x)
+            if number % each == 0:
+                found.append(x)
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         """`[B, channels, size, size]` to logits `[B, N]`, or to features `[B, D]`."""
         maps = self.features(x)

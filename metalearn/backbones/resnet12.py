@@ -114,6 +114,14 @@ class ResNet12(nn.Module):
         width = widths[-1] * ((size // 16) ** 2 if last_map == "flatten" else 1)
         self.head = nn.Identity() if ways is None else nn.Linear(width, ways)
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """What each of the four blocks makes of `[B, channels, size, size]`: `[B, C, h, w]`."""
+        found = []
+        for block in self.features:
+            x = block(x)
+            found.append(x)
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         """`[B, channels, size, size]` to logits `[B, N]`, or to features `[B, D]`."""
         maps = self.features(x)

@@ -73,10 +73,20 @@ class WideResNet(nn.Module):
         self.bn = norm2d(norm, widths[-1])
         self.head = nn.Identity() if ways is None else nn.Linear(widths[-1], ways)
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """What each of the three stages makes of `[B, channels, size, size]`, the last one behind
+        its norm and ReLU: `[B, C, h, w]`."""
+        found, each = [], len(self.features) // 3
+        x = self.conv1(x)
+        for number, block in enumerate(self.features, 1):
+            x = block(x)
+            if number % each == 0:
+                found.append(x)
+        return [*found[:-1], F.relu(self.bn(found[-1]))]
+
     def forward(self, x: Tensor) -> Tensor:
         """`[B, channels, size, size]` to logits `[B, N]`, or to features `[B, D]`."""
-        h = F.relu(self.bn(self.features(self.conv1(x))))
-        return self.head(h.mean((2, 3)))
+        return self.head(self.maps(x)[-1].mean((2, 3)))
 
 
 def _convolution(inputs: int, outputs: int, side: int, stride: int, norm: NormPolicy) -> nn.Conv2d:

@@ -38,6 +38,7 @@ from metalearn.engine.ranks import Ranks
 from metalearn.engine.strategy import STRATEGIES, ForeignStrategy, Strategy, lacks_proximal_term
 from metalearn.episodes import ImageTransform, Manifest, augmented
 from metalearn.errors import UsageError
+from metalearn.evaluation.average_precision import check_torchmetrics
 from metalearn.evaluation.protocol import check_evaluation_steps
 from metalearn.functional.double_backward import check_network, check_takes
 from metalearn.inner.protocol import MetaAlgorithm
@@ -155,6 +156,8 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     check_memory(data.shape, train, config["training"]["meta_batch"], "training")
     one = train.batch("train", [0]).map(lambda t: t.cpu())
     method.task.check_loss(one.support)
+    if hasattr(method.task.loss, "answers"):
+        check_torchmetrics()
     test = data.test()
     evaluation = config["evaluation"]
     validation = data.prepared(data.source("val"))
@@ -175,7 +178,8 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     check_norms(module, _first(one), (one, validation.batch("val", [0])))
     if isinstance(method.classifier, UsesMembers) and (widths := getattr(module, "widths", None)):
         method = replace(method, classifier=method.classifier.with_members(widths))
-    module, adapting = method.task.network(module)
+    module, adapting = method.task.network(module, _first(one))
+    method.task.check_answers(module, _first(one))
     wanted = "features" in method.parameters
     size = features(module, one.support.map(lambda t: t[0]).x) if wanted else None
     algo = method.algo(module, adapting, size)

@@ -13,6 +13,7 @@ from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid, TensorData
 from metalearn.episodes import (
     Augmentation,
     Corruption,
+    DenseEpisodes,
     EpisodeSource,
     ImageTransform,
     Manifest,
@@ -65,7 +66,13 @@ class Data:
         """The device that the images are kept on, ready to be gathered; None where they do not
         fit, and come from the store's file."""
         device, dataset = torch_device(self.config["device"]), self.dataset
-        return device if isinstance(dataset, Images) and dataset.fits(device) else None
+        made = getattr(dataset, "scene", None) is not None  # on the host
+        return device if isinstance(dataset, Images) and not made and dataset.fits(device) else None
+
+    @property
+    def task(self) -> str:
+        """classification (regression, too), detection or segmentation."""
+        return self.config.get("task", "classification")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -94,7 +101,8 @@ class Data:
         how = self.sampling
         if not self.classes and any(how.values()):
             raise UsageError("sampling is of classes, not for regression; use sampling=uniform")
-        source = make_episodes(self.dataset, **shape, **how, seed=seed, device=self.held_on)
+        drawn = {**shape, **how, "seed": seed, "device": self.held_on, "task": self.task}
+        source = make_episodes(self.dataset, **drawn)
         source.check(split)
         return source
 
@@ -132,7 +140,10 @@ class Data:
                 "the manifest has episodes of fewer ways too, which a network with outputs for "
                 f"{ways} takes only where it was trained so; use sampling=meta_dataset in training"
             )
-        source = corrupted(manifest.source, self.corruption)
+        source = manifest.source
+        if self.task != "classification":
+            source = DenseEpisodes(source, self.task)
+        source = corrupted(source, self.corruption)
         return replace(manifest, source=self.prepared(source))
 
 

@@ -87,6 +87,7 @@ def evaluate(
             "weights_sha256": weights_sha256(meta),
         }
         result = write_result(config, stage.algo, test, stage.device, report, folder, run, extra)
+        stage.draw(meta, test, folder)
         tracker.summary(result)
     console.print(stage.table(result))
     say = teller(console)

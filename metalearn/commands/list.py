@@ -12,8 +12,8 @@ from metalearn.commands.methods import methods, table
 from metalearn.errors import UsageError, nearest
 
 _NAMES = (
-    "algorithm classifier gradient engine inner backbone adaptation head loss dataset sampling "
-    "augmentation adversarial pruning images outer outer/schedule pretrain/optimizer "
+    "algorithm classifier gradient engine inner backbone adaptation head loss task dataset "
+    "sampling augmentation adversarial pruning images outer outer/schedule pretrain/optimizer "
     "pretrain/schedule pretrain/recipe tracker experiment comparison table debug"
 )
 GROUPS = tuple(_NAMES.split())

@@ -56,6 +56,7 @@ class RunSettings(SharedSettings):
     head: Any = field(default_factory=dict)
     adaptation: Any = field(default_factory=dict)
     loss: Any = field(default_factory=dict)
+    task: str = "classification"
     sampling: Any = field(default_factory=dict)
     outer: Any = MISSING
     adversarial: Any = None

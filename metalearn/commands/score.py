@@ -19,6 +19,7 @@ from metalearn.commands import train
 from metalearn.commands.config import compose
 from metalearn.commands.methods import built, find
 from metalearn.errors import UsageError
+from metalearn.evaluation.statistics import measure_of
 
 MEASURED = (
     *("dataset=glyphs", "dataset.classes=200", "episodes.ways=5", "episodes.shots=1", "seed=0"),
@@ -58,7 +59,7 @@ def score(name: str, overrides: list[str]) -> dict[str, object]:
         if not (run / "result.json").is_file():
             raise UsageError("the measurement was stopped before its end; run it again")
         result = json.loads((run / "result.json").read_text())
-    measure = "accuracy" if "accuracy" in result else "loss"
+    measure = measure_of(result)
     return {
         "method": f"{group}={name}",
         "contract": broken,

@@ -153,6 +153,8 @@ def open_run(
     config = reopen(run, asked.overrides, asked.trust, say)
     if not (run / "weights.safetensors").exists():
         raise UsageError(f"{run} has not finished; the command that started it goes on with it")
+    if (task := config.get("task", "classification")) != "classification":
+        raise UsageError(f"{command} is for runs that classify, and {run} is of task={task}")
     result = finished(run) or {}
     shape = result.get("image_shape") or _shape(run, config)
     look = look_of(config["dataset"], shape)

@@ -94,7 +94,7 @@ def _examples(batch: Batch) -> int:
     """Of the task that has least, padding left out. batch: of tasks, `[T, B, *X]`."""
     if batch.weight is not None:
         return int((batch.weight > 0).sum(1).min())
-    return batch.labels.shape[1]
+    return batch.shape[1]
 
 
 def check_logits(algo: MetaAlgorithm, meta: Meta, episodes: Episodes, name: str) -> None:
@@ -102,6 +102,8 @@ def check_logits(algo: MetaAlgorithm, meta: Meta, episodes: Episodes, name: str)
 
     name: of the algorithm, in words.
     """
+    if isinstance(episodes.query.y, dict) and "label" not in episodes.query.y:
+        return  # of boxes or masks
     task = tasks_of(algo, episodes).at(0)
     x = task.query.x
     with torch.no_grad(), algo.net.evaluating():

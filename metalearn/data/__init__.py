@@ -4,7 +4,7 @@ from metalearn.data.cifar import cifar_fs, fc100
 from metalearn.data.cub import cub
 from metalearn.data.dataset import Classes, ImageDataset
 from metalearn.data.folder import folder
-from metalearn.data.glyphs import glyphs
+from metalearn.data.glyphs import glyph_scenes, glyphs
 from metalearn.data.harmonic import Harmonic
 from metalearn.data.intents import intents
 from metalearn.data.mini_imagenet import mini_imagenet
@@ -35,6 +35,7 @@ __all__ = [
     "data_folder",
     "fc100",
     "folder",
+    "glyph_scenes",
     "glyphs",
     "intents",
     "mini_imagenet",

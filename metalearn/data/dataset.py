@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metalearn.data.device import DeviceImages
+from metalearn.data.scenes import Scene
 from metalearn.data.store import ImageStore
 from metalearn.errors import DataError
 from metalearn.runtime.memory import free_memory_bytes
@@ -54,6 +55,7 @@ class ImageDataset:
 
     A split may have no classes, where a data set is used for testing alone.
     groups: the superclass of each class of the store (an alphabet, a family), None without any.
+    scene: how several images make one picture, None where each is one.
     notes: what of the user's files was left out, and how they were understood.
     """
 
@@ -62,6 +64,7 @@ class ImageDataset:
     splits: Mapping[str, Classes]
     groups: Sequence[str] | None = None
     notes: Sequence[str] = ()
+    scene: Scene | None = None
     _held: dict[torch.device, DeviceImages] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -108,12 +111,16 @@ class ImageDataset:
             index, rotations = self.splits[split]
             total.update(f"{split} {len(index)}\n".encode())
             total.update(np.stack([index, rotations]).astype("<i8").tobytes())
+        if self.scene is not None:
+            total.update(repr(self.scene).encode())
         return total.hexdigest()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """(C, H, W) of a picture."""
         height, width, channels = self.store.images.shape[1:]
+        if self.scene is not None:
+            height = width = self.scene.size
         return channels, height, width
 
     def class_count(self, split: str) -> int:

@@ -6,12 +6,14 @@ download. Every figure comes from one PCG64 stream per (seed, class), so that a 
 depend on how many there are.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from metalearn.data.dataset import ImageDataset, without_rotations
 from metalearn.data.paths import Source
+from metalearn.data.scenes import Scene
 from metalearn.data.store import build_store, open_store
 from metalearn.errors import DataError
 from metalearn.runtime.files import cache_folder
@@ -51,6 +53,28 @@ def glyphs(
         "test": without_rotations(np.arange(train + val, classes)),
     }
     return ImageDataset("glyphs", store, splits)
+
+
+def glyph_scenes(
+    root: Path | None = None,
+    size: int = 64,
+    glyph: int = 24,
+    objects: int = 3,
+    distractors: int = 1,
+    classes: int = 1200,
+    drawings: int = 20,
+    seed: int = 0,
+) -> ImageDataset:
+    """Pictures [1, size, size] of several of the `glyphs`, with the box and the mask of each.
+
+    glyph: pixels of a side of one. objects: of the classes of an episode in a picture, at most.
+    distractors: of other classes of the split, in each; part of the background. Raises DataError
+    as `glyphs` does, or for pictures that cannot hold them.
+    """
+    scene = Scene(size, objects, distractors)
+    if glyph > size:
+        raise DataError(f"glyph_scenes: glyph={glyph} must be at most size={size}")
+    return replace(glyphs(root, glyph, classes, drawings, seed), name="glyph_scenes", scene=scene)
 
 
 def _class_images(seed: int, number: int, drawings: int, size: int) -> np.ndarray:

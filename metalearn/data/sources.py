@@ -17,6 +17,7 @@ SOURCES = {
     "cub": CUB,
     "fc100": CIFAR,
     "folder": Source("yours"),
+    "glyph_scenes": GLYPHS,
     "glyphs": GLYPHS,
     "harmonic": Source("made"),
     "intents": INTENTS,

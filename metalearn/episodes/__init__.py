@@ -1,11 +1,14 @@
 """Few-shot tasks drawn from data sets, numbered and repeatable."""
 
+from typing import get_args
+
 import torch
 
 from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid, TensorDataset
 from metalearn.episodes.augmentation import Augmentation, AugmentedEpisodes, augmented
 from metalearn.episodes.augmix import AugMix
 from metalearn.episodes.corruptions import CorruptedEpisodes, Corruption, corrupted
+from metalearn.episodes.dense import DenseEpisodes, Task
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.manifest import Manifest, read_manifest, write_manifest
 from metalearn.episodes.mixed import MixedEpisodes
@@ -13,6 +16,7 @@ from metalearn.episodes.regression import CurveEpisodes
 from metalearn.episodes.sizes import ImbalancedSizes, MetaDatasetSizes, Sizes
 from metalearn.episodes.source import EpisodeSource
 from metalearn.episodes.transform import ImageTransform, TransformedEpisodes
+from metalearn.errors import UsageError
 
 __all__ = [
     "AugMix",
@@ -21,6 +25,7 @@ __all__ = [
     "CorruptedEpisodes",
     "Corruption",
     "CurveEpisodes",
+    "DenseEpisodes",
     "EpisodeSource",
     "FewShotEpisodes",
     "ImageTransform",
@@ -49,11 +54,13 @@ def make_episodes(
     sizes: Sizes | None = None,
     within_superclass: bool = False,
     concentration: float | None = None,
+    task: str = "classification",
 ) -> EpisodeSource:
     """The episodes that fit the kind of data set.
 
     device: where images are kept and gathered. It, `ways`, `sizes`, `within_superclass` and
-    `concentration` have no meaning for regression.
+    `concentration` have no meaning for regression. task: "detection" and "segmentation" are of
+    boxes and masks. Raises UsageError where the data set has none.
     """
     if isinstance(dataset, Sinusoid | Harmonic):
         return CurveEpisodes(dataset, shots, queries, seed)
@@ -63,7 +70,15 @@ def make_episodes(
             one, ways, shots, queries, seed, device, sizes, within_superclass, concentration
         )
 
-    if isinstance(dataset, Mixture):
+    dense = task in get_args(Task)
+    if isinstance(dataset, Mixture) and not dense:
         sources = {name: of(one) for name, one in dataset.sets.items()}
         return MixedEpisodes(dataset, sources, seed, device)
+    if dense and not isinstance(dataset, TensorDataset):  # whose targets are as they are given
+        return DenseEpisodes(of(dataset), task)
+    if isinstance(dataset, ImageDataset) and dataset.scene is not None:
+        raise UsageError(
+            f"{dataset.name} has pictures of several classes; use task=detection or "
+            "task=segmentation, or dataset=glyphs"
+        )
     return of(dataset)

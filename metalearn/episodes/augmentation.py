@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metalearn.data import TensorDataset
 from metalearn.episodes.augmix import AugMix
+from metalearn.episodes.dense import DenseEpisodes
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.mixed import MixedEpisodes
 from metalearn.episodes.pixels import crop_and_flip, erase_, jitter_, rotated
@@ -203,9 +204,11 @@ def augmented(source: EpisodeSource, support: Change | None, query: Change | Non
     square and are to be turned, or have channels that RandAugment does not know."""
     if support is None and query is None:
         return source
+    dense = isinstance(source, DenseEpisodes)
     of_images = isinstance(source, FewShotEpisodes | MixedEpisodes)
     if not of_images or isinstance(source.dataset, TensorDataset):
-        raise UsageError("augmentation is for images; use augmentation=none")
+        told = "would move what boxes and masks mark" if dense else "is for images"
+        raise UsageError(f"augmentation {told}; use augmentation=none")
     for part in (support, query):
         if part is not None:
             part.check(source.dataset.image_shape)

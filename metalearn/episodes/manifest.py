@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from metalearn.data import DataError, ImageDataset, Mixture, TensorDataset
+from metalearn.episodes.dense import DenseEpisodes
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.gather import EpisodeIds, gather
 from metalearn.episodes.mixed import MixedEpisodes
@@ -84,10 +85,14 @@ class RecordedEpisodes:
         if split != self.split:
             raise UsageError(f"the manifest lists episodes of {self.split}, not of {split}")
 
+    def draw(self, split: str, index: int) -> EpisodeIds:
+        """The classes and examples of episode `index`."""
+        self.check(split)
+        return self.drawn[index]
+
     def batch(self, split: str, indices: Sequence[int]) -> Episodes:
         """Episodes `indices`: pixels scaled to [0, 1], support `[T, S, C, H, W]`."""
-        self.check(split)
-        drawn = [self.drawn[i] for i in indices]
+        drawn = [self.draw(split, i) for i in indices]
         return gather(self.dataset, split, drawn, self.device, varied=self.shape[1] is None)
 
     def fingerprint(self, split: str, index: int) -> bytes:
@@ -98,6 +103,8 @@ class RecordedEpisodes:
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Write `manifest` as JSON, an episode a line. Raises UsageError where it has no images."""
     source, split = manifest.source, manifest.split
+    if isinstance(source, DenseEpisodes):  # whose pictures follow from the numbers
+        source = source.source
     of_images = isinstance(source, FewShotEpisodes | MixedEpisodes)
     if not of_images or isinstance(dataset := source.dataset, TensorDataset):
         raise UsageError("only episodes of images have a manifest file")

@@ -12,8 +12,9 @@ from metalearn.engine import Engine
 from metalearn.engine.ranks import Ranks
 from metalearn.episodes import Manifest
 from metalearn.errors import UsageError, check_whole
+from metalearn.evaluation.average_precision import judged
 from metalearn.evaluation.running import Running
-from metalearn.evaluation.statistics import Interval, mean_interval
+from metalearn.evaluation.statistics import SHARES, Interval, mean_interval, measure_of
 from metalearn.functional.precision import computing_in
 from metalearn.inner.labels import check_labels
 from metalearn.inner.protocol import MetaAlgorithm
@@ -38,8 +39,8 @@ class EvalReport:
 
     @property
     def measure(self) -> str:
-        """The main metric: "accuracy" (a fraction), or "loss" in regression."""
-        return "accuracy" if "accuracy" in self.by_step else "loss"
+        """The main metric: one of `SHARES`, or "loss" in regression."""
+        return measure_of(self.by_step)
 
     @property
     def accuracy(self) -> Interval:
@@ -70,9 +71,9 @@ class EvalReport:
 
     @property
     def score(self) -> float:
-        """What model selection maximises: mean accuracy, or minus the mean loss."""
+        """What model selection maximises: the mean of one of `SHARES`, or minus the mean loss."""
         mean = self.interval(self.measure).mean
-        return mean if self.measure == "accuracy" else -mean
+        return mean if self.measure in SHARES else -mean
 
 
 def check_evaluation_steps(algo: MetaAlgorithm, steps: int | None) -> None:
@@ -136,8 +137,12 @@ def evaluate(
             # A list, so that every task of the batch is computed in full precision.
             with computing_in("fp32", batch.support.device):
                 results = running.of(batch)
+            start = 0
             for count, by_step in results:
                 stacked = tree.map(lambda *m: torch.stack(m, -1), *by_step)
+                end = start + (count or 1)
+                stacked = judged(stacked, batch.query.map(lambda t, of=slice(start, end): t[of]))
+                start = end
                 for name, value in stacked.items():
                     rows = value.unsqueeze(0) if count is None else value
                     values.setdefault(name, []).append(rows.double().cpu().numpy())

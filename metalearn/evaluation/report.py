@@ -10,10 +10,19 @@ from typing import Any
 
 from rich.table import Table
 
+from metalearn.evaluation.statistics import SHARES, measure_of
 from metalearn.runtime.files import encode_floats, write_atomic
 
+LABELS = {
+    "accuracy": "accuracy",
+    "ap50": "nAP50",
+    "miou": "mean IoU",
+    "loss": "mean squared error",
+}
+"""The main metric of a result, for people."""
 _SETTINGS = (
     ("dataset", "data set"),
+    ("task", "task"),
     ("split", "split"),
     ("sampling", "sampling"),
     ("corruption", "corruption"),
@@ -48,9 +57,10 @@ def result_table(result: Mapping[str, Any]) -> Table:
     table.add_column(style="dim", no_wrap=True)
     # Every value is on one line and copied from there, so it folds only where it must.
     table.add_column(overflow="fold")
-    measure = "accuracy" if result.get("accuracy") is not None else "loss"
-    label = "accuracy" if measure == "accuracy" else "mean squared error"
+    measure = measure_of([name for name, value in result.items() if value is not None])
+    label = LABELS[measure]
     _row(table, f"[bold]{label}", _interval(result, measure, measure), style="bold green")
+    _row(table, "fg-bg IoU", _interval(result, "fb_iou", measure))
     _row(table, "under attack", _interval(result, f"robust_{measure}", measure))
     _row(table, "untrained", _interval(result, f"untrained_{measure}", measure))
     by_step = result.get(f"{measure}_by_step")
@@ -169,7 +179,7 @@ def _interval(result: Mapping[str, Any], name: str, measure: str) -> str | None:
 def _format(mean: Any, half: Any, measure: str) -> str:
     # Read back from JSON, a value that is not finite is a string.
     mean, half = float(mean), math.nan if half is None else float(half)
-    if measure == "accuracy":
+    if measure in SHARES:
         return f"{mean:.2%}" if math.isnan(half) else f"{mean:.2%} ± {half:.2%}"
     return f"{mean:.4g}" if math.isnan(half) else f"{mean:.4g} ± {half:.2g}"
 

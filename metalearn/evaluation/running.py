@@ -17,9 +17,10 @@ from metalearn.engine.autotune import SECONDS_AN_OPERATION
 from metalearn.engine.batching import map_tasks
 from metalearn.engine.checks import check_run, unmeasured
 from metalearn.engine.counted import Counted
-from metalearn.engine.frozen_body import Body, features_of
+from metalearn.engine.frozen_body import QUERY, Body, features_of
 from metalearn.engine.plan import Plan, parse
 from metalearn.engine.task import Run, Task, tasks_of
+from metalearn.evaluation.average_precision import ANSWERS
 from metalearn.gradients.steps import next_step
 from metalearn.inner.loop import begun, detached_gradient, trajectory
 from metalearn.inner.protocol import MetaAlgorithm, OfTasks
@@ -132,7 +133,16 @@ def _in_pieces(
 def _query_metrics(
     algo: MetaAlgorithm, meta: Meta, fast: Params, task: Task, step: int | Tensor
 ) -> Metrics:
-    return algo.outer_loss(meta, algo.finish(meta, fast, task.given, step), task.query)[1]
+    """Those of the loss, and the answers that can only be judged outside of a transform."""
+    fast = algo.finish(meta, fast, task.given, step)
+    metrics = algo.outer_loss(meta, fast, task.query)[1]
+    on_features = isinstance(algo, Body)
+    answers = getattr(getattr(algo.algo if on_features else algo, "loss", None), "answers", None)
+    if answers is None:
+        return metrics
+    x = meta["init"][QUERY] if on_features else task.query.x
+    given = answers(algo.predict(meta, fast, x))
+    return {**metrics, **{f"{ANSWERS}{name}": t for name, t in given.items()}}
 
 
 def _worth_compiling(

@@ -1,11 +1,20 @@
 """Means with confidence intervals over episodes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
+
+SHARES = ("accuracy", "ap50", "miou")
+"""Main metrics that are fractions, the more the better; what has none of them is told by its loss.
+"""
+
+
+def measure_of(names: Container[str]) -> str:
+    """The main metric among `names`."""
+    return next((name for name in SHARES if name in names), "loss")
 
 
 class Interval(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metalearn.errors import UsageError, nearest
+from metalearn.evaluation.statistics import SHARES
 from metalearn.sweeps.runs import FinishedRun
 from metalearn.sweeps.uncertainty import Estimate, difference, holm, mean_over_seeds
 
@@ -151,7 +152,7 @@ def _score(
     there: Sequence[tuple[int, Sequence[FinishedRun]]], condition: str, measure: str,
     confidence: float, made: list[dict[str, Scored]],
 ) -> None:  # fmt: skip
-    sign = 1 if measure == "accuracy" else -1
+    sign = 1 if measure in SHARES else -1
     top = max(there, key=lambda one: sign * matrix(one[1]).mean())
     hashes = top[1][0].result["manifest_hash"]
     gaps = {

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from metalearn.evaluation.statistics import SHARES
 from metalearn.sweeps.cells import Arranged
 from metalearn.sweeps.runs import FinishedRun
 
@@ -46,7 +47,7 @@ def searched(runs: Sequence[FinishedRun]) -> list[str]:
 def score(run: FinishedRun) -> float:
     """What a search maximises: the score on validation. Of the test where that is not known."""
     told = run.result.get("validation_score")
-    sign = 1 if run.measure == "accuracy" else -1
+    sign = 1 if run.measure in SHARES else -1
     return float(sign * run.result[run.measure] if told is None else told)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metalearn.errors import UsageError
-from metalearn.evaluation.statistics import mean_interval
+from metalearn.evaluation.statistics import SHARES, mean_interval
 from metalearn.runtime.files import write_atomic
 from metalearn.sweeps.ledger import Cell, Ledger
 from metalearn.sweeps.records import after
@@ -52,7 +52,7 @@ def figure(runs: Sequence[FinishedRun], step: int | None = None) -> Figure:
                 f"{runs[0].result[name]} and {run.result[name]}"
             )
     each = [run.values if step is None else after(run, step) for run in runs]
-    scale, digits = (100, 2) if runs[0].measure == "accuracy" else (1, 4)
+    scale, digits = (100, 2) if runs[0].measure in SHARES else (1, 4)
     if len(each) == 1:
         mean, half, _ = mean_interval(each[0])
     else:

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from metalearn.errors import UsageError
+from metalearn.evaluation.statistics import measure_of
 from metalearn.tracking import read_records
 from metalearn.training.result import last_word
 
@@ -38,7 +39,7 @@ class FinishedRun:
     @property
     def measure(self) -> str:
         """`accuracy` or `loss`."""
-        return "accuracy" if "accuracy" in self.result else "loss"
+        return measure_of(self.result)
 
     @property
     def condition(self) -> str:
@@ -112,7 +113,7 @@ def read_run(folder: Path) -> FinishedRun | None:
         result.setdefault("transductive", False)  # of a run from before there were such methods
         config = yaml.safe_load(settings.read_text(encoding="utf-8"))
         with (folder / "episodes.csv").open(encoding="utf-8", newline="") as file:
-            measure = "accuracy" if "accuracy" in result else "loss"
+            measure = measure_of(result)
             values = np.array([float(row[measure]) for row in csv.DictReader(file)])
         run = FinishedRun(folder, config, result, values)
         if run.seed is None or not run.condition or not run.settings:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metalearn.evaluation.statistics import SHARES
 from metalearn.sweeps.cells import Arranged, Row, Scored, matrix
 from metalearn.sweeps.uncertainty import interquartile_mean, probability_of_improvement
 
@@ -98,7 +99,7 @@ def _seeds(cells: Mapping[str, Scored]) -> str:
 def _cell(cell: Scored | None, measure: str) -> str:
     if cell is None:
         return "-"
-    scale, digits = (100, 2) if measure == "accuracy" else (1, 4)
+    scale, digits = (100, 2) if measure in SHARES else (1, 4)
     mean, half = scale * cell.estimate.mean, scale * cell.estimate.half_width
     mark = "†" if cell.p is not None and cell.p < LEVEL else ""
     return f"{mean:.{digits}f} ± {half:.{digits}f}{mark}"
@@ -114,7 +115,7 @@ def _over_tasks(arranged: Arranged, row: Row) -> list[str]:
     ]
     if row not in full:
         return ["-", "-"]
-    sign = 1 if arranged.measure == "accuracy" else -1
+    sign = 1 if arranged.measure in SHARES else -1
     each = {id(r): [sign * matrix(r.cells[c]).mean(1) for c in arranged.conditions] for r in full}
     middle = {place: interquartile_mean(np.concatenate(s)) for place, s in each.items()}
     top = max(middle, key=lambda place: middle[place])
@@ -152,7 +153,7 @@ def _notes(
         first = [cell[0].result for cell in cells]
         episodes = sorted({len(cell[0].values) for cell in cells})
         hashes = list(dict.fromkeys(result["manifest_hash"][:12] for result in first))
-        a_class = " a class" if arranged.measure == "accuracy" else ""
+        a_class = " a class" if arranged.measure in SHARES else ""
         apart = ": what saw other episodes than the best is not compared" if hashes[1:] else ""
         told.append(
             f"{condition}: {' or '.join(map(str, episodes))} episodes, "

@@ -23,6 +23,7 @@ from metalearn.engine.strategy import ForeignStrategy, Scheduled, Strategy
 from metalearn.episodes import EpisodeSource, Manifest
 from metalearn.episodes.prefetch import prefetched
 from metalearn.errors import Diverged, UsageError
+from metalearn.evaluation.dense_sheet import draw_answers
 from metalearn.evaluation.on_features import evaluate_once
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.evaluation.report import result_table
@@ -286,7 +287,12 @@ class Episodic:
             extra[f"untrained_{test.measure}_half_width"] = before.half_width
         if not writes:
             return {}
+        self.draw(self.best, self.test, folder)
         return write_result(config, self.algo, self.test, self.device, test, folder, folder, extra)
+
+    def draw(self, meta: Meta, manifest: Manifest, folder: Path) -> None:
+        """The picture of an episode of boxes or masks, where there are some."""
+        draw_answers(self.algo, meta, manifest, self.evaluation_steps, self.device, folder)
 
     def table(self, result: Mapping[str, Any]) -> Table:
         """A result for people."""

@@ -31,6 +31,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
     identity = {name: value for name, value in config.items() if name not in _NOT_IDENTITY}
     if not identity.get("sources"):  # no code but this package's
         identity.pop("sources", None)
+    if identity.get("task") == "classification":  # as it was before there were others
+        identity.pop("task")
     training = config.get("training") or {}
     identity["training"] = {n: value for n, value in training.items() if n != "workers"}
     return hashlib.sha256(_dumps(identity).encode()).hexdigest()

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from metalearn import __distribution__, __version__
+from metalearn.evaluation.statistics import SHARES, measure_of
 
 _ROWS = (
     ("algorithm", "algorithm"), ("gradient", "gradient"), ("backbone", "backbone"),
@@ -23,11 +24,11 @@ def model_card(
     config: Mapping[str, Any], result: Mapping[str, Any], pictures: Sequence[str], manifest: bool
 ) -> str:
     """Of a run whose configuration and result name nothing personal."""
-    measure = "accuracy" if "accuracy" in result else "loss"
+    measure = measure_of(result)
     mean, half = result[measure], result[f"{measure}_half_width"]
     ways = result.get("ways")
     task = f"{ways}-way {result['shots']}-shot" if ways else f"{result['shots']} points"
-    scale, digits = (100, 2) if measure == "accuracy" else (1, 4)
+    scale, digits = (100, 2) if measure in SHARES else (1, 4)
     figure = f"{scale * mean:.{digits}f} ± {scale * half:.{digits}f}"
     title = f"{result['algorithm']} on {result['dataset']}, {task}"
     data = {"name": str(result["dataset"]), "type": str(result["dataset"])}
@@ -40,7 +41,7 @@ def model_card(
         "tags": ["metalearn", "meta-learning", "few-shot-learning", str(result["algorithm"])],
         "model-index": [{"name": title, "results": [about]}],
     }
-    unit = "%" if measure == "accuracy" else "mean squared error"
+    unit = "mean squared error" if measure == "loss" else f"% {measure}".removesuffix(" accuracy")
     told = [(name, result[key]) for key, name in _ROWS if result.get(key) not in (None, "")]
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in told)
     kept = " The episodes are listed in `manifest.json`." if manifest else ""

@@ -13,7 +13,8 @@ from metalearn.episodes import Manifest
 from metalearn.episodes.source import describe_shape
 from metalearn.evaluation.plots import plot_accuracy_by_step, plot_learning_curve
 from metalearn.evaluation.protocol import EvalReport
-from metalearn.evaluation.report import write_episode_file, write_json
+from metalearn.evaluation.report import LABELS, write_episode_file, write_json
+from metalearn.evaluation.statistics import SHARES
 from metalearn.inner.protocol import MetaAlgorithm
 from metalearn.runtime.memory import peak_memory_bytes
 from metalearn.tracking import read_records
@@ -62,7 +63,7 @@ def write_result(
 
     report: of `algo` on the episodes `test`. extra: more of the result.
     """
-    measure = report.measure
+    measure, task = report.measure, config.get("task", "classification")
     ways, shots, queries = test.source.shape
     count = report.by_step[measure].shape[1]
     by_step = [report.interval(measure, step) for step in range(count)]
@@ -86,6 +87,7 @@ def write_result(
         "dataset_hash": test.dataset_hash,
         "image_shape": test.images and list(test.images.image_shape),
         "split": test.split,
+        "task": None if task == "classification" else task,
         "sampling": _sampling(config),
         "corruption": _corruption(config),
         "algorithm": name("algorithm"),
@@ -101,6 +103,9 @@ def write_result(
         **surroundings(config, device),
         **extra,
     }
+    if "fb_iou" in report.by_step:
+        found = report.interval("fb_iou")
+        result |= {"fb_iou": found.mean, "fb_iou_half_width": found.half_width}
     if (robust := f"robust_{measure}") in report.by_step:
         found = report.interval(robust)
         result |= {robust: found.mean, f"{robust}_half_width": found.half_width}
@@ -108,14 +113,14 @@ def write_result(
     with contextlib.suppress(FileNotFoundError, ValueError):  # records that were lost, as was told
         records = list(read_records(run / "metrics.jsonl"))
         plot_learning_curve(records, folder / "learning_curve.png")
-    task = describe_shape(test.source.shape)
+    shape = describe_shape(test.source.shape)
     plot_accuracy_by_step(
         by_step,
         folder / f"{measure}_by_step.png",
-        title=f"{name('algorithm')} on {name('dataset')}, {task}",
-        label="query accuracy" if ways else "mean squared error",
-        chance=1 / ways if ways and shots else None,
-        percent=ways is not None,
+        title=f"{name('algorithm')} on {name('dataset')}, {shape}",
+        label="query accuracy" if measure == "accuracy" else LABELS[measure],
+        chance=1 / ways if ways and shots and measure == "accuracy" else None,
+        percent=measure in SHARES,
     )
     write_json(folder / "result.json", result)
     return result

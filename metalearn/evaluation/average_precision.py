@@ -1,0 +1,106 @@
+"""Average precision of boxes, by torchmetrics.
+
+AP50 is that of COCO's definition at an intersection over union of 0.5, interpolated at 101 recalls,
+the mean over the classes that the pictures show; of novel classes it is called nAP50 (Wang et al.
+2020). Of the boxes of one class in a picture that overlap by more than `OVERLAP`, the surest stays.
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.algorithms.boxes import boxes_of
+from metalearn.errors import UsageError
+from metalearn.types import Batch
+
+OVERLAP = 0.6
+"""Intersection over union, as FCOS has it."""
+_SCALE = 1000.0  # of shares of a picture: torchmetrics tells small objects apart by pixels
+
+
+def check_torchmetrics() -> None:
+    """Raise UsageError where what measures detection is not installed."""
+    missing = [n for n in ("torchmetrics", "pycocotools") if importlib.util.find_spec(n) is None]
+    if missing:
+        raise UsageError(
+            f"task=detection is measured by {' and '.join(missing)}, not installed here; "
+            "pip install 'metalearn-torch[detection]'"
+        )
+
+
+def kept(answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of one picture's `boxes` `[k, 4]`, `scores` `[k]` and `labels` `[k]`, those that no surer one
+    of the same class overlaps."""
+    from torchvision.ops import batched_nms
+
+    boxes, scores = answers["boxes"].float(), answers["scores"].float()
+    which = batched_nms(boxes, scores, answers["labels"], OVERLAP)
+    return {"boxes": boxes[which], "scores": scores[which], "labels": answers["labels"][which]}
+
+
+def average_precision(answers: Mapping[str, Tensor], query: Batch, at: float = 0.5) -> float:
+    """Mean average precision, a fraction, of the pictures of one task.
+
+    answers: of `Detection.answers`, `[Q, k, ...]`. query: of the same task. Raises UsageError where
+    torchmetrics is missing.
+    """
+    check_torchmetrics()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it imports
+        from torchmetrics.detection import MeanAveragePrecision
+
+        metric: Any = MeanAveragePrecision(iou_thresholds=[at], backend="pycocotools")
+        # Of more boxes a picture than it likes to see, which are few here.
+        metric.warn_on_many_detections = False
+    found = boxes_of(query.map(lambda t: t.detach().cpu()).y)
+    answers = {name: t.detach().cpu() for name, t in answers.items()}
+    told, true = [], []
+    for picture in range(len(found.boxes)):
+        if query.weight is not None and not query.weight[picture]:
+            continue
+        here = found.valid[picture] > 0
+        labels = found.labels[picture][here]
+        true.append({"boxes": found.boxes[picture][here].float() * _SCALE, "labels": labels})
+        one = kept({name: t[picture] for name, t in answers.items()})
+        told.append({**one, "boxes": one["boxes"] * _SCALE})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        metric.update(told, true)
+        value = float(metric.compute()["map"])
+    return max(value, 0.0)  # -1 where no picture shows anything
+
+
+def judged(values: dict[str, Tensor], query: Batch) -> dict[str, Tensor]:
+    """Metrics of one task or T, with `ap50` in the place of its `ANSWERS`.
+
+    values: by name `[..., steps]`. query: of the same tasks, with a leading T.
+    """
+    prefix = len(ANSWERS)
+    answers = {n[prefix:]: t for n, t in values.items() if n.startswith(ANSWERS)}
+    rest = {n: t for n, t in values.items() if not n.startswith(ANSWERS)}
+    if not answers:
+        return rest
+    if one := rest["loss"].ndim == 1:
+        answers = {n: t.unsqueeze(0) for n, t in answers.items()}
+    steps = rest["loss"].shape[-1]
+    found = [
+        [
+            average_precision({n: t[task, ..., s] for n, t in answers.items()}, _task(query, task))
+            for s in range(steps)
+        ]
+        for task in range(len(query.x))
+    ]
+    ap50 = torch.tensor(found, dtype=torch.float64)
+    return {**rest, "ap50": ap50[0] if one else ap50}
+
+
+ANSWERS = "answers."
+"""How the names of what is judged outside of a task begin."""
+
+
+def _task(batch: Batch, number: int) -> Batch:
+    return batch.map(lambda t: t[number])

@@ -1,0 +1,56 @@
+"""Average precision: torchmetrics' value is that of the definition, and evaluation tells it."""
+
+import numpy as np
+import pytest
+import torch
+
+from metalearn import Batch
+from metalearn.evaluation.average_precision import OVERLAP, average_precision, kept
+from metalearn.evaluation.protocol import EvalReport
+
+pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
+pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+
+LEFT, RIGHT = [0.0, 0.0, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9]
+
+
+def answers(boxes, scores, labels):
+    return {
+        "boxes": torch.tensor(boxes),
+        "scores": torch.tensor(scores),
+        "labels": torch.tensor(labels),
+    }
+
+
+def query(weight=None) -> Batch:
+    """Two pictures: class 0 left and class 1 right; class 0 right, and padding."""
+    y = {
+        "boxes": torch.tensor([[LEFT, RIGHT], [RIGHT, [0.0] * 4]]),
+        "labels": torch.tensor([[0, 1], [0, 0]]),
+        "valid": torch.tensor([[1.0, 1.0], [1.0, 0.0]]),
+    }
+    return Batch(torch.zeros(2, 1, 8, 8), y, weight)
+
+
+def test_the_mean_over_classes_of_the_area_under_precision_and_recall():
+    told = answers([[LEFT, RIGHT], [LEFT, RIGHT]], [[0.9, 0.8], [0.95, 0.6]], [[0, 1], [0, 0]])
+    # Class 1: found. Class 0: a miss at 0.95, then two that are right; precision 2/3.
+    assert average_precision(told, query()) == pytest.approx((1 + 2 / 3) / 2)
+    # A picture of weight 0 is not looked at.
+    assert average_precision(told, query(torch.tensor([1.0, 0.0]))) == pytest.approx(1.0)
+
+
+def test_of_boxes_that_overlap_the_surest_of_a_class_stays():
+    near = [0.02, 0.0, 0.42, 0.4]
+    one = answers([near, LEFT, LEFT], [0.5, 0.9, 0.4], [0, 0, 1])
+    assert OVERLAP < 0.38 / 0.42
+    assert kept(one)["labels"].tolist() == [0, 1]
+    np.testing.assert_allclose(kept(one)["scores"], [0.9, 0.4], rtol=1e-6)
+
+
+def test_more_is_better_by_what_a_task_is_judged_by():
+    values = np.array([[0.25, 0.75]])
+    report = EvalReport({"loss": values, "ap50": values})
+    assert (report.measure, report.score) == ("ap50", 0.75)
+    assert EvalReport({"loss": values, "miou": values, "fb_iou": values}).score == 0.75
+    assert EvalReport({"loss": values}).score == -0.75
