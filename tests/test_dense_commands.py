@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.command import metalearn
 
@@ -80,3 +82,42 @@ def test_a_head_or_loss_without_its_task_is_one_line(workplace: Path) -> None:
     words = ("dataset=glyph_scenes", "task=segmentation")
     for other in ("linear", "detection"):
         assert "use head=segmentation" in metalearn("train", *few, *words, f"head={other}").mistake
+
+
+def test_a_detector_of_base_classes_is_fine_tuned_as_in_tfa(workplace: Path) -> None:
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
+    same = ("task=detection", *SMALL[:4], "backbone=conv4", "head.width=8", "tracker=disabled")
+    same = (*same, "backbone.filters=4", "head.stride=4")
+    base = ("training.batch_size=8", "training.steps=3", "optimizer.lr=0.01", "run_dir=base")
+    outcome = metalearn("pretrain", *same, *base)
+    assert outcome.code == 0, outcome.err
+    told = json.loads(Path("base/result.json").read_text())
+    assert told["classes"] == 40 and 0 <= told["base_ap50"] <= 1 and told["pictures"] > 1
+    words = (*same, *SMALL[-7:], "algorithm=anil", "head.cosine=true", "outer.optimizer.lr=0")
+    words = (*words, "batching=loop", "training.meta_batch=1", "training.steps=1", "run_dir=tfa")
+    outcome = metalearn("train", *words, "backbone.norm=frozen", "head.weights=base")
+    assert outcome.code == 0, outcome.err
+    theirs = load_file("base/backbone.safetensors")
+    ours = load_file("tfa/weights.safetensors")
+    for name in ("body.features.0.weight", "smooth.bias", "head.box_weight"):
+        assert torch.equal(ours[f"init/{name}"], theirs[name])
+    assert ours["init/head.weight"].shape == (4, 8) and theirs["head.weight"].shape == (41, 8)
+    Path("base/backbone.safetensors").rename("base/moved")
+    assert metalearn("evaluate", "run=tfa").code == 0  # it has its own weights
+    Path("base/moved").rename("base/backbone.safetensors")
+    use = "use the backbone, head.stride and head.width that it was trained with"
+    words = (*words, "resume=never", "head.weights=base")
+    assert use in metalearn("train", *words, "head.width=6", "backbone.norm=frozen").mistake
+    assert "use backbone.norm=frozen" in metalearn("train", *words).mistake
+    wrong = {
+        "training.mixup=0.2": "training.mixup is not for task=detection; leave it out",
+        "dataset=glyphs": "glyphs has no boxes for task=detection",
+        "task=segmentation": "pretrain has no task=segmentation; use detection",
+        "training.batch_size=999": "use at most",
+    }
+    for word, line in wrong.items():
+        kept = [w for w in (*same, *base) if word != "dataset=glyphs" or "glyph" not in w]
+        kept = [w for w in kept if word != "dataset=glyphs" or not w.startswith("dataset.s")]
+        assert line in metalearn("pretrain", *kept, "run_dir=other", word).mistake
+    assert "head=cosine is for task=detection" in metalearn("pretrain", "head=cosine").mistake

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalearn.backbones.heads import unit
+from metalearn.backbones.weights import Weights, read_weights
 from metalearn.errors import UsageError, check_whole
 
 SIDES = 4
@@ -142,14 +143,20 @@ def detection(
     stride: int = 8,
     width: int = 64,
     cosine: bool = False,
+    weights: str | None = None,
 ) -> DenseNetwork:
     """The backbone `module`, its head at `path` left out, as a one-stage detector.
 
     One box at each place, as in FCOS (Tian, Shen, Chen, He: FCOS: Fully Convolutional One-Stage
     Object Detection, 2019). path: None for a backbone without a head, of which prototypes are
-    taken. The rest as in `DenseNetwork` and `DenseHead`. Raises UsageError.
+    taken. weights: a detector of `metalearn pretrain task=detection`, a run folder or file, all of
+    which is loaded but for the classes. The rest as in `DenseNetwork` and `DenseHead`. Raises
+    UsageError.
     """
-    return _dense(module, path, example, stride, width, SIDES, cosine)
+    made = _dense(module, path, example, stride, width, SIDES, cosine)
+    if weights is not None:
+        _load(made, read_weights(weights))
+    return made
 
 
 def segmentation(
@@ -200,3 +207,27 @@ def _evaluated(body: nn.Module, example: Any) -> list[Tensor]:
     if not maps or any(m.ndim != 4 for m in maps):
         raise UsageError(f"{type(body).__name__} gives no feature maps [B, C, h, w]")
     return maps
+
+
+@torch.no_grad()
+def _load(made: DenseNetwork, weights: Weights) -> None:
+    """The tensors of a detector into another, classes left out. Raises UsageError."""
+    own = {n: t for n, t in made.state_dict().items() if n.rpartition("head.")[2] not in _CLASSES}
+    given = {n: t for n, t in weights.tensors.items() if n.rpartition("head.")[2] not in _CLASSES}
+    for name, tensor in own.items():
+        if name not in given or given[name].shape != tensor.shape:
+            raise UsageError(
+                f"{weights.source} is no detector for this network: {name} "
+                f"{'is not there' if name not in given else list(given[name].shape)}; use the "
+                "backbone, head.stride and head.width that it was trained with"
+            )
+        tensor.copy_(given[name])
+    if lost := [n for n in given if n not in own and n.endswith("running_mean")]:
+        raise UsageError(
+            f"{weights.source} has averages ({lost[0]}) that this network does not read; use "
+            "backbone.norm=frozen"
+        )
+
+
+_CLASSES = ("weight", "bias", "scale")
+"""Of the head, what is of its classes."""

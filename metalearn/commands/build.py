@@ -146,6 +146,8 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     options = (config[key] for key in ("batching", "precision", "capture", "lite"))
     engine = Engine(*options, ranks=Ranks.joined(), check=config["check"])
     check_capture(engine.capture, device)
+    if trained and (config.get("head") or {}).get("weights"):
+        config = {**config, "head": {**config["head"], "weights": None}}
     method = read_method(config)
     if trained:
         config = {**config, "backbone": without_weights(config["backbone"])}

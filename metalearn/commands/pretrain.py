@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import nn
-from torch.optim import Optimizer
 
 from metalearn.backbones.heads import head_name
 from metalearn.commands import sweep
-from metalearn.commands.arguments import check_choice, corner, explained, factory, make
+from metalearn.commands.arguments import check_choice, factory, make, option
 from metalearn.commands.config import conf_files
 from metalearn.commands.episodes import Data, read_data
 from metalearn.commands.methods import read
 from metalearn.commands.network import check_backbone, with_weights
+from metalearn.commands.pretrain_detector import build_detector, check_detector, optimizer_of
 from metalearn.commands.pretrain_network import (
     BATCH_NORMS,
     check_distillation,
@@ -32,6 +32,7 @@ from metalearn.episodes import FewShotEpisodes, ImageTransform
 from metalearn.errors import UsageError
 from metalearn.runtime.device import torch_device
 from metalearn.training import run as shell
+from metalearn.training.base_detector import BaseDetector
 from metalearn.training.base_images import BaseImages, ImageReader
 from metalearn.training.classification import averaging, groups
 from metalearn.training.held_out_split import check_shares, hold_out
@@ -60,9 +61,11 @@ def run(config: dict[str, Any], console: Console, watch: shell.Watch | None = No
     return shell.run(config, build, console, watch)
 
 
-def build(config: Mapping[str, Any]) -> tuple[dict[str, Any], Supervised]:
+def build(config: Mapping[str, Any]) -> tuple[dict[str, Any], Supervised | BaseDetector]:
     """The stage that a configuration names, and the configuration with what its starting weights
     say of themselves. Raises UsageError, or DataError where a data set is missing or damaged."""
+    if config.get("task", "classification") != "classification":
+        return build_detector(config)
     device = torch_device(config["device"])
     data = _checked(config)
     make_optimizer = factory(config["optimizer"], "optimizer")
@@ -106,7 +109,7 @@ def build(config: Mapping[str, Any]) -> tuple[dict[str, Any], Supervised]:
         device,
         module,
         rotation_head,
-        _optimizer(make_optimizer, learned),
+        optimizer_of(make_optimizer, learned),
         averaging(module, settings.ema),
         config["precision"],
         functools.partial(command_line, config),
@@ -119,12 +122,18 @@ def build(config: Mapping[str, Any]) -> tuple[dict[str, Any], Supervised]:
 
 def check(config: Mapping[str, Any]) -> None:
     """Raise UsageError, or DataError, for every mistake that shows without data or a device."""
-    _checked(config)
+    if config.get("task", "classification") != "classification":
+        check_detector(config)
+    else:
+        _checked(config)
 
 
 def _checked(config: Mapping[str, Any]) -> Data:
     """Every check that needs no data, so that no data is decoded before a mistake is told."""
     training, held_out = config["training"], config["held_out"]
+    for name, usual in (("head", "linear"), ("loss", "auto")):
+        if (node := config.get(name)) and option(node) != usual:
+            raise UsageError(f"{name}={option(node)} is for task=detection; leave it out")
     check_choice("precision", config["precision"], PRECISIONS)
     check_choice("training.select", training["select"], SELECTIONS)
     check_shares(held_out["val"], held_out["test"])
@@ -157,18 +166,6 @@ def _few_shot(config: Mapping[str, Any], dataset: ImageDataset) -> list[FewShotE
         for split in ("val", "test"):
             source.check(split)
     return sources
-
-
-def _optimizer(make_optimizer: Any, learned: list[dict[str, Any]]) -> Optimizer:
-    with explained("optimizer", "optimizer, which takes a step from a gradient alone"):
-        small = [{**group, "params": [corner(p) for p in group["params"]]} for group in learned]
-        for weight in (weight for group in small for weight in group["params"]):
-            weight.grad = torch.full_like(weight, 1e-3)
-        make_optimizer(params=small).step()
-        optimizer = make_optimizer(params=learned)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
 
 
 def command_line(config: Mapping[str, Any], folder: Path) -> str:

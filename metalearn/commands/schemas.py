@@ -78,6 +78,9 @@ class PretrainSettings(SharedSettings):
 
     optimizer: Any = MISSING
     schedule: Any = MISSING
+    head: Any = field(default_factory=dict)
+    loss: Any = field(default_factory=dict)
+    task: str = "classification"
     held_out: settings.HeldOutSettings = field(default_factory=settings.HeldOutSettings)
     training: settings.PretrainingSettings = field(default_factory=settings.PretrainingSettings)
     distillation: DistillationSettings = field(default_factory=DistillationSettings)

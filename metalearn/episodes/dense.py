@@ -85,16 +85,13 @@ class DenseEpisodes(Derived):
 
     def _single(self, split: str, drawn: Sequence[EpisodeIds]) -> Episodes:
         found = gather(self.dataset, split, drawn, getattr(self.source, "device", None))
-        classes, size = np.stack([ids.classes for ids in drawn]), self.dataset.image_shape[1]
+        classes = np.stack([ids.classes for ids in drawn])
 
         def boxed(batch: Batch, which: list[np.ndarray]) -> Batch:
             labels, numbers = in_order(which)
             of = np.take_along_axis(classes, labels, 1)
-            edges = self.dataset.beside("boxes", split, of, numbers)
-            boxes = torch.from_numpy(edges / np.float32(size)).unsqueeze(-2).to(batch.x.device)
-            labels = batch.y.unsqueeze(-1)
-            valid = torch.ones_like(labels, dtype=torch.float32)
-            return Batch(batch.x, {"boxes": boxes, "labels": labels, "valid": valid})
+            y = _one_box(self.dataset, split, of, numbers, labels)
+            return Batch(batch.x, {name: t.to(batch.x.device) for name, t in y.items()})
 
         return Episodes(
             boxed(found.support, [ids.support for ids in drawn]),
@@ -134,6 +131,38 @@ class DenseEpisodes(Derived):
             places = places_for(rng, len(images))
             found.append(_labelled(scene, images, places, own))
         return {name: np.stack([one[name] for one in found]) for name in found[0]}
+
+
+def _one_box(
+    dataset: ImageDataset, split: str, classes: np.ndarray, numbers: np.ndarray, labels: np.ndarray
+) -> dict[str, Tensor]:
+    """The targets of images of one box each; all arguments `[...]`."""
+    edges = dataset.beside("boxes", split, classes, numbers)
+    boxes = torch.from_numpy(edges / np.float32(dataset.image_shape[1])).unsqueeze(-2)
+    shown = torch.from_numpy(labels).unsqueeze(-1)
+    valid = torch.ones_like(shown, dtype=torch.float32)
+    return {"boxes": boxes, "labels": shown, "valid": valid}
+
+
+def pictures_of(
+    dataset: ImageDataset,
+    split: str,
+    classes: np.ndarray,
+    examples: np.ndarray,
+    rng: np.random.Generator,
+) -> Batch:
+    """Pictures with boxes of the images that are named `[n]`, labelled by their class within
+    `split`; of a scene as many to a picture as it holds, without others."""
+    if dataset.scene is None:
+        x = scaled(torch.from_numpy(dataset.images(split, classes, examples)))
+        return Batch(x, _one_box(dataset, split, classes, examples, classes))
+    scene, found = dataset.scene, []
+    for start in range(0, len(classes), scene.objects):
+        here = slice(start, start + scene.objects)
+        images = dataset.images(split, classes[here], examples[here])
+        found.append(_labelled(scene, images, places_for(rng, len(images)), classes[here]))
+    stacked = {name: np.stack([one[name] for one in found]) for name in found[0]}
+    return _stacked([stacked], "detection").map(lambda t: t[0])
 
 
 def _labelled(

@@ -140,6 +140,6 @@ def validation(folder: Path) -> dict[int, float]:
     path, found = folder / "metrics.jsonl", dict[int, float]()
     for one in read_records(path) if path.is_file() else ():
         if one.get("kind") == "episodes" and one.get("split") == "val":
-            values = one["accuracy"] if "accuracy" in one else one["loss"]
+            values = one[measure_of(one)]
             found[one["step"]] = float(np.mean(values))
     return found

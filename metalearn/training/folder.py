@@ -33,6 +33,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
         identity.pop("sources", None)
     if identity.get("task") == "classification":  # as it was before there were others
         identity.pop("task")
+        if "optimizer" in identity:  # of pre-training, which has a head and a loss of its own
+            identity.pop("head", None), identity.pop("loss", None)
     training = config.get("training") or {}
     identity["training"] = {n: value for n, value in training.items() if n != "workers"}
     return hashlib.sha256(_dumps(identity).encode()).hexdigest()

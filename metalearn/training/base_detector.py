@@ -1,0 +1,204 @@
+"""A detector trained by supervision on pictures of the base classes, as a stage: the first half of
+TFA, whose second fine-tunes the last layer on K shots of novel classes.
+
+Wang, Huang, Darrell, Gonzalez, Yu: Frustratingly Simple Few-Shot Object Detection, 2020, section 3.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from metalearn.algorithms.detection import Detection
+from metalearn.backbones.norms import describe
+from metalearn.backbones.weights import Report
+from metalearn.engine.ranks import Ranks
+from metalearn.episodes.prefetch import prefetched
+from metalearn.errors import Diverged
+from metalearn.evaluation.average_precision import average_precision
+from metalearn.evaluation.report import write_json
+from metalearn.runtime.files import write_atomic
+from metalearn.tracking import Tracker
+from metalearn.training.base_pictures import BasePictures
+from metalearn.training.classification import restore, state
+from metalearn.training.held_out_split import SPLIT, HeldOutSplit
+from metalearn.training.rates import Schedule
+from metalearn.training.result import last_word, surroundings
+from metalearn.training.settings import PretrainingSettings
+from metalearn.training.stage import Pace, Position, Validation, tell, teller, trained
+from metalearn.training.supervised_result import WEIGHTS
+from metalearn.types import Batch, Params
+
+_MEASURED = 256  # held-out pictures
+
+
+@dataclass
+class BaseDetector:
+    """module: a `DenseNetwork` with a column for each base class, updated in place. held_out: with
+    images of the base classes, of which pictures are made to select by and to test on. The weights
+    of the least loss on the first are kept; the newest, where there are none, or select=last.
+    """
+
+    pictures: BasePictures
+    held_out: HeldOutSplit
+    loss: Detection
+    schedule: Schedule
+    settings: PretrainingSettings
+    device: torch.device
+    module: nn.Module
+    optimizer: Optimizer
+    starting: Report | None = None
+    best: Params = field(init=False)
+    unit = "pictures"
+    ranks: Ranks | None = None
+
+    def __post_init__(self) -> None:
+        self.best = state(self.module)
+
+    @property
+    def size(self) -> int:
+        """Pictures in one batch."""
+        return self.settings.batch_size
+
+    @property
+    def pace(self) -> Pace:
+        """As the settings say; an epoch has as many pictures as hold every image once."""
+        own, epoch = self.settings, self.pictures.epoch
+        steps = own.epochs * epoch if own.steps is None else min(own.steps, own.epochs * epoch)
+        names = ("checkpoint_every", "record_every", "keep", "workers")
+        return Pace(steps, own.validate_every * epoch, **{n: getattr(own, n) for n in names})
+
+    def begin(self, folder: Path, console: Console) -> None:
+        """Tell of the starting weights."""
+        tell(self.starting, folder, teller(console))
+
+    def batches(self, steps: range, workers: int) -> Generator[Batch, None, None]:
+        """The pictures of each step."""
+        return prefetched(self.pictures, steps, workers)
+
+    def step(self, number: int, batch: Batch, tracker: Tracker) -> Mapping[str, Tensor | float]:
+        """One step of the optimizer."""
+        factor = self.schedule(number - 1, self.pace.steps, self.pictures.epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        batch = batch.map(lambda t: t.to(self.device))
+        loss, metrics = self.loss(self.module.train()(batch.x), batch)
+        loss.backward()
+        learned = [p for group in self.optimizer.param_groups for p in group["params"]]
+        limit = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(learned, limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        rate = self.optimizer.param_groups[0]["lr"]
+        return {**metrics, "grad_norm": norm, "learning_rate": rate}
+
+    def check(self, values: Mapping[str, float], number: int) -> None:
+        """Raise Diverged where the loss or its gradient is not finite."""
+        if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
+            raise Diverged(
+                f"the loss or its gradient is not finite at step {number}; lower optimizer.lr, or "
+                "set training.clip_norm (earlier checkpoints are kept)"
+            )
+
+    def _answers(self, name: str) -> tuple[dict[str, Tensor], Batch, float] | None:
+        """Of pictures of held-out images: answers, the pictures, the mean loss."""
+        subset = getattr(self.held_out, name)
+        if not len(subset):
+            return None
+        count = max(1, min(_MEASURED, len(subset) // self.pictures.objects))
+        held = self.pictures.of(subset, count, f"{SPLIT}-{name}")
+        network, pieces = self.module.eval(), held.x.split(self.size)
+        with torch.no_grad():
+            outputs = torch.cat([network(x.to(self.device)).cpu() for x in pieces])
+        return self.loss.answers(outputs), held, float(self.loss(outputs, held)[0])
+
+    def validate(self, number: int, tracker: Tracker) -> Validation:
+        """Minus the loss on pictures of held-out images."""
+        found = self._answers("val")
+        if found is None:
+            return Validation(math.nan, last=True)
+        if not math.isfinite(found[2]):
+            raise Diverged(f"the loss on held-out pictures is not finite at step {number}")
+        record = {"held_out_loss": found[2]}
+        return Validation(-found[2], record, last=self.settings.select == "last")
+
+    def select(self) -> None:
+        """Keep a copy of the weights."""
+        self.best = state(self.module)
+
+    def dump(self) -> dict[str, Any]:
+        """The network, the selected weights and the optimizer."""
+        networks = {"module": self.module.state_dict(), "best": self.best}
+        return {**networks, "optimizer": self.optimizer.state_dict()}
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `dump` returned."""
+        restore(self.module, saved["module"])
+        self.best = {name: saved["best"][name].to(t.device) for name, t in self.best.items()}
+        self.optimizer.load_state_dict(saved["optimizer"])
+
+    def finish(
+        self, config: Mapping[str, Any], position: Position, folder: Path, tracker: Tracker
+    ) -> dict[str, Any]:
+        """Measure the selected weights on pictures of held-out images, and write them."""
+        restore(self.module, self.best)
+        dataset, found = self.pictures.dataset, self._answers("test")
+        told = {
+            "detector": True,
+            "classes": dataset.class_count(SPLIT),
+            "class_names": dataset.class_names(SPLIT),
+            "dataset": dataset.name,
+            "steps": position.best_step,
+        }
+        kept = {n: t.cpu().contiguous() for n, t in self.best.items() if "num_batches" not in n}
+        data = save(kept, {"metalearn": json.dumps(told, sort_keys=True)})
+        write_atomic(folder / WEIGHTS, data)
+        measured = {"base_ap50": None, "held_out_loss": None, "pictures": 0}
+        if found is not None:
+            answers, held, loss = found
+            value = average_precision(answers, held)
+            measured = {"base_ap50": value, "held_out_loss": loss, "pictures": len(held.x)}
+        result: dict[str, Any] = {
+            **measured,
+            "task": "detection",
+            "classes": told["classes"],
+            "epochs": position.step / self.pictures.epoch,
+            "norm_policy": describe(self.module.eval()),
+            "backbone": config["backbone"].get("name") or last_word(config["backbone"]["_target_"]),
+            "dataset": last_word(config["dataset"]["_target_"]),
+            **trained(self, position),
+            **surroundings(config, self.device),
+            "weights_sha256": hashlib.sha256(data).hexdigest(),
+            "weights": str(folder / WEIGHTS),
+            "command": f"metalearn train task=detection head.weights={folder} ...",
+        }
+        write_json(folder / "result.json", result)
+        return result
+
+    def table(self, result: Mapping[str, Any]) -> Table:
+        """A result for people."""
+        table = Table(title="Result", show_header=False, title_justify="left")
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        ap50 = result["base_ap50"]
+        if ap50 is not None:
+            told = f"{ap50:.2%} on {result['pictures']} pictures of held-out images"
+            table.add_row("[bold]AP50 of base classes", told)
+        table.add_row("selected", f"step {result['selected_step']} of {result['steps']}")
+        for key, name in (("dataset", "data set"), ("classes", "base classes"), ("backbone",) * 2):
+            table.add_row(name, str(result[key]))
+        rate = f"{result['pictures_per_second']:.1f} pictures/s"
+        table.add_row("time", f"{result['seconds']:.1f} s, {rate}")
+        table.add_row("weights", result["weights"])
+        table.add_row("use them", result["command"])
+        return table
