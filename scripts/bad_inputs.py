@@ -27,11 +27,12 @@ from metalearn.runtime.files import write_atomic
 from tests.command import Outcome
 from tests.inputs.case import Case, Place
 from tests.inputs.commands import COMMANDS
+from tests.inputs.dense import DENSE
 from tests.inputs.runs import RUNS
 from tests.inputs.sources import SOURCES
 
 TABLE = Path("experiments/episodes/bad_inputs.md")
-CASES: tuple[Case, ...] = (*SOURCES, *COMMANDS, *RUNS)
+CASES: tuple[Case, ...] = (*SOURCES, *DENSE, *COMMANDS, *RUNS)
 HEAD = """# Bad inputs
 
 What {count} wrong things come to, each tried in a fresh folder with an empty cache. Written by
