@@ -49,10 +49,12 @@ def resized(x: Tensor, size: Sequence[int]) -> Tensor:
 def maps_of(body: nn.Module, x: Tensor) -> list[Tensor]:
     """The feature maps `[B, C, h, w]` of a backbone's stages, from fine to coarse. Raises
     UsageError for one that has none."""
-    if callable(own := getattr(body, "maps", None)):
-        return own(x)
-    if callable(own := getattr(body, "forward_intermediates", None)):  # timm's
-        return own(x, intermediates_only=True)
+    ours: Any = getattr(body, "maps", None)
+    if ours is not None:
+        return ours(x)
+    theirs: Any = getattr(body, "forward_intermediates", None)  # timm's
+    if theirs is not None:
+        return theirs(x, intermediates_only=True)
     raise UsageError(
         f"{type(body).__name__} gives no feature maps; use backbone=conv4, resnet12, cifar_resnet, "
         "wide_resnet or timm"

@@ -81,4 +81,4 @@ def _grown(ink: np.ndarray) -> np.ndarray:
     """Every pixel that has ink within `MARGIN` rows and columns."""
     padded, side = np.pad(ink, MARGIN), 2 * MARGIN + 1
     windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side))
-    return windows.any((2, 3))
+    return np.asarray(windows.any((2, 3)))

@@ -1,14 +1,12 @@
 """Few-shot tasks drawn from data sets, numbered and repeatable."""
 
-from typing import get_args
-
 import torch
 
 from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid, TensorDataset
 from metalearn.episodes.augmentation import Augmentation, AugmentedEpisodes, augmented
 from metalearn.episodes.augmix import AugMix
 from metalearn.episodes.corruptions import CorruptedEpisodes, Corruption, corrupted
-from metalearn.episodes.dense import DenseEpisodes, Task
+from metalearn.episodes.dense import TASKS, DenseEpisodes
 from metalearn.episodes.few_shot import FewShotEpisodes
 from metalearn.episodes.manifest import Manifest, read_manifest, write_manifest
 from metalearn.episodes.mixed import MixedEpisodes
@@ -70,15 +68,22 @@ def make_episodes(
             one, ways, shots, queries, seed, device, sizes, within_superclass, concentration
         )
 
-    dense = task in get_args(Task)
-    if isinstance(dataset, Mixture) and not dense:
-        sources = {name: of(one) for name, one in dataset.sets.items()}
-        return MixedEpisodes(dataset, sources, seed, device)
-    if dense and not isinstance(dataset, TensorDataset):  # whose targets are as they are given
+    if task in TASKS and not isinstance(dataset, TensorDataset):  # whose targets are as given
+        if isinstance(dataset, Mixture):
+            raise UsageError(f"task={task} is for one data set; use dataset=glyph_scenes")
         return DenseEpisodes(of(dataset), task)
+    if isinstance(dataset, Mixture):
+        sources = {name: _single(of(one)) for name, one in dataset.sets.items()}
+        return MixedEpisodes(dataset, sources, seed, device)
+    return _single(of(dataset))
+
+
+def _single(source: FewShotEpisodes) -> FewShotEpisodes:
+    """`source`, of images that show one class each. Raises UsageError."""
+    dataset = source.dataset
     if isinstance(dataset, ImageDataset) and dataset.scene is not None:
         raise UsageError(
             f"{dataset.name} has pictures of several classes; use task=detection or "
             "task=segmentation, or dataset=glyphs"
         )
-    return of(dataset)
+    return source

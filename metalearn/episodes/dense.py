@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from metalearn.episodes.source import Derived, generator
 from metalearn.errors import UsageError
 from metalearn.types import Batch, Episodes
 
-Task = Literal["detection", "segmentation"]
+TASKS = ("detection", "segmentation")
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,12 @@ class DenseEpisodes(Derived):
     """
 
     source: Any
-    task: Task
+    task: str
 
     def __post_init__(self) -> None:
         dataset, task = self.dataset, self.task
+        if task not in TASKS:
+            raise UsageError(f"task={task} is not known; use {' or '.join(TASKS)}")
         use = "use dataset=glyph_scenes"
         if not isinstance(dataset, ImageDataset):
             raise UsageError(f"task={task} is for pictures of one data set; {use}")
@@ -181,7 +183,7 @@ def _labelled(
     }
 
 
-def _stacked(parts: Sequence[dict[str, np.ndarray]], task: Task) -> Batch:
+def _stacked(parts: Sequence[dict[str, np.ndarray]], task: str) -> Batch:
     whole = {name: torch.from_numpy(np.stack([part[name] for part in parts])) for name in parts[0]}
     targets = "boxes" if task == "detection" else "mask"
     y: dict[str, Tensor] = {name: whole[name] for name in (targets, "labels", "valid")}

@@ -51,7 +51,7 @@ def average_precision(answers: Mapping[str, Tensor], query: Batch, at: float = 0
     check_torchmetrics()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what it imports
-        from torchmetrics.detection import MeanAveragePrecision
+        from torchmetrics.detection import MeanAveragePrecision  # pyright: ignore
 
         metric: Any = MeanAveragePrecision(iou_thresholds=[at], backend="pycocotools")
         # Of more boxes a picture than it likes to see, which are few here.

@@ -34,7 +34,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
     if identity.get("task") == "classification":  # as it was before there were others
         identity.pop("task")
         if "optimizer" in identity:  # of pre-training, which has a head and a loss of its own
-            identity.pop("head", None), identity.pop("loss", None)
+            identity = {n: v for n, v in identity.items() if n not in ("head", "loss")}
     training = config.get("training") or {}
     identity["training"] = {n: value for n, value in training.items() if n != "workers"}
     return hashlib.sha256(_dumps(identity).encode()).hexdigest()
