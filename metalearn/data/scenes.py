@@ -9,7 +9,7 @@ from metalearn.data.paths import LARGEST
 from metalearn.errors import DataError
 
 _TRIES = 32  # places for an image, of which the one that overlaps least is taken
-_INK = 128  # of 255: from here on a pixel is of an image
+_INK = 0.5  # of the brightest of an image: from here on a pixel is its
 MARGIN = 2  # pixels around it that are its mask too: strokes are a pixel or two wide
 
 
@@ -60,7 +60,7 @@ class Scene:
             here = np.s_[top : top + height, left : left + width]
             pixels[:, *here] = np.maximum(pixels[:, *here], image)
             if number < shown:
-                ink = image.max(0) >= _INK
+                ink = image.max(0) >= _INK * image.max()  # all of an image that is dark
                 rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
                 low, high = (columns[0], rows[0]), (columns[-1] + 1, rows[-1] + 1)
                 boxes[number] = (
