@@ -34,6 +34,8 @@ def attack_of(config: Mapping[str, Any], data: Data) -> PGD | None:
         return None
     if not (data.images and data.classes):
         raise UsageError("adversarial is of images with classes; use adversarial=null")
+    if data.task != "classification":
+        raise UsageError(f"adversarial is not for task={data.task}; use adversarial=null")
     images = config.get("images") or {}
     normalised = {name: images.get(name) for name in ("mean", "std")}
     return factory(config["adversarial"], "adversarial")(**normalised)

@@ -150,8 +150,14 @@ class ImageDataset:
         """Gather images: uint8 [..., C, H, W], where `...` is what the two indices broadcast to.
 
         `classes` counts within `split`, `examples` within the class. Raises DataError for an
-        example that a class does not have, IndexError for a class that the split does not have.
+        example that a class does not have, or pictures of several classes; IndexError for a class
+        that the split does not have.
         """
+        self._check_single()
+        return self.tiles(split, classes, examples)
+
+    def tiles(self, split: str, classes: np.ndarray, examples: np.ndarray) -> np.ndarray:
+        """As `images`, of which `scene` makes pictures where there is one."""
         rows, rotations = self._rows(split, classes, examples)
         shape, rows, rotations = rows.shape, rows.reshape(-1), rotations.reshape(-1)
         # A plain view: fancy indexing of np.memmap itself is slower.
@@ -179,6 +185,7 @@ class ImageDataset:
         self, device: torch.device, split: str, classes: np.ndarray, examples: np.ndarray
     ) -> Tensor:
         """As `images`, gathered on `device`; all images are copied there once."""
+        self._check_single()
         rows, rotations = self._rows(split, classes, examples)
         if device not in self._held:
             self._held[device] = DeviceImages(self.store, self._rotations, device)
@@ -190,6 +197,13 @@ class ImageDataset:
         free = free_memory_bytes(device)
         needed = among * len(self._rotations) * self.store.images.nbytes
         return free is not None and 4 * needed <= free
+
+    def _check_single(self) -> None:
+        if self.scene is not None:
+            raise DataError(
+                f"{self.name} has pictures of several classes; use task=detection or "
+                "task=segmentation of metalearn train, or dataset=glyphs"
+            )
 
     @property
     def _rotations(self) -> list[int]:

@@ -129,7 +129,7 @@ class DenseEpisodes(Derived):
             classes = np.concatenate([ids.classes[own], more])
             examples = (rng.random(scene.distractors) * sizes).astype(np.int64)
             examples = np.concatenate([numbers[here], examples])
-            images = self.dataset.images(split, classes, examples)
+            images = self.dataset.tiles(split, classes, examples)
             places = places_for(rng, len(images))
             found.append(_labelled(scene, images, places, own))
         return {name: np.stack([one[name] for one in found]) for name in found[0]}
@@ -161,7 +161,7 @@ def pictures_of(
     scene, found = dataset.scene, []
     for start in range(0, len(classes), scene.objects):
         here = slice(start, start + scene.objects)
-        images = dataset.images(split, classes[here], examples[here])
+        images = dataset.tiles(split, classes[here], examples[here])
         found.append(_labelled(scene, images, places_for(rng, len(images)), classes[here]))
     stacked = {name: np.stack([one[name] for one in found]) for name in found[0]}
     return _stacked([stacked], "detection").map(lambda t: t[0])
