@@ -1,7 +1,7 @@
 """A picture of one episode of detection or segmentation: what was given, and what was answered."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,20 +29,22 @@ COLOURS = ("#4c9ef0", "#f0b429", "#58c27d", "#e05d9a", "#9b7bea", "#f07a3f", "#4
 _FOUND = 0.5  # of intersection over union
 
 
-def draw_answers(
-    algo: MetaAlgorithm,
-    meta: Meta,
-    manifest: Manifest,
-    steps: int | None,
-    device: torch.device,
-    folder: Path,
-) -> None:
+class Evaluated(Protocol):
+    """What answers: an algorithm, its inner steps in evaluation (None for its own), its device."""
+
+    algo: MetaAlgorithm
+    evaluation_steps: int | None
+    device: torch.device
+
+
+def draw_answers(stage: Evaluated, meta: Meta, manifest: Manifest, folder: Path) -> None:
     """Write `answers.png` of the first episode of `manifest` to `folder`; nothing of another task.
 
     Of a detection: the support boxes by class, and on the queries as many of the surest boxes as
     there are objects: found (solid), missed (dotted) and wrong (thin, red). Of a segmentation: the
     support masks, those of the queries, and the answers.
     """
+    algo, device = stage.algo, stage.device
     loss: Any = getattr(algo, "loss", None)
     if not hasattr(loss, "shares"):
         return
@@ -50,7 +52,7 @@ def draw_answers(
     episodes = Episodes(episodes.support, episodes.query)
     with torch.no_grad(), algo.net.evaluating():
         given = Given(episodes.support)
-        fast = adapt(algo, meta, given, steps, gradient=detached_gradient)
+        fast = adapt(algo, meta, given, stage.evaluation_steps, gradient=detached_gradient)
         outputs = tensor_of(algo.predict(meta, fast, episodes.query.x))
         found = loss.answers(outputs) if hasattr(loss, "answers") else outputs
     sheet = _boxes(episodes, found) if isinstance(found, dict) else _masks(episodes, found)

@@ -58,9 +58,8 @@ class Episodic:
     `finish` measures on. meta: what is learned, updated in place by `outer`. evaluation_steps:
     inner steps in evaluation, None for the algorithm's own. starting: what became of the weights
     that the network starts from. pruning: which weights go, and when; before the last of it, none
-    are selected but the newest. best: the weights selected so far. tuned: the engine with the
-    plan of the meta-steps; evaluation runs as `engine` says, as it will when it is repeated, and
-    takes what it can of that which was compiled for `tuned`.
+    are selected but the newest. best: the weights selected so far. tuned: the engine with the plan
+    of the meta-steps; evaluation runs as `engine` says, and takes what was compiled for `tuned`.
     """
 
     algo: MetaAlgorithm
@@ -287,12 +286,8 @@ class Episodic:
             extra[f"untrained_{test.measure}_half_width"] = before.half_width
         if not writes:
             return {}
-        self.draw(self.best, self.test, folder)
+        draw_answers(self, self.best, self.test, folder)
         return write_result(config, self.algo, self.test, self.device, test, folder, folder, extra)
-
-    def draw(self, meta: Meta, manifest: Manifest, folder: Path) -> None:
-        """The picture of an episode of boxes or masks, where there are some."""
-        draw_answers(self.algo, meta, manifest, self.evaluation_steps, self.device, folder)
 
     def table(self, result: Mapping[str, Any]) -> Table:
         """A result for people."""
