@@ -8,6 +8,7 @@ Writes `results.csv`, a line a measurement, and the table between the marks of `
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ def rows(run: Path) -> list[dict[str, Any]]:
         # An evaluation takes seconds of its own; what was learned is the run's.
         facts = {name: result.get(name) for name in FACTS}
         facts |= {name: whole.get(name) for name in ("steps", "seconds", "clock")}
+        # Of a detector that it started from the name, and not where it lay.
+        facts["head"] = re.sub(r"weights \S*/", "weights ", facts["head"] or "") or None
         row: dict[str, Any] = {"run": run.name, "algorithm": result["algorithm"], **facts}
         measure = measure_of(result)
         for name in (*(f"{prefix}{measure}" for prefix in FIGURES), "fb_iou"):
