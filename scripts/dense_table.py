@@ -53,12 +53,12 @@ def table(found: list[dict[str, Any]]) -> str:
     shots = sorted({row["shots"] for row in found})
     names = list(dict.fromkeys(row["run"] for row in found))
     extra = ["foreground-background IoU"] if any(row["fb_iou"] is not None for row in found) else []
-    head = ["run", "meta-steps", *(f"{k}-shot" for k in shots), "untrained", *extra]
+    head = ["run", "data", "meta-steps", *(f"{k}-shot" for k in shots), "untrained", *extra]
     lines = [head, ["---"] * len(head)]
     for name in names:
         own = {row["shots"]: row for row in found if row["run"] == name}
         first = next(row for row in found if row["run"] == name)
-        cells = [name, str(first["steps"])]
+        cells = [name, first["dataset"], str(first["steps"])]
         cells += [_figure(own[k], measure) if k in own else "-" for k in shots]
         cells.append(_figure(first, f"untrained_{measure}"))
         cells += [_figure(first, "fb_iou")] if extra else []
