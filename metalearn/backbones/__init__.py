@@ -6,6 +6,7 @@ from metalearn.backbones.ensemble import Ensemble
 from metalearn.backbones.mlp import MLP
 from metalearn.backbones.pretrained import timm_model, torchvision_model
 from metalearn.backbones.resnet12 import ResNet12
+from metalearn.backbones.text_encoder import TextEncoder
 from metalearn.backbones.wide_resnet import WideResNet
 from metalearn.backbones.word_vectors import WordVectors
 
@@ -15,6 +16,7 @@ __all__ = [
     "Conv4",
     "Ensemble",
     "ResNet12",
+    "TextEncoder",
     "WideResNet",
     "WordVectors",
     "timm_model",

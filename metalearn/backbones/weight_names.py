@@ -232,10 +232,13 @@ def beyond(module: nn.Module, names: Iterable[str], places: Collection[str]) -> 
     """Those of `names` that are of a larger body than that of `module`: of a block that a list of
     its blocks does not have, or of a layer that has no such weight.
 
-    places: where the head is. What stands beside all parts of the network (a decoder, another
-    head) is not among them, nor are running averages that a norm layer does not use.
+    places: where the head is. What stands beside all parts of the network (a decoder, a pooler,
+    another head), or of the one part that is its body, is not among them, nor are running averages
+    that a norm layer does not use.
     """
     parts, buffers = dict(module.named_modules()), dict(module.named_buffers())
+    tops = {name.partition(".")[0] for name in module.state_dict()} - set(places)
+    whole = tops.pop() if len(tops) == 1 else ""
     found = []
     for name in names:
         words = name.split(".")
@@ -244,7 +247,8 @@ def beyond(module: nn.Module, names: Iterable[str], places: Collection[str]) -> 
         longer = word.isdigit() and any(n.isdigit() for n, _ in parts[path].named_children())
         of_head = any(f"{place}.".startswith(f"{path}.") for place in places)
         unused = word in _AVERAGES and isinstance(parts[path], NormBase | BatchNorm)
-        if name in buffers or path in places or unused:
+        beside = path == whole and len(words) > count + 1
+        if name in buffers or path in places or unused or (beside and not longer):
             continue
         if longer or (path and not of_head):
             found.append(name)
@@ -252,8 +256,9 @@ def beyond(module: nn.Module, names: Iterable[str], places: Collection[str]) -> 
 
 
 def linear_layers(tensors: Params) -> list[str]:
-    """What may be a linear layer, by path."""
+    """What may be a linear layer of a head, by path; no pooler is."""
     ends = [n for n, t in tensors.items() if n.endswith(".weight") and t.ndim == 2]
+    ends = [name for name in ends if "pooler" not in name.split(".")]
     return [name.removesuffix(".weight") for name in ends]
 
 

@@ -21,6 +21,7 @@ class WordVectors(nn.Module):
         super().__init__()
         if min(vocabulary, width) < 1:
             raise UsageError(f"vocabulary={vocabulary} and width={width} must be 1 or more")
+        self.vocabulary = vocabulary
         self.vectors = nn.Embedding(vocabulary, width)
         self.head = nn.Identity() if ways is None else nn.Linear(width, ways)
 

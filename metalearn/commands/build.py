@@ -29,6 +29,7 @@ from metalearn.commands.network import (
     without_weights,
 )
 from metalearn.commands.task_choices import TaskChoices, task_choices
+from metalearn.commands.texts import check_texts, check_tokenizer
 from metalearn.commands.trial import check_logits, check_memory, check_norms, check_outputs
 from metalearn.engine import Engine
 from metalearn.engine.checks import order
@@ -242,6 +243,7 @@ def read_method(config: Mapping[str, Any]) -> Method:
     algorithm = factory(config["algorithm"], "algorithm")
     parameters = inspect.signature(target(config["algorithm"]["_target_"])).parameters
     check_backbone(config["backbone"])
+    check_tokenizer(config)
     node = config.get("classifier")
     if node and "classifier" not in parameters:
         name, other = option(node), option(config["algorithm"])
@@ -287,6 +289,7 @@ def _module(
         raise UsageError(f"{images}; use backbone=mlp")
     x = _first(episodes)
     module, report = build_module(node, data.shape, config["seed"], weights, x)
+    check_texts(module, data.dataset)
     if data.classes:
         check_outputs(module, x, config["outputs"])
     return module, report

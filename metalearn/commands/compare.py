@@ -20,6 +20,7 @@ from metalearn.commands.config import compose
 from metalearn.commands.episodes import read_data
 from metalearn.commands.network import build_module, find_weights
 from metalearn.commands.sweep import split_options
+from metalearn.commands.texts import check_texts, first_texts
 from metalearn.data import ImageDataset, TensorDataset
 from metalearn.errors import UsageError
 from metalearn.evaluation.comparison.curves import curves
@@ -61,6 +62,8 @@ def run(overrides: Sequence[str], console: Console) -> int:
     asked, say = plan(overrides), teller(console)
     check_writable(asked.folder)
     here = setting_of(asked)
+    if isinstance(here.dataset, TensorDataset):
+        here.module(asked.bare, here.shape)
     if admission(asked.bare) is not None:
         check_worth(
             asked.bare,
@@ -113,7 +116,9 @@ def setting_of(asked: ComparisonPlan) -> Setting:
 
     def module(node: dict[str, Any], shape: tuple[int, ...]):
         found = weights() if node.get("weights") is not None else None
-        return build_module(node, shape, asked.config["seed"], found)
+        made = build_module(node, shape, asked.config["seed"], found, first_texts(data.dataset))
+        check_texts(made[0], data.dataset)
+        return made
 
     device = torch_device(asked.config["device"])
     node = asked.config["augmentation"]["query"]

@@ -9,6 +9,7 @@ from metalearn.commands import searchpath
 from metalearn.commands.arguments import at, check_choice, check_values, make
 from metalearn.commands.config import compose, conf_files
 from metalearn.commands.network import check_backbone, with_weights
+from metalearn.commands.texts import check_tokenizer
 from metalearn.errors import UsageError, nearest
 from metalearn.evaluation.comparison.curves import check_curves
 from metalearn.evaluation.comparison.plan import (
@@ -56,6 +57,7 @@ def plan(overrides: Sequence[str]) -> ComparisonPlan:
     headed, bare = config["backbone"], {**bare, "sha256": config["backbone"].get("sha256")}
     for node in (headed, bare):
         check_backbone(node)
+    check_tokenizer(config)
     methods = _methods(config, offered)
     _check_norm(config, methods)
     runs = {

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from metalearn.backbones import CifarResNet, timm_model, torchvision_model
+from metalearn.backbones import CifarResNet, TextEncoder, timm_model, torchvision_model
 from metalearn.backbones.defaults import cifar_default, described, timm_default, torchvision_default
 from metalearn.backbones.ensemble import Prepared
+from metalearn.backbones.text_encoder import encoder_default
 from metalearn.backbones.weight_order import as_trained, renamed
 from metalearn.backbones.weights import Report, Weights, check_pin, load_into, read_weights
 from metalearn.commands.admission import OUTPUTS, admission
@@ -28,6 +29,7 @@ from metalearn.commands.members import (
     of_member,
     own_values,
 )
+from metalearn.commands.texts import check_tokens
 from metalearn.commands.trial import evaluated
 from metalearn.data.download import download
 from metalearn.data.paths import data_folder
@@ -89,6 +91,8 @@ def _default(node: Mapping[str, Any]) -> Weights:
         return torchvision_default(node["name"])
     if made is timm_model:
         return timm_default(node["name"], node.get("options") or {})
+    if made is TextEncoder:
+        return encoder_default(node.get("folder"))
     if made is CifarResNet:
         data = data_folder()
         folders = [data / "pretrained"] if data else []
@@ -222,8 +226,11 @@ def make_module(
                 )
         module = _usable(module, shape)
         if example is not None:
+            check_tokens(module, example)
             try:
                 evaluated(module, example)
+            except UsageError:
+                raise
             except Exception as error:  # of a network that may be anybody's
                 if types := unlike_types(dict(module.named_parameters()), example):
                     raise UsageError(types) from None

@@ -24,6 +24,7 @@ from metalearn.commands.episodes import read_data
 from metalearn.commands.network import build_module
 from metalearn.commands.select_plan import Named, SelectionPlan, plan
 from metalearn.commands.sweep import split_options
+from metalearn.commands.texts import check_texts
 from metalearn.data import ImageDataset, TensorDataset
 from metalearn.episodes import FewShotEpisodes, ImageTransform
 from metalearn.errors import DataError, UsageError
@@ -202,6 +203,7 @@ def _candidate(
             module, path = None, None
     if module is None:
         module, report = build_module(named.backbone, shape, config["seed"], named.weights)
+    check_texts(module, data)
     say(f"  {report}" if report else "  random weights")
     if not inductive(module):
         raise UsageError(

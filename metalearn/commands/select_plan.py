@@ -12,6 +12,7 @@ from metalearn.commands.admission import OUTPUTS, bare
 from metalearn.commands.arguments import at, check_choice, check_values
 from metalearn.commands.config import compose
 from metalearn.commands.network import check_backbone, with_weights
+from metalearn.commands.texts import check_tokenizer
 from metalearn.commands.trust import check_trust
 from metalearn.errors import UsageError, nearest
 from metalearn.evaluation.selection import SCORES
@@ -133,6 +134,7 @@ def _candidate(config: Mapping[str, Any], name: str, overrides: Sequence[str]) -
     node |= {"norm": own["norm"]} if "norm" in node else {}
     given, weights = with_weights({**own, "backbone": node})
     check_backbone(given["backbone"])
+    check_tokenizer({**config, "backbone": node})
     return Named(given["backbone"], dict(given["images"]), weights)
 
 

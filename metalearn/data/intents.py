@@ -18,7 +18,7 @@ from metalearn.data.dataset import SPLITS
 from metalearn.data.files import cannot_read
 from metalearn.data.paths import Source, data_folder
 from metalearn.data.tensors import TensorDataset
-from metalearn.errors import DataError, nearest
+from metalearn.errors import DataError, nearest, reason_of
 
 NAMES = ("banking77", "clinc150")
 SOURCE = Source("yours", "", tuple(f"intents/{name}/full.jsonl" for name in NAMES))
@@ -33,7 +33,7 @@ def intents(
     name: str = "banking77",
     fold: int = 1,
     root: Path | None = None,
-    tokenizer: str | Path = WORDS,
+    tokenizer: str | Path | None = None,
     length: int = 64,
 ) -> TensorDataset:
     """Texts as `{"ids": [n, L], "mask": [n, L]}`, int64; the mask is 0 at padding.
@@ -41,7 +41,7 @@ def intents(
     name: banking77 (25/25/27 classes) or clinc150 (50/50/50). fold: 1 to 5, of the class splits.
     root: the folder `intents`, by default that of the data folder; it holds `<name>/full.jsonl`,
         a `sentence` and a `label` a line, and `<name>/splits/0<fold>/{train,val,test}.txt`.
-    tokenizer: "words", lower-case words and marks by their hash, or a local folder with a
+    tokenizer: "words" or None, lower-case words and marks by their hash, or a local folder with a
         tokenizer of the package transformers; nothing is downloaded, and no code of it is run.
     length: L at most; what is longer is cut.
 
@@ -68,7 +68,7 @@ def intents(
         for other in splits.keys() - {split}:
             if both := set(splits[other]) & set(splits[split]):
                 raise DataError(f"class {names[min(both)]} is in {other} and in {path}; keep one")
-    ids, mask = _encoded(texts, words if tokenizer == WORDS else _loaded(tokenizer), length)
+    ids, mask = _encoded(texts, _tokenizer(tokenizer, length), length)
     classes = torch.tensor([number[label] for label in labels])
     return TensorDataset({"ids": ids, "mask": mask}, classes, splits, name=name, names=names)
 
@@ -125,24 +125,37 @@ def _texts(path: Path) -> tuple[list[str], list[str]]:
     return texts, labels
 
 
-def _loaded(folder: str | Path) -> Tokenizer:
-    """The tokenizer in a local folder of the package transformers."""
+def _tokenizer(given: str | Path | None, length: int) -> Tokenizer:
+    return words if given is None or given == WORDS else _loaded(given, length)
+
+
+def _loaded(folder: str | Path, length: int) -> Tokenizer:
+    """The tokenizer in a local folder of the package transformers, which cuts a text so that its
+    closing mark stays."""
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise DataError(f"dataset.tokenizer={folder} is no folder; use {WORDS}, or give one")
     try:
         from transformers import AutoTokenizer  # type: ignore[import-not-found]
-    except ImportError:
-        use = f"install it, or use dataset.tokenizer={WORDS}"
+    except ImportError as error:
+        use = f"pip install 'metalearn-torch[text]', or use dataset.tokenizer={WORDS}"
         raise DataError(
-            f"dataset.tokenizer={folder} needs the package transformers; {use}"
+            f"dataset.tokenizer={folder} needs the package transformers ({reason_of(error)}); {use}"
         ) from None
     try:
-        made = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        made = AutoTokenizer.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # whatever it makes of another folder
-        reason = " ".join(str(error).split())
-        raise DataError(f"{folder} holds no tokenizer that can be read ({reason})") from None
-    return lambda text: made(text)["input_ids"]
+        reason = f"holds no tokenizer that can be read ({reason_of(error)})"
+        raise DataError(f"dataset.tokenizer={folder} {reason}; give another folder") from None
+    if len(made) <= len({*made.all_special_ids}):  # transformers then makes one that knows no word
+        raise DataError(
+            f"dataset.tokenizer={folder} holds no words of a tokenizer (tokenizer.json, vocab.txt "
+            "...); put its files there, or give another folder"
+        )
+    most = max(length, len(made("")["input_ids"]) + 1)
+    return lambda text: made(text, truncation=True, max_length=most)["input_ids"]
 
 
 def _encoded(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[Tensor, Tensor]:

@@ -28,8 +28,9 @@ OF_TARGET: dict[str, dict[str, Any]] = {
 }
 """What newer nodes of a target hold, with the values that do as before."""
 
-PLACES = ("root", "archive", "splits")
-"""Keys of a data set that are paths of the user's; `splits` is one of dataset=folder alone."""
+PLACES = ("root", "archive", "splits", "tokenizer")
+"""Keys of a data set that are paths of the user's; `splits` is one of dataset=folder alone, and
+`tokenizer` is one but for "words"."""
 
 ADDED: dict[str, Any] = {
     "sampling.queries": "balanced",
@@ -105,6 +106,9 @@ def placed(config: Mapping[str, Any]) -> dict[str, Any]:
     new = dict(config)
     if "dataset" in new:
         new["dataset"] = _placed(new["dataset"])
+    backbone = new.get("backbone")
+    if isinstance(backbone, dict) and isinstance(backbone.get("folder"), str):
+        new["backbone"] = {**backbone, "folder": _absolute(backbone["folder"])}
     evaluation = new.get("evaluation")
     if isinstance(evaluation, dict) and isinstance(evaluation.get("manifest"), str):
         new["evaluation"] = {**evaluation, "manifest": _absolute(evaluation["manifest"])}
@@ -117,7 +121,10 @@ def _placed(node: Any) -> Any:
     ours = str(node.get("_target_")).startswith("metalearn.")
     return {
         key: _absolute(value)
-        if key in PLACES and isinstance(value, str) and (ours or key != "splits")
+        if key in PLACES
+        and isinstance(value, str)
+        and (ours or key not in ("splits", "tokenizer"))
+        and value != "words"
         else _placed(value)
         for key, value in node.items()
     }
