@@ -20,6 +20,7 @@ from metalearn.errors import UsageError, reason_of
 
 Pooling = Literal["mean", "cls"]
 
+_ROWS = 32  # texts that pass through an encoder together on a processor
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _RATES = ("dropout", "dropout_prob", "dropout_rate", "_pdrop", "drop_rate", "layerdrop")
 
@@ -81,11 +82,30 @@ class TextEncoder(nn.Module):
                 f"a text has {ids.shape[-1]} tokens, more than the {self.positions} positions of "
                 f"the encoder in {self.folder}; use dataset.length={self.positions}"
             )
-        square = self.takes_square and not _readable(mask)
-        dtype = self.body.get_input_embeddings().weight.dtype
-        given = _square(mask, dtype) if square else mask
+        if _readable(mask):
+            return self.head(self._by_length(ids, mask))
+        given = _square(mask, self._dtype) if self.takes_square else mask
+        return self.head(self._features(ids, mask, given))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.body.get_input_embeddings().weight.dtype
+
+    def _features(self, ids: Tensor, mask: Tensor, given: Tensor) -> Tensor:
         states = self.body(input_ids=ids, attention_mask=given)[0]
-        return self.head(pooled(states, mask, self.pooling))
+        return pooled(states, mask, self.pooling)
+
+    def _by_length(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The features of texts, those of like length together: less padding to compute."""
+        place = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+        lengths = ((mask != 0) * place).amax(1).clamp(min=1)
+        order = lengths.argsort()
+        parts = []
+        for rows in order.split(len(ids) if ids.is_cuda else _ROWS):
+            longest = int(lengths[rows[-1]])
+            text, own = ids[rows, :longest], mask[rows, :longest]
+            parts.append(self._features(text, own, own))
+        return torch.cat(parts)[order.argsort()]
 
 
 def pooled(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
@@ -247,8 +267,8 @@ def _square(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _readable(mask: Tensor) -> bool:
     """Whether Python may look into `mask`, as transformers does: not under `vmap`, which has many
-    of them, nor while a graph is traced."""
-    if torch.compiler.is_compiling():
+    of them, nor while a graph is traced or captured."""
+    if torch.compiler.is_compiling() or (mask.is_cuda and torch.cuda.is_current_stream_capturing()):
         return False
     try:
         return bool(mask.all()) in (True, False)
