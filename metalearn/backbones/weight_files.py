@@ -8,8 +8,10 @@ import argparse
 import hashlib
 import json
 import pickle
+import re
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,13 +30,28 @@ _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """What torch's compiled, sharded and checkpointed modules put into the names of their weights."""
 
 # Plain values that training scripts keep beside the weights: timm's and DINO's `args`, a best
-# accuracy of NumPy's, under both of the names that its versions gave the function.
+# accuracy of NumPy's, under both of the names that its versions gave the function, Lightning's
+# hyperparameters and folders.
 _SCALAR: Any = np.float64(0).__reduce__()[0]
+_ARRAY: Any = np.zeros(1).__reduce__()[0]
+_LIGHTNING = (
+    "lightning.fabric.utilities.data",
+    "lightning_fabric.utilities.data",
+    "pytorch_lightning.utilities.parsing",
+)
 _PLAIN: list[Any] = [
     argparse.Namespace,
     np.dtype,
-    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")),
+    np.ndarray,
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "u1", "i4", "i8", "?")),
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((OrderedDict, f"{module}.AttributeDict") for module in _LIGHTNING),
+    *(
+        (PureWindowsPath if "Windows" in name else PurePosixPath, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+    ),
 ]
 
 
@@ -102,9 +119,12 @@ def _safetensors(path: Path) -> tuple[Params, dict[str, Any]]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        told = json.loads(metadata.get("metalearn", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise UsageError(f"{path} is damaged ({error}); fetch or train it anew") from None
+    try:
+        told = json.loads(metadata.get("metalearn", "{}"))
+    except ValueError:
+        told = {}  # of another's by that name
     # `save_model` of safetensors writes a tensor of two names once, and the other name here.
     for name, kept in metadata.items():
         if kept in tensors and name not in tensors:
@@ -125,9 +145,11 @@ def _pickled(path: Path) -> Params:
     try:
         with torch.serialization.safe_globals(_PLAIN):
             held = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        more = f" ({asked[1]})" if asked else ", or is damaged"
         raise UsageError(
-            f"{path} holds more than tensors and plain values, or is damaged; "
+            f"{path} holds more than tensors and plain values{more}; "
             "save its state_dict() alone, best as .safetensors"
         ) from None
     except Exception as error:  # what a damaged file raises is for its bytes to choose

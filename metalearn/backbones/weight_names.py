@@ -49,15 +49,12 @@ def chosen_copy(given: Params, wanted: Params, source: str, choice: str | None) 
     Raises UsageError where there are several that differ and none is chosen, or none of that name.
     """
     copies = _copies(given, wanted)
-    labels = _labels([p.away for p in copies])
+    known = labels([p.away for p in copies])
     row = 0
     if choice is not None:
-        row = _chosen(choice, labels, [p.away for p in copies], source)
+        row = chosen_row(choice, known, [p.away for p in copies], source)
     elif not all(_same(given, copies[0], other) for other in copies[1:]):
-        raise UsageError(
-            f"{source} holds several copies of this network; choose one by "
-            f"backbone.copy={' or '.join(labels)}"
-        )
+        raise several(source, known)
     taken = copies[row]
     others = [copy.away for n, copy in enumerate(copies) if n != row]
     theirs = {there: here for here, there in taken.names.items()}
@@ -69,8 +66,8 @@ def chosen_copy(given: Params, wanted: Params, source: str, choice: str | None) 
             outside[name] = tensor
         elif owner == taken.away:
             inside[theirs.get(name, taken.before + name.removeprefix(owner))] = tensor
-    named = labels[row] if len(copies) > 1 else ""
-    rest = [label for n, label in enumerate(labels) if n != row]
+    named = known[row] if len(copies) > 1 else ""
+    rest = [label for n, label in enumerate(known) if n != row]
     outside = {n: t for n, t in outside.items() if n not in inside}
     return Copy({**inside, **outside}, named, rest, set(outside))
 
@@ -105,6 +102,11 @@ def _copies(given: Params, wanted: Params) -> list[_Place]:
     return [best, *copies]
 
 
+def named(given: Params, wanted: Params) -> int:
+    """How many of the network's names the file has, behind whatever stands before them."""
+    return len(_copies(given, wanted)[0].names)
+
+
 def _numbers(names: dict[str, str], given: Params, wanted: Params) -> int:
     pairs = ((wanted[here], given[there]) for here, there in names.items())
     return sum(ours.numel() for ours, theirs in pairs if ours.shape == theirs.shape)
@@ -116,7 +118,7 @@ def _splits(name: str) -> Iterable[tuple[str, str]]:
         yield "".join(f"{word}." for word in words[:count]), ".".join(words[count:])
 
 
-def _labels(prefixes: Sequence[str]) -> list[str]:
+def labels(prefixes: Sequence[str]) -> list[str]:
     """What tells each prefix from the others: a word of its own, else the whole."""
     words = [prefix.rstrip(".").split(".") if prefix else [] for prefix in prefixes]
     labels = []
@@ -127,7 +129,16 @@ def _labels(prefixes: Sequence[str]) -> list[str]:
     return labels
 
 
-def _chosen(choice: str, labels: Sequence[str], prefixes: Sequence[str], source: str) -> int:
+def several(source: str, known: Sequence[str]) -> UsageError:
+    """Where copies differ and none is chosen."""
+    return UsageError(
+        f"{source} holds several copies of this network; choose one by "
+        f"backbone.copy={' or '.join(known)}"
+    )
+
+
+def chosen_row(choice: str, labels: Sequence[str], prefixes: Sequence[str], source: str) -> int:
+    """Which of the copies behind `prefixes` is meant. Raises UsageError where none is."""
     wholes = [prefix.rstrip(".") for prefix in prefixes]
     for known in (labels, wholes):
         if choice in known:
@@ -143,12 +154,13 @@ def _chosen(choice: str, labels: Sequence[str], prefixes: Sequence[str], source:
 
 def _same(given: Params, a: _Place, b: _Place) -> bool:
     return all(
-        name in a.names and _equal(given[a.names[name]], given[there])
+        name in a.names and equal(given[a.names[name]], given[there])
         for name, there in b.names.items()
     )
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def equal(a: Tensor, b: Tensor) -> bool:
+    """Whether they are the same numbers of the same kind."""
     return a.dtype == b.dtype and torch.equal(a, b)
 
 
@@ -168,7 +180,7 @@ def tied(given: Params, groups: Sequence[Sequence[str]], source: str) -> Params:
     for group in groups:
         there = [name for name in group if name in given]
         for name in there[1:]:
-            if not _equal(given[there[0]], given[name]):
+            if not equal(given[there[0]], given[name]):
                 raise UsageError(
                     f"{there[0]} and {name} are one tensor in this network, and two in {source}; "
                     "choose the backbone that it was saved from"

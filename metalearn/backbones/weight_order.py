@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from metalearn.backbones.weight_names import chosen_row, equal, labels, several
 from metalearn.errors import UsageError
 from metalearn.types import Params
 
@@ -21,18 +22,63 @@ class _Layer(NamedTuple):
     names: tuple[str, ...]
 
 
-def in_order(given: Params, wanted: Params, of_head: Collection[str]) -> dict[str, str] | None:
-    """The name in the network: the name in the file, for every tensor of the network's body, where
-    the file has layers of the same tensors, by kind and shape, in the same order; else None.
+class Ordered(NamedTuple):
+    """One copy of a network under another code's names.
 
-    What follows them in the file may be linear layers alone, its head. The network's own head is
-    matched where that has its shape. Running averages are left out where the network has none.
+    names: from the network's to the file's. name, others: as of `weight_names.Copy`.
+    """
+
+    names: dict[str, str]
+    name: str = ""
+    others: Sequence[str] = ()
+
+
+def in_order(
+    given: Params, wanted: Params, of_head: Collection[str], source: str, choice: str | None = None
+) -> Ordered | None:
+    """The names of the copy that `choice` says, where the file has layers of the same tensors, by
+    kind and shape, in the same order as the network's body; None where it has none.
+
+    Looked for behind every prefix, so that an optimizer's state or a second copy may stand beside.
+    Raises UsageError where copies differ and none is chosen, or none of that name.
+    """
+    behind: dict[str, Params] = {"": given}
+    for name, tensor in given.items():
+        words = name.split(".")[:-1]
+        for count in range(1, len(words)):
+            behind.setdefault(".".join(words[:count]) + ".", {})[name] = tensor
+    found: dict[tuple[str, ...], tuple[str, dict[str, str]]] = {}
+    for prefix, some in behind.items():
+        if len(some) >= len(wanted) / 2 and (names := _matched(some, wanted, of_head)):
+            body = tuple(there for here, there in names.items() if here not in of_head)
+            if body not in found or len(names) >= len(found[body][1]):
+                found[body] = prefix, names  # of several with a head, the longest prefix
+    if not found:
+        return None
+    prefixes = [prefix for prefix, _ in found.values()]
+    copies, known, row = [names for _, names in found.values()], labels(prefixes), 0
+    if choice is not None:
+        row = chosen_row(choice, known, prefixes, source)
+    elif not all(
+        n in c and equal(given[c[n]], given[t]) for c in copies[1:] for n, t in copies[0].items()
+    ):
+        raise several(source, known)
+    others = [label for n, label in enumerate(known) if n != row]
+    return Ordered(copies[row], known[row] if others else "", others)
+
+
+def _matched(given: Params, wanted: Params, of_head: Collection[str]) -> dict[str, str] | None:
+    """The name in the network: the name in the file, for every tensor of the network's body.
+
+    What follows them in the file may be linear layers, its head, and single numbers, as metrics
+    keep. The network's own head is matched where that has its shape. Running averages are left out
+    where the network has none.
     """
     if not any(n.endswith(_AVERAGES) for n in wanted):
         given = {n: t for n, t in given.items() if not n.endswith(_AVERAGES)}
     ours, theirs = _layers(wanted), _layers(given)
     body = [layer for layer in ours if not of_head or layer.names[0] not in of_head]
-    rest = theirs[len(body) :]
+    rest = [layer for layer in theirs[len(body) :] if any(shape for _, shape in layer.kinds)]
     if not body or [a.kinds for a in body] != [b.kinds for b in theirs[: len(body)]]:
         return None
     if not all(_linear(layer) for layer in rest):

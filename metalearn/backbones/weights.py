@@ -16,6 +16,7 @@ from metalearn.backbones.weight_names import (
     chosen_copy,
     heads,
     linear_layers,
+    named,
     of_layers,
     tied,
     ties,
@@ -112,7 +113,6 @@ def load_into(
     layers = [path for path in places if has_head and of_layers(wanted, [path])]
     of_head = of_layers(wanted, layers)
     spared = {*of_head, *unread(module)}
-    taken = chosen_copy(given, wanted, weights.source, copy)
 
     def matched(tensors: Params, beside: Collection[str] = ()) -> _Match:
         found = _Match(tied(tensors, ties(module), weights.source))
@@ -126,13 +126,26 @@ def load_into(
         found.extra = beyond(module, [n for n in found.given if n in unknown], places)
         return found
 
+    taken, refused = Copy(given, "", []), None
+    try:
+        taken = chosen_copy(given, wanted, weights.source, copy)
+    except UsageError as error:
+        if named(given, wanted) >= len(wanted) / 2:
+            raise
+        refused = error  # unless they are found by their order
     match = matched(taken.tensors, taken.beside)
     if match.extra or not spared.issuperset(wanted.keys() - match.fitting.keys()):
         others = map(matched, converted(match.given, module))
         match = max((match, *others), key=lambda m: (len(m.fitting.keys() - spared), -len(m.extra)))
     names: dict[str, str] = {}
-    if len(match.fitting) < len(wanted) / 2 and (order := in_order(given, wanted, of_head)):
-        names, match = order, matched({here: given[there] for here, there in order.items()})
+    poor = len(match.fitting) < len(wanted) / 2
+    if poor and (order := in_order(given, wanted, of_head, weights.source, copy)):
+        names = order.names
+        tensors = {here: given[there] for here, there in names.items()}
+        taken = Copy(tensors, order.name, [*order.others])
+        match = matched(tensors)
+    elif refused is not None:
+        raise refused
     head = _fit_head(match, wanted, of_head, layers)
 
     fitting = {n: match.fitting[n] for n in wanted if n in match.fitting}  # in their order

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from metalearn.backbones import timm_model
 from metalearn.backbones.defaults import LITE
 from metalearn.backbones.weight_order import as_trained, in_order, renamed
-from metalearn.backbones.weights import Weights, load_into
+from metalearn.backbones.weights import Weights, load_into, read_weights
 from metalearn.commands.network import build_module, with_weights
 from metalearn.data import data_folder
 from metalearn.errors import UsageError
@@ -72,8 +72,42 @@ def test_what_is_no_such_network_is_refused() -> None:
 
 def test_a_network_without_averages_needs_none() -> None:
     wanted = {n: t for n, t in net().state_dict().items() if "running" not in n}
-    names = in_order(of_another(net(), *WORDS), wanted, ["6.weight", "6.bias"])
-    assert names is not None and set(names) == set(wanted)
+    found = in_order(of_another(net(), *WORDS), wanted, ["6.weight", "6.bias"], "file.pth")
+    assert found is not None and set(found.names) == set(wanted)
+
+
+def test_other_names_inside_of_what_a_training_saves(tmp_path: Path) -> None:
+    """Beside an optimizer's state, metrics, and a running average of the weights."""
+    source = net()
+    source(torch.rand(2, 3, 6, 6)).sum().backward()
+    adam = torch.optim.AdamW(source.parameters())
+    adam.step()
+    file, other = (of_another(made, *WORDS) for made in (net(), source))
+    inside = {f"net.{name}": t for name, t in file.items()}
+    kept = {"optimizer_states": [adam.state_dict()], "epoch": 3}
+    for held, copy, name in (
+        ({"state_dict": {**inside, "acc.total": torch.tensor(2.0)}, **kept}, None, ""),
+        ({"model": file, "optimizer": adam.state_dict()}, None, ""),
+        ({"model": file, "ema": other}, "model", "model"),
+        ({"model": other, "ema": inside}, "ema", "ema"),
+        ({"model": file, "ema": file}, None, "model"),
+    ):
+        torch.save(held, tmp_path / "w.pth")
+        module = net().eval()
+        report = load_into(module, read_weights(tmp_path / "w.pth"), copy=copy)
+        loaded = module.state_dict()
+        assert report.copy == name and len(report.names) == 14 and report.share == 1
+        assert all(torch.equal(loaded[n], file[there]) for n, there in pairs(loaded, file))
+    torch.save({"model": file, "ema": other}, tmp_path / "w.pth")
+    for choice, said in ((None, "several copies.*copy=model or ema"), ("best", "no copy 'best'")):
+        with pytest.raises(UsageError, match=said):
+            load_into(net().eval(), read_weights(tmp_path / "w.pth"), copy=choice)
+
+
+def pairs(loaded: dict[str, Tensor], file: dict[str, Tensor]) -> list[tuple[str, str]]:
+    """Names that stand for the same tensor, in the order of both."""
+    counter = "num_batches_tracked"
+    return [(n, there) for n, there in zip(loaded, file, strict=True) if counter not in n]
 
 
 def test_rules_of_the_user() -> None:

@@ -2,12 +2,16 @@
 
 import json
 import os
+import sys
+import types
 from argparse import Namespace
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file, save_model
 from torch import nn
 
@@ -277,6 +281,40 @@ def test_a_checkpoint_of_lightning_or_of_a_compiled_module(tmp_path):
     held = {"state_dict": inside | head, "epoch": 2, "best": np.float64(0.5), "hparams": {"a": 1}}
     report = loaded(tmp_path, net, held)
     assert same(net, source) and report.head == "the head (head) too"
+
+
+def test_what_lightning_keeps_beside_the_weights(tmp_path, monkeypatch):
+    """Hyperparameters of plain kinds are read, as data; any other is named in one line."""
+    names = ("pytorch_lightning", "pytorch_lightning.utilities")
+    modules = [types.ModuleType(name) for name in (*names, f"{names[1]}.parsing")]
+    kind = type("AttributeDict", (dict,), {"__module__": modules[-1].__name__})
+    vars(modules[-1])["AttributeDict"] = kind
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    source, net = conv(5, 1), conv(5)
+    state = {f"model.{n}": t for n, t in source.state_dict().items()}
+    plain = {"root": Path("/data/x"), "grid": np.arange(3), "more": kind(a=[1, kind(b=2)])}
+    best = {"ModelCheckpoint{'monitor': 'val'}": {"best_model_score": torch.tensor(0.9)}}
+    kept = {"epoch": 3, "pytorch-lightning_version": "2.6.6", "callbacks": best}
+    report = loaded(tmp_path, net, {"state_dict": state, "hyper_parameters": plain, **kept})
+    assert same(net, source) and report.share == 1 and report.copy == ""
+    for value, name in ((OmegaConf.create({"a": 1}), "DictConfig"), (nn.ReLU, "ReLU")):
+        held = {"state_dict": state, "hyper_parameters": {"value": value}}
+        with pytest.raises(
+            UsageError, match=rf"than tensors and plain values \(.*{name}\)"
+        ) as told:
+            loaded(tmp_path, net, held)
+        assert "\n" not in str(told.value) and "save its state_dict() alone" in str(told.value)
+
+
+def test_metadata_of_safetensors(tmp_path):
+    source = conv(5, 1)
+    state = {f"backbone.{n}": t for n, t in source.state_dict().items()}
+    for told in ({"format": "pt", "author": "me"}, {"metalearn": "1.0 of another"}, {}):
+        net = conv(5)
+        save_file(state, tmp_path / "w.safetensors", metadata=told)
+        weights = read_weights(tmp_path / "w.safetensors")
+        assert load_into(net, weights).share == 1 and same(net, source) and not weights.images
 
 
 def tied() -> nn.Module:
