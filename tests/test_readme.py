@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from metalearn import data
+from metalearn.backbones import timm_model
 from metalearn.backbones.weights import Weights
 from metalearn.commands import network
 from metalearn.commands.config import compose, conf_folder
 from tests.command import metalearn
 from tests.own_pictures import glyph_folders
+from tests.packages import installed
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -27,6 +30,7 @@ ELSEWHERE = {
     "pip install metalearn-torch": "needs a package index",
     "uv pip install --torch-backend=cpu metalearn-torch": "needs a package index",
     "uv run pytest": "runs this",
+    "uv sync --group weights": "needs a package index",
     RANKS: "tests/training/test_ranks.py",
     "uv run --group bench metalearn bench engine": "tests/benchmarks",
 }
@@ -55,6 +59,7 @@ CUT: dict[str, list[str]] = {
 }  # fmt: skip
 OWN = {
     "images=imagenet": ["images.size=32"],
+    "images.size=64": ["images.size=32"],
     "hydra/sweeper=optuna": ["hydra.sweeper.n_trials=1"],
     "robustness=[all,pgd]": ["episodes.shots=[1]", "backbone.depth=8"],
 }
@@ -101,6 +106,11 @@ def drawn(node: dict[str, Any]) -> Weights:
     return Weights(dict(module.state_dict()), "DEFAULT", "0" * 64)
 
 
+def carried(path: Path) -> None:
+    """Random weights in the place of those of ImageNet that a package carries."""
+    torch.save(timm_model("efficientnet_lite0", 10, 1, 32).state_dict(), path)
+
+
 def run(command: str, *more: str) -> None:
     program, *words = shlex.split(command.removeprefix("uv run "))
     assert program == "metalearn", f"{command}: say in ELSEWHERE why it is not run"
@@ -123,6 +133,8 @@ def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("omniglot", "cifar_fs"):
         monkeypatch.setattr(data, name, glyphs_for(getattr(data, name)))
     monkeypatch.setattr(network, "_default", drawn)
+    for package in re.findall(r"backbone\.weights=(\w+_pytorch_model)", README):
+        carried(installed(monkeypatch, workplace / "site", package) / "weights.pth")
     classes, _ = glyph_folders(workplace, classes=2, shots=2, queries=0)
     classes.rename("classes")
     (workplace / "pictures").mkdir()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from metalearn.backbones.weights import Weights
 from metalearn.errors import UsageError, reason_of
+from metalearn.runtime.files import packaged
 
 Pooling = Literal["mean", "cls"]
 
@@ -28,9 +29,10 @@ _RATES = ("dropout", "dropout_prob", "dropout_rate", "_pdrop", "drop_rate", "lay
 class TextEncoder(nn.Module):
     """The encoder that the configuration in `folder` describes, with random weights.
 
-    ways: N of the head; None leaves it out. folder: has the `config.json`; nothing is downloaded,
-        and no code in it is run. pooling: of the states of a text, "mean" over its tokens or "cls",
-        the first. dropout: of every layer; None for what the configuration says.
+    ways: N of the head; None leaves it out. folder: has the `config.json`, or the name of an
+        installed package with one in it; nothing is downloaded, and no code in it is run.
+    pooling: of the states of a text, "mean" over its tokens or "cls", the first. dropout: of every
+        layer; None for what the configuration says.
 
     Its attention is written out ("eager"), which has every derivative. The pooler of some encoders,
     which reads the first state alone, is left out. Raises UsageError where the package or the
@@ -174,6 +176,8 @@ def configuration(folder: str | Path | None) -> tuple[Path, Any]:
             "tokenizer>"
         )
     path = Path(folder).expanduser()
+    if not path.exists() and (found := packaged(str(folder), "config.json")):
+        path = min(found, key=lambda file: len(file.parts)).parent
     if not path.is_dir():
         raise UsageError(f"backbone.folder={folder} is no folder; give that of an encoder")
     if not (path / "config.json").is_file():

@@ -21,10 +21,13 @@ from torch import Tensor
 
 from metalearn.errors import UsageError, reason_of
 from metalearn.functional.masks import MASK
+from metalearn.runtime.files import packaged
 from metalearn.types import Params
 
 FILES = ("backbone.safetensors", "weights.safetensors")
 """What a run folder of `pretrain` and of `train` holds."""
+
+_KINDS = ("*.safetensors", "*.pth", "*.pt", "*.th")
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """What torch's compiled, sharded and checkpointed modules put into the names of their weights."""
@@ -74,7 +77,8 @@ class Weights(NamedTuple):
 
 
 def read_weights(path: str | Path, sha256: str | None = None) -> Weights:
-    """The weights in `path`: a `.safetensors`, `.pth`, `.pt` or `.th` file, or a run folder.
+    """The weights in `path`: a `.safetensors`, `.pth`, `.pt` or `.th` file, a run folder, or the
+    name of an installed package with one such file in it.
 
     sha256: what the file must have, or its first 8 digits or more.
 
@@ -86,6 +90,11 @@ def read_weights(path: str | Path, sha256: str | None = None) -> Weights:
         found = [path / name for name in FILES if (path / name).is_file()]
         if not found:
             raise UsageError(f"{given} holds no {' or '.join(FILES)}; has that run finished?")
+        path = found[0]
+    if not path.exists() and (found := packaged(str(given), *_KINDS)):
+        if len(found) > 1:
+            several = " or ".join(file.name for file in found[:3])
+            raise UsageError(f"the package {given} holds {several}; give backbone.weights=<file>")
         path = found[0]
     if not path.is_file():
         raise UsageError(f"no weights at {given}; correct backbone.weights")

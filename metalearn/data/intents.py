@@ -19,6 +19,7 @@ from metalearn.data.files import cannot_read
 from metalearn.data.paths import Source, data_folder
 from metalearn.data.tensors import TensorDataset
 from metalearn.errors import DataError, nearest, reason_of
+from metalearn.runtime.files import packaged
 
 NAMES = ("banking77", "clinc150")
 SOURCE = Source("yours", "", tuple(f"intents/{name}/full.jsonl" for name in NAMES))
@@ -41,8 +42,9 @@ def intents(
     name: banking77 (25/25/27 classes) or clinc150 (50/50/50). fold: 1 to 5, of the class splits.
     root: the folder `intents`, by default that of the data folder; it holds `<name>/full.jsonl`,
         a `sentence` and a `label` a line, and `<name>/splits/0<fold>/{train,val,test}.txt`.
-    tokenizer: "words" or None, lower-case words and marks by their hash, or a local folder with a
-        tokenizer of the package transformers; nothing is downloaded, and no code of it is run.
+    tokenizer: "words" or None, lower-case words and marks by their hash; or a local folder, or an
+        installed package, with a tokenizer of the package transformers. Nothing is downloaded, and
+        no code of it is run.
     length: L at most; what is longer is cut.
 
     Raises DataError where files are missing or damaged, for an empty text, and for a class of a
@@ -133,6 +135,8 @@ def _loaded(folder: str | Path, length: int) -> Tokenizer:
     """The tokenizer in a local folder of the package transformers, which cuts a text so that its
     closing mark stays."""
     path = Path(folder).expanduser()
+    if not path.exists() and (found := packaged(str(folder), "tokenizer.json", "vocab.*")):
+        path = min(found, key=lambda file: len(file.parts)).parent
     if not path.is_dir():
         raise DataError(f"dataset.tokenizer={folder} is no folder; use {WORDS}, or give one")
     try:

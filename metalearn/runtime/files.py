@@ -1,6 +1,8 @@
-"""Atomic files, locks, the cache folder, and floats that JSON has no number for."""
+"""Atomic files, locks, the cache folder, files of installed packages, and floats that JSON has no
+number for."""
 
 import errno
+import importlib.util
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -19,6 +21,15 @@ def cache_folder() -> Path:
     """The folder of stores, downloads and plans: `METALEARN_CACHE`, else the user's cache."""
     named = os.environ.get("METALEARN_CACHE")
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("metalearn"))
+
+
+def packaged(name: str, *patterns: str) -> list[Path]:
+    """The files of the installed package `name` that fit one of `patterns`; it is not imported."""
+    if not name.isidentifier():
+        return []
+    spec = importlib.util.find_spec(name)
+    places = (spec.submodule_search_locations if spec else None) or ()
+    return sorted(p for place in places for what in patterns for p in Path(place).rglob(what))
 
 
 @contextmanager

@@ -6,6 +6,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from metalearn.runtime.files import packaged
+
 TARGETS = {
     "metalearn.adaptation": "metalearn.backbones.adaptation",
     "metalearn.gradients.Reptile": "metalearn.gradients.Displacement",
@@ -107,8 +109,8 @@ def placed(config: Mapping[str, Any]) -> dict[str, Any]:
     if "dataset" in new:
         new["dataset"] = _placed(new["dataset"])
     backbone = new.get("backbone")
-    if isinstance(backbone, dict) and isinstance(backbone.get("folder"), str):
-        new["backbone"] = {**backbone, "folder": _absolute(backbone["folder"])}
+    if isinstance(backbone, dict) and "folder" in backbone:
+        new["backbone"] = {**backbone, "folder": _of_encoder(backbone["folder"])}
     evaluation = new.get("evaluation")
     if isinstance(evaluation, dict) and isinstance(evaluation.get("manifest"), str):
         new["evaluation"] = {**evaluation, "manifest": _absolute(evaluation["manifest"])}
@@ -119,19 +121,26 @@ def _placed(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     ours = str(node.get("_target_")).startswith("metalearn.")
-    return {
+    made = {
         key: _absolute(value)
-        if key in PLACES
-        and isinstance(value, str)
-        and (ours or key not in ("splits", "tokenizer"))
-        and value != "words"
+        if key in PLACES and isinstance(value, str) and (ours or key != "splits")
         else _placed(value)
         for key, value in node.items()
+        if key != "tokenizer"
     }
+    return {key: made.get(key, _of_encoder(value)) for key, value in node.items()}
 
 
 def _absolute(path: str) -> str:
     return os.path.abspath(Path(path).expanduser())
+
+
+def _of_encoder(path: Any) -> Any:
+    """A folder, absolute; "words", and the name of an installed package, as they are."""
+    if not isinstance(path, str) or path == "words":
+        return path
+    named = path.isidentifier() and not os.path.exists(path) and packaged(path, "*")
+    return path if named else _absolute(path)
 
 
 def _renew_backbone(node: Any) -> None:

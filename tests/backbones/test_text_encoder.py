@@ -1,6 +1,7 @@
 """Encoders of transformers: exact in second order, blind to padding, and what is wrong told."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from metalearn.errors import UsageError
 from metalearn.gradients import Adjoint
 from metalearn.inner import sgd
 from tests.command import metalearn
+from tests.packages import installed
 from tests.tasks import apart, generator, on
 from tests.texts import WORDS, encoder_folder, intents_folder, needs_transformers
 
@@ -195,7 +197,9 @@ def test_a_tokenizer_without_words_is_refused(folder: Path, tmp_path: Path) -> N
         assert "\n" not in str(caught.value)
 
 
-def test_a_run_reads_the_folder_and_an_evaluation_too(folder: Path, workplace: Path) -> None:
+def test_a_run_reads_the_folder_and_an_evaluation_too(
+    folder: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = intents_folder(workplace / "in")
     words = [
         *("train", "dataset=intents", f"dataset.root={root}", "backbone=transformers"),
@@ -218,9 +222,12 @@ def test_a_run_reads_the_folder_and_an_evaluation_too(folder: Path, workplace: P
     assert "more than the 4 positions of the encoder" in line and "dataset.length=4" in line
     assert not Path("run").exists()
 
-    ran = metalearn(*words, f"backbone.folder={folder}")
+    place = installed(monkeypatch, workplace / "site", "carries_an_encoder")
+    shutil.copytree(folder, place, dirs_exist_ok=True)
+    ran = metalearn(*words, "backbone.folder=carries_an_encoder")
     assert ran.code == 0, ran.err
-    assert "37 of 37 tensors matched" not in ran.err and "tensors matched, 100.0%" in ran.out
+    assert "weights: carries_an_encoder" in ran.out and "tensors matched, 100.0%" in ran.out
+    assert "carries_an_encoder" in Path("run/config.yaml").read_text()
     told = json.loads(Path("run/result.json").read_text())
     assert told["backbone"] == "TextEncoder" and 0 <= told["accuracy"] <= 1
     again = metalearn("evaluate", "run=run", "evaluation.episodes=2", "device=cpu")

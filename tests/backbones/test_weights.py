@@ -20,6 +20,7 @@ from metalearn.backbones import Conv4, timm_model, torchvision_model
 from metalearn.backbones.weights import load_into, read_weights
 from metalearn.errors import UsageError
 from metalearn.training.folder import save_weights
+from tests.packages import installed
 from tests.tasks import generator, network
 
 
@@ -305,6 +306,21 @@ def test_what_lightning_keeps_beside_the_weights(tmp_path, monkeypatch):
         ) as told:
             loaded(tmp_path, net, held)
         assert "\n" not in str(told.value) and "save its state_dict() alone" in str(told.value)
+
+
+def test_weights_of_an_installed_package(tmp_path, monkeypatch):
+    source, net = conv(5, 1), conv(5)
+    folder = installed(monkeypatch, tmp_path / "site", "carries_weights")
+    with pytest.raises(UsageError, match="no weights at carries_weights; correct"):
+        read_weights("carries_weights")
+    saved(folder / "w.pth", source)
+    weights = read_weights("carries_weights")
+    load_into(net, weights)
+    assert same(net, source) and weights.source == "carries_weights"
+    assert weights.sha256 == read_weights(folder / "w.pth").sha256
+    saved(folder / "v.pth", source)
+    with pytest.raises(UsageError, match="carries_weights holds v.pth or w.pth; give"):
+        read_weights("carries_weights")
 
 
 def test_metadata_of_safetensors(tmp_path):
