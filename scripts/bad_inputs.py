@@ -25,6 +25,7 @@ from metalearn.data.store import verify
 from metalearn.errors import UsageError
 from metalearn.runtime.files import write_atomic
 from tests.command import Outcome
+from tests.inputs.backbones import BACKBONES
 from tests.inputs.case import Case, Place
 from tests.inputs.commands import COMMANDS
 from tests.inputs.dense import DENSE
@@ -32,7 +33,7 @@ from tests.inputs.runs import RUNS
 from tests.inputs.sources import SOURCES
 
 TABLE = Path("experiments/episodes/bad_inputs.md")
-CASES: tuple[Case, ...] = (*SOURCES, *DENSE, *COMMANDS, *RUNS)
+CASES: tuple[Case, ...] = (*SOURCES, *DENSE, *COMMANDS, *RUNS, *BACKBONES)
 HEAD = """# Bad inputs
 
 What {count} wrong things come to, each tried in a fresh folder with an empty cache. Written by

@@ -139,6 +139,12 @@ def _loaded(folder: str | Path, length: int) -> Tokenizer:
         path = min(found, key=lambda file: len(file.parts)).parent
     if not path.is_dir():
         raise DataError(f"dataset.tokenizer={folder} is no folder; use {WORDS}, or give one")
+    empty = (
+        f"dataset.tokenizer={folder} holds no words of a tokenizer (tokenizer.json, vocab.txt ...)"
+        "; put its files there, or give another folder"
+    )
+    if not any(any(path.glob(name)) for name in ("*token*", "*vocab*", "*.model", "*.bpe")):
+        raise DataError(empty)
     try:
         from transformers import AutoTokenizer  # type: ignore[import-not-found]
     except ImportError as error:
@@ -154,10 +160,7 @@ def _loaded(folder: str | Path, length: int) -> Tokenizer:
         reason = f"holds no tokenizer that can be read ({reason_of(error)})"
         raise DataError(f"dataset.tokenizer={folder} {reason}; give another folder") from None
     if len(made) <= len({*made.all_special_ids}):  # transformers then makes one that knows no word
-        raise DataError(
-            f"dataset.tokenizer={folder} holds no words of a tokenizer (tokenizer.json, vocab.txt "
-            "...); put its files there, or give another folder"
-        )
+        raise DataError(empty)
     most = max(length, len(made("")["input_ids"]) + 1)
     return lambda text: made(text, truncation=True, max_length=most)["input_ids"]
 
