@@ -140,7 +140,7 @@ def _loaded(folder: str | Path, length: int) -> Tokenizer:
     if not path.is_dir():
         raise DataError(f"dataset.tokenizer={folder} is no folder; use {WORDS}, or give one")
     empty = (
-        f"dataset.tokenizer={folder} holds no words of a tokenizer (tokenizer.json, vocab.txt ...)"
+        f"dataset.tokenizer={folder} holds no tokenizer (tokenizer.json, vocab.txt ...)"
         "; put its files there, or give another folder"
     )
     if not any(any(path.glob(name)) for name in ("*token*", "*vocab*", "*.model", "*.bpe")):

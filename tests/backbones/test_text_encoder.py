@@ -184,15 +184,12 @@ def test_a_tokenizer_without_words_is_refused(folder: Path, tmp_path: Path) -> N
     row = data.x["ids"][data.x["mask"].sum(1).argmax()]
     assert row[-1] == WORDS.index("[SEP]") and row[0] == WORDS.index("[CLS]")  # cut before the end
     assert WORDS.index("[UNK]") not in data.x["ids"].unique().tolist()
-    for name, said in (
-        ("config.json", "holds no words of a tokenizer"),
-        (None, "holds no tokeniz"),
-    ):
+    for name in (None, "config.json", "tokenizer_config.json"):
         other = tmp_path / str(name)
         other.mkdir()
-        if name:
-            (other / name).write_bytes((folder / name).read_bytes())
-        with pytest.raises(DataError, match=said) as caught:
+        for copied in ("config.json", name) if name else ():
+            (other / copied).write_bytes((folder / copied).read_bytes())
+        with pytest.raises(DataError, match="holds no tokenizer") as caught:
             intents(root=root, tokenizer=other)
         assert "\n" not in str(caught.value)
 

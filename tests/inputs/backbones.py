@@ -63,7 +63,7 @@ BACKBONES: tuple[Case, ...] = (
             "backbone.copy=ema"),
     encoder("an encoder's folder without config.json", "holds no config.json",
             lambda folder: None),
-    encoder("an encoder's folder without a tokenizer", "holds no words of a tokenizer",
+    encoder("an encoder's folder without a tokenizer", "holds no tokenizer",
             without_words, "backbone.weights=null"),
     encoder("a text longer than an encoder's positions", "more than the 4 positions of the encoder",
             tiny),
