@@ -27,6 +27,7 @@ from metalearn.errors import UsageError
 from metalearn.evaluation.statistics import measure_of
 from tests.command import metalearn
 from tests.data.idx import write
+from tests.texts import encoder_folder, needs_transformers
 
 OTHERS = (
     "pretrain.yaml",
@@ -177,6 +178,10 @@ def chosen(path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> list
         words.append("+backbone@backbone.members.one=conv4")
     if path.stem == "word_vectors":
         words = ["dataset=intents"]
+    if path.stem == "transformers":
+        needs_transformers()
+        folder = encoder_folder(workplace / "encoder", max_position_embeddings=64)
+        words += ["dataset=intents", "dataset.length=64", f"backbone.folder={folder}"]
     if path.stem == "superclass":
         words.append("dataset=fc100")
     dense = {"detection", "segmentation"} & {path.stem}
