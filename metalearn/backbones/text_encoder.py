@@ -6,24 +6,18 @@ h_t is the encoder's last state of token t, m_t 0 where that is padding. Reimers
 Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks, 2019, section 3 (mean and CLS).
 """
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from metalearn.backbones.weights import Weights
-from metalearn.errors import UsageError, reason_of
-from metalearn.runtime.files import packaged
+from metalearn.backbones.encoder_folder import random_encoder, small, told
+from metalearn.errors import UsageError
 
 Pooling = Literal["mean", "cls"]
 
 _ROWS = 32  # texts that pass through an encoder together on a processor
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_RATES = ("dropout", "dropout_prob", "dropout_rate", "_pdrop", "drop_rate", "layerdrop")
 
 
 class TextEncoder(nn.Module):
@@ -51,22 +45,14 @@ class TextEncoder(nn.Module):
             raise UsageError(f"backbone.pooling={pooling} is not known; use mean or cls")
         if dropout is not None and not 0 <= dropout < 1:
             raise UsageError(f"backbone.dropout={dropout} must be 0 or more and below 1, or null")
-        self.pooling, self.folder = pooling, str(folder)
-        path, config = configuration(folder)
-        if dropout is not None:
-            for name, value in vars(config).items():
-                if name.endswith(_RATES) and isinstance(value, int | float):
-                    setattr(config, name, dropout)
-        with _quiet(), _told(path):
-            from transformers import AutoModel  # type: ignore[import-not-found]
-
-            made = AutoModel.from_config(config, attn_implementation="eager")
-            self.body = without_pooler(made.get_encoder() if _is_pair(config) else made)
+        self.pooling: Pooling = pooling
+        self.folder = str(folder)
+        self.body = random_encoder(folder, dropout)
         self.body.train()
         self.vocabulary = self.body.get_input_embeddings().num_embeddings
         self.positions = _positions(self.body)
-        with torch.no_grad(), _told(path):
-            width, self.takes_square = _tried(self.body, self.vocabulary)
+        with torch.no_grad(), told(folder):
+            width, self.takes_square = _tried(self.body)
         self.head = nn.Identity() if ways is None else nn.Linear(width, ways)
 
     def forward(self, x: dict[str, Tensor]) -> Tensor:
@@ -118,122 +104,6 @@ def pooled(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     return (states * mask).sum(-2) / mask.sum(-2).clamp(min=1)
 
 
-def encoder_default(folder: str | Path | None) -> Weights:
-    """The weights in a folder of the package transformers, under the names of a `TextEncoder`.
-
-    Read by that package, which knows the names of older versions; never as code. sha256: of the
-    file, where that is one. Raises UsageError where there are none, or they are not this encoder's.
-    """
-    path, config = configuration(folder)
-    if not any(path.glob("*.safetensors*")) and not any(path.glob("*.bin*")):
-        raise UsageError(
-            f"{path} holds no {' or '.join(_WEIGHTS)}; put it there, or use backbone.weights=null "
-            "for random weights"
-        )
-    with _quiet(), _told(path):
-        from transformers import AutoModel  # type: ignore[import-not-found]
-
-        made, told = AutoModel.from_pretrained(
-            str(path), config=config, local_files_only=True, trust_remote_code=False,
-            output_loading_info=True, dtype=torch.float32,
-        )  # fmt: skip
-        body = without_pooler(made.get_encoder() if _is_pair(config) else made)
-    names = set(body.state_dict())
-    missing = sorted(
-        n for n in told["missing_keys"] if n in names or n.removeprefix("encoder.") in names
-    )
-    if missing:
-        raise UsageError(
-            f"the weights in {path} lack {missing[0]} and {len(missing) - 1} more of the encoder "
-            "that its config.json describes; take the files from one place"
-        )
-    tensors = {f"body.{n}": t.detach().clone() for n, t in body.state_dict().items()}
-    files = [path / name for name in _WEIGHTS if (path / name).is_file()]
-    digest = None
-    if files:
-        with files[0].open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    safe = bool(files) and files[0].suffix == ".safetensors"
-    form = "safetensors" if safe else "weights-only"
-    return Weights(tensors, str(folder), digest, form=form if files else "library")
-
-
-def without_pooler(module: nn.Module) -> Any:
-    """`module` without the layer on its first state, whose output is not used."""
-    if isinstance(getattr(module, "pooler", None), nn.Module):
-        module.pooler = None  # type: ignore[assignment]
-    return module
-
-
-def configuration(folder: str | Path | None) -> tuple[Path, Any]:
-    """The path of a folder of the package transformers, and what its `config.json` says.
-
-    Raises UsageError where there is none, or one of an unknown network.
-    """
-    if folder is None:
-        raise UsageError(
-            "backbone=transformers needs backbone.folder=<folder with config.json, weights and a "
-            "tokenizer>"
-        )
-    path = Path(folder).expanduser()
-    if not path.exists() and (found := packaged(str(folder), "config.json")):
-        path = min(found, key=lambda file: len(file.parts)).parent
-    if not path.is_dir():
-        raise UsageError(f"backbone.folder={folder} is no folder; give that of an encoder")
-    if not (path / "config.json").is_file():
-        raise UsageError(f"backbone.folder={folder} holds no config.json; give that of an encoder")
-    try:
-        from transformers import AutoConfig  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise UsageError(
-            f"backbone=transformers needs the package transformers ({reason_of(error)}); use "
-            "pip install 'metalearn-torch[text]'"
-        ) from None
-    with _quiet(), _told(path):
-        config = AutoConfig.from_pretrained(
-            str(path), local_files_only=True, trust_remote_code=False
-        )
-    return path, config
-
-
-def _is_pair(config: Any) -> bool:
-    return bool(getattr(config, "is_encoder_decoder", False))
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What the package says of a folder that it cannot use, in one line."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:  # of any of its networks
-        reason = reason_of(error)
-        raise UsageError(
-            f"{path} holds no encoder that transformers can make ({reason}); give another "
-            "backbone.folder"
-        ) from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the package's progress bars and warnings, which are told here."""
-    try:
-        from transformers.utils import logging  # type: ignore[import-not-found]
-    except ImportError:
-        yield
-        return
-    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bar:
-            logging.enable_progress_bar()
-
-
 def _positions(body: Any) -> int | None:
     """How many tokens a text may have; None where nothing says so."""
     known = getattr(body.config, "max_position_embeddings", None)
@@ -245,17 +115,16 @@ def _positions(body: Any) -> int | None:
     return known if isinstance(known, int) and known > 0 else None
 
 
-def _tried(body: Any, vocabulary: int) -> tuple[int, bool]:
+def _tried(body: Any) -> tuple[int, bool]:
     """The width of the states of a small text, and whether a mask `[B, 1, 1, L]` does the same as
     one of `[B, L]`."""
-    ids = torch.arange(3, 9).remainder(vocabulary).view(2, 3)
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     was, like = body.training, body.get_input_embeddings().weight.dtype
     body.eval()
     try:
-        states = body(input_ids=ids, attention_mask=mask)[0]
+        states = small(body, mask)
         try:
-            same = body(input_ids=ids, attention_mask=_square(mask, like))[0]
+            same = small(body, _square(mask, like))
             takes = torch.allclose((same - states)[mask.bool()], states.new_zeros(()), atol=1e-5)
         except Exception:  # of a network that takes no other mask
             takes = False
@@ -275,6 +144,7 @@ def _readable(mask: Tensor) -> bool:
     if torch.compiler.is_compiling() or (mask.is_cuda and torch.cuda.is_current_stream_capturing()):
         return False
     try:
-        return bool(mask.all()) in (True, False)
+        bool(mask.all())
     except RuntimeError:
         return False
+    return True

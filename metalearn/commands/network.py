@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 
 from metalearn.backbones import CifarResNet, TextEncoder, timm_model, torchvision_model
 from metalearn.backbones.defaults import cifar_default, described, timm_default, torchvision_default
+from metalearn.backbones.encoder_folder import encoder_default
 from metalearn.backbones.ensemble import Prepared
-from metalearn.backbones.text_encoder import encoder_default
 from metalearn.backbones.weight_order import as_trained, renamed
 from metalearn.backbones.weights import Report, Weights, check_pin, load_into, read_weights
 from metalearn.commands.admission import OUTPUTS, admission

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from metalearn.backbones import TextEncoder
-from metalearn.backbones.text_encoder import configuration
+from metalearn.backbones.encoder_folder import configuration
 from metalearn.commands.arguments import target
 from metalearn.data import TensorDataset
 from metalearn.data.intents import WORDS

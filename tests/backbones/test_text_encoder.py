@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from metalearn import Batch, Episodes
 from metalearn.algorithms import MAML
 from metalearn.backbones import TextEncoder, adaptation
-from metalearn.backbones.text_encoder import encoder_default, pooled
+from metalearn.backbones.encoder_folder import encoder_default
+from metalearn.backbones.text_encoder import pooled
 from metalearn.backbones.weights import load_into, read_weights
 from metalearn.data import DataError, intents
 from metalearn.errors import UsageError
@@ -103,11 +104,18 @@ def test_padding_changes_nothing(pooling: str, folder: Path) -> None:
     assert not nothing.any()
 
 
-@pytest.mark.parametrize("kind", ["Roberta", "T5"])
+FAMILIES = {
+    "Roberta": {"pad_token_id": 1},  # positions that count from behind the padding
+    "T5": {"d_model": 8, "d_kv": 4, "d_ff": 12},  # the encoder of a pair
+    "SqueezeBert": {"embedding_size": 8},  # cannot be without its pooler
+    "Electra": {"embedding_size": 8, "dtype": "bfloat16"},  # in half precision
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
 def test_other_families(kind: str, tmp_path: Path) -> None:
-    """Positions that count from behind the padding; the encoder of a pair."""
     needs_transformers()
-    own = {"pad_token_id": 1} if kind == "Roberta" else {"d_model": 8, "d_kv": 4, "d_ff": 12}
+    own = FAMILIES[kind]
     place = encoder_folder(tmp_path / kind, kind, **own)
     net = TextEncoder(3, place)
     report = load_into(net, encoder_default(place))
