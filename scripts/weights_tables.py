@@ -185,7 +185,8 @@ def picture(points: Points, kind: str, path: Path) -> None:
                     )
         axes.set_title(name, loc="left", fontsize=10, fontweight="bold")
         axes.set_xlabel("accuracy, %")
-        axes.axvline(20, color="#999999", ls=":", lw=1)
+        if kind == "imagenet":  # chance
+            axes.axvline(20, color="#999999", ls=":", lw=1)
         axes.grid(axis="x", color="#dddddd", lw=0.6)
         axes.spines[["top", "right", "left"]].set_visible(False)
     panels[0].set_yticks(range(len(labels)), labels, fontsize=9)
