@@ -93,8 +93,8 @@ class Detection:
 
     def _assigned(self, batch: Batch, maps: Tensor) -> Assigned:
         found = boxes_of(batch.y)
-        boxes = found.boxes.to(maps.dtype)
-        return assigned(found._replace(boxes=boxes), *maps.shape[-2:], self.radius)
+        found, (height, width) = found._replace(boxes=found.boxes.to(maps.dtype)), maps.shape[-2:]
+        return assigned(found, height, width, self.radius)
 
     def shares(self, batch: Batch, maps: Tensor, columns: int) -> Tensor:
         """`[B, columns, h, w]`: 1 where a place of `maps` `[B, D, h, w]` is of the class."""
