@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from metalearn.algorithms import MAML
-from metalearn.commands import pretrain
+from metalearn.commands.pretrain_network import optimizer_of
 from metalearn.engine import room
 from metalearn.engine.batching import at_once
 from metalearn.engine.plan import parse
@@ -59,8 +59,8 @@ def test_refused_before_it_starts(workplace: Path, words: tuple[str, ...]) -> No
 def test_pretraining_tries_its_optimizer_too(optimizer, said: str) -> None:
     learned = [{"params": [nn.Parameter(torch.ones(3, 3))]}]
     with pytest.raises(shell.UsageError, match=f"optimizer: .*{said}.*; correct optimizer, which"):
-        pretrain._optimizer(optimizer, learned)
-    kept = pretrain._optimizer(partial(torch.optim.SGD, lr=1.0), learned)
+        optimizer_of(optimizer, learned)
+    kept = optimizer_of(partial(torch.optim.SGD, lr=1.0), learned)
     assert kept.param_groups[0]["initial_lr"] == 1.0 and (learned[0]["params"][0] == 1).all()
 
 

@@ -18,13 +18,14 @@ from metalearn.commands.config import conf_files
 from metalearn.commands.episodes import Data, read_data
 from metalearn.commands.methods import read
 from metalearn.commands.network import check_backbone, with_weights
-from metalearn.commands.pretrain_detector import build_detector, check_detector, optimizer_of
+from metalearn.commands.pretrain_detector import build_detector, check_detector
 from metalearn.commands.pretrain_network import (
     BATCH_NORMS,
     check_distillation,
     find_teacher,
     make_rotation_head,
     network,
+    optimizer_of,
 )
 from metalearn.data import ImageDataset
 from metalearn.engine.ranks import Ranks

@@ -5,13 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 from metalearn.algorithms.detection import Detection
-from metalearn.commands.arguments import corner, explained, factory, make
+from metalearn.commands.arguments import factory, make
 from metalearn.commands.episodes import Data, read_data
 from metalearn.commands.network import check_backbone, with_weights
-from metalearn.commands.pretrain_network import network
+from metalearn.commands.pretrain_network import network, optimizer_of
 from metalearn.commands.task_choices import task_choices
 from metalearn.data import ImageDataset
 from metalearn.engine.ranks import Ranks
@@ -86,16 +85,3 @@ def build_detector(config: Mapping[str, Any]) -> tuple[dict[str, Any], BaseDetec
         report,
     )
     return config, stage
-
-
-def optimizer_of(make_optimizer: Any, learned: list[dict[str, Any]]) -> Optimizer:
-    """The optimizer of what is learned, tried on a corner of it. Raises UsageError."""
-    with explained("optimizer", "optimizer, which takes a step from a gradient alone"):
-        small = [{**group, "params": [corner(p) for p in group["params"]]} for group in learned]
-        for weight in (weight for group in small for weight in group["params"]):
-            weight.grad = torch.full_like(weight, 1e-3)
-        make_optimizer(params=small).step()
-        optimizer = make_optimizer(params=learned)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer

@@ -1,4 +1,5 @@
-"""The networks of a pre-training: the one that is trained, its rotation head, its teacher."""
+"""The networks of a pre-training: the one that is trained, its rotation head, its teacher; and the
+optimizer of what is trained."""
 
 import math
 from collections.abc import Mapping
@@ -8,8 +9,10 @@ from typing import Any
 import torch
 import yaml
 from torch import nn
+from torch.optim import Optimizer
 
 from metalearn.backbones.weights import Report, Weights, read_weights
+from metalearn.commands.arguments import corner, explained
 from metalearn.commands.network import load, make_module
 from metalearn.commands.trust import check_trust
 from metalearn.data import ImageDataset
@@ -160,3 +163,16 @@ def _check_images(
         key = wrong[0]
         value = "null" if theirs.get(key) is None else theirs[key]
         raise UsageError(f"{name} sees other images; use images.{key}={value}, as it did")
+
+
+def optimizer_of(make_optimizer: Any, learned: list[dict[str, Any]]) -> Optimizer:
+    """The optimizer of what is learned, tried on a corner of it. Raises UsageError."""
+    with explained("optimizer", "optimizer, which takes a step from a gradient alone"):
+        small = [{**group, "params": [corner(p) for p in group["params"]]} for group in learned]
+        for weight in (weight for group in small for weight in group["params"]):
+            weight.grad = torch.full_like(weight, 1e-3)
+        make_optimizer(params=small).step()
+        optimizer = make_optimizer(params=learned)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
