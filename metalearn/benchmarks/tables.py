@@ -117,6 +117,13 @@ def latest(records: Sequence[Record], settings: Settings) -> list[Record]:
     return [found[cell] for cell in order]
 
 
+def _where(about: Mapping[str, Any], *packages: str) -> str:
+    """The processor, its threads, and the versions of `packages`."""
+    versions = ", ".join(f"{name} {machine.version(name)}" for name in packages)
+    threads = torch.get_num_threads()
+    return f"{about['cpu']}, {threads} thread(s) of {about['cores']} cores, {versions}"
+
+
 def keep_turns(
     path: Path,
     title: str,
@@ -130,11 +137,9 @@ def keep_turns(
     page = shown(layout, rows, console)
     about, threads = machine.describe("cpu"), torch.get_num_threads()
     head = (
-        f"{about['cpu']}, {threads} thread(s) of {about['cores']} cores, "
-        f"torch {machine.version('torch')}, learn2learn {machine.version('learn2learn')}, easyfsl "
-        f"{machine.version('easyfsl')}; load {load[0]:.1f} before and {load[1]:.1f} after; medians "
-        f"and quartiles of {len(rows[0]['seconds'])} turns, ratios within each turn; without the "
-        "time to compile"
+        f"{_where(about, 'torch', 'learn2learn', 'easyfsl')}; load {load[0]:.1f} before "
+        f"and {load[1]:.1f} after; medians and quartiles of {len(rows[0]['seconds'])} turns, ratios within "
+        "each turn; without the time to compile"
     )
     write_atomic(path.with_suffix(".md"), f"# {title}\n\n{head}\n\n{page}\n")
     saved = {"machine": about, "threads": threads, "load": list(load), "rows": rows}
@@ -162,8 +167,7 @@ def keep_episodes(
         teller(console)(line)
     about, threads = machine.describe("cpu"), torch.get_num_threads()
     head = (
-        f"{about['cpu']}, {threads} thread(s) of {about['cores']} cores, "
-        f"torch {machine.version('torch')}, learn2learn {machine.version('learn2learn')}; "
+        f"{_where(about, 'torch', 'learn2learn')}; "
         f"{shape.ways}-way {shape.shots}-shot, {shape.queries} queries a class; medians of "
         f"{repeats} repeats in turns; the images in memory for all"
     )
