@@ -138,8 +138,8 @@ def keep_turns(
     about, threads = machine.describe("cpu"), torch.get_num_threads()
     head = (
         f"{_where(about, 'torch', 'learn2learn', 'easyfsl')}; load {load[0]:.1f} before "
-        f"and {load[1]:.1f} after; medians and quartiles of {len(rows[0]['seconds'])} turns, ratios within "
-        "each turn; without the time to compile"
+        f"and {load[1]:.1f} after; medians and quartiles of {len(rows[0]['seconds'])} turns, "
+        "ratios within each turn; without the time to compile"
     )
     write_atomic(path.with_suffix(".md"), f"# {title}\n\n{head}\n\n{page}\n")
     saved = {"machine": about, "threads": threads, "load": list(load), "rows": rows}
