@@ -1,9 +1,7 @@
-"""Many configurations of one command: Hydra composes each choice of groups once."""
+"""Hydra's composition, which a process does once for each choice of groups."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -11,51 +9,55 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 
-from metalearn.commands.config import explaining, on_conf, plain
+from metalearn.commands import searchpath
+
+_bases: dict[object, DictConfig] = {}
+_KEPT = 100  # compositions; 0.2 MB each
 
 
-@contextmanager
-def composer(command: str) -> Iterator[Callable[[Sequence[str]], dict[str, Any]]]:
-    """`config.compose` for many lists of overrides; what it yields raises UsageError as that does.
+def composed(command: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of `command` with `overrides`, unresolved; Hydra is initialised.
+
+    Raises what Hydra raises.
 
     A composition of Hydra's takes a quarter of a second, most of it to read and merge the groups.
     Values (`inner.rate=0.1`) are set after that, so lists that differ in values alone share what
-    their groups give, and set them as Hydra does, by `OmegaConf.update`. What fails there is
-    composed once more by Hydra itself, which says why.
+    their groups give, as long as no config file changes, and set them as Hydra does, by
+    `OmegaConf.update`. What fails there is composed once more by Hydra itself, which says why.
     """
-    bases: dict[tuple[str, ...], DictConfig] = {}
-    is_group: dict[str, bool] = {}
-
-    def composed(overrides: Sequence[str]) -> dict[str, Any]:
-        with explaining(overrides, command):
-            try:
-                return plain(_composed(bases, is_group, command, overrides), command)
-            except Exception:
-                return plain(hydra.compose(command, list(overrides)), command)
-
-    with on_conf():
-        yield composed
+    try:
+        return _composed(command, overrides)
+    except Exception:
+        return hydra.compose(command, list(overrides))
 
 
-def _composed(
-    bases: dict[tuple[str, ...], DictConfig],
-    is_group: dict[str, bool],
-    command: str,
-    overrides: Sequence[str],
-) -> DictConfig:
+def _composed(command: str, overrides: Sequence[str]) -> DictConfig:
+    folders = [searchpath.conf_folder(), *searchpath.folders(searchpath.split(overrides)[1])]
+    values, groups, changed = [], [], []
     loader = GlobalHydra.instance().config_loader()
-    values, groups = [], []
     for override in OverridesParser.create(loader).parse_overrides(list(overrides)):
         key = override.key_or_group
-        if key not in is_group:  # to ask takes as long as a quarter of a composition
-            is_group[key] = bool(loader.get_group_options(key)) or key.startswith("hydra")
         single = override.type == OverrideType.CHANGE and not override.is_sweep_override()
-        plainly = single and override.package is None and not is_group[key]
+        of_hydra = key.partition(".")[0].partition("/")[0] == "hydra"
+        is_group = of_hydra or any((folder / key).is_dir() for folder in folders)
+        plainly = single and override.package is None and not is_group
         (values if plainly else groups).append(override)
+        if not plainly and not is_group:
+            changed.append(key)
+    if any(_within(override.key_or_group, key) for override in values for key in changed):
+        return hydra.compose(command, list(overrides))  # their order matters
     lines = tuple(override.input_line or "" for override in groups)
-    if lines not in bases:
-        bases[lines] = hydra.compose(command, list(lines))
-    config = copy.deepcopy(bases[lines])
+    files = [(path, path.stat()) for folder in folders for path in folder.rglob("*.yaml")]
+    known = command, lines, tuple((p, stat.st_mtime_ns, stat.st_size) for p, stat in files)
+    if known not in _bases:
+        if len(_bases) == _KEPT:
+            del _bases[next(iter(_bases))]
+        _bases[known] = hydra.compose(command, list(lines))
+    config = copy.deepcopy(_bases[known])
     for override in values:
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
     return config
+
+
+def _within(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")

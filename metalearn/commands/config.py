@@ -20,9 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metalearn.commands import searchpath
+from metalearn.commands.composer import composed
 from metalearn.commands.mistakes import explain, unknown_choice
 from metalearn.commands.schemas import SCHEMAS
 from metalearn.commands.search import SearchSettings
+from metalearn.commands.searchpath import conf_folder
 from metalearn.commands.trust import check_trust
 from metalearn.errors import UsageError, nearest
 from metalearn.training.folder import config_hash
@@ -43,13 +45,6 @@ def _check_keys(values: Mapping[str, Any], settings: type, job: str, prefix: str
             raise UsageError(f"no key {name}{nearest(name, known)}; see metalearn {job} --cfg job")
         if is_dataclass(section := known[name]):
             _check_keys(value, section, job, f"{name}.")  # type: ignore[arg-type]
-
-
-def conf_folder() -> Path:
-    """Where `conf/` lies: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def conf_files(group: str, override: str | None = None) -> list[Path]:
@@ -80,8 +75,20 @@ def _store_types() -> None:
 
 def compose(overrides: Sequence[str], job: str = "train") -> dict[str, Any]:
     """The configuration of one run of `metalearn <job>`. Raises UsageError."""
-    with composing(overrides, job):
-        return plain(hydra.compose(job, list(overrides)), job)
+    with composer(job) as compose_one:
+        return compose_one(overrides)
+
+
+@contextmanager
+def composer(job: str) -> Iterator[Callable[[Sequence[str]], dict[str, Any]]]:
+    """`compose` for many lists of overrides."""
+
+    def compose_one(overrides: Sequence[str]) -> dict[str, Any]:
+        with explaining(overrides, job):
+            return plain(composed(job, overrides), job)
+
+    with on_conf():
+        yield compose_one
 
 
 def check_sweep(overrides: Sequence[str], job: str = "train") -> None:

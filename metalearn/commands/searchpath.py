@@ -24,6 +24,13 @@ GROUP = "metalearn.conf"
 OVERRIDE = "hydra.searchpath"
 
 
+def conf_folder() -> Path:
+    """Where `conf/` lies: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
 class OtherProjects(SearchPathPlugin):
     """Hydra finds the config groups of the entry points after ours."""
 

@@ -90,7 +90,7 @@ def _plan(places: list[Path], options: dict[str, str], console: Console) -> None
 
 def _composed(command: str, every: Sequence[list[str]], path: Path) -> list[PlannedRun]:
     """Every run of a study, composed and checked. Raises UsageError, a line for each mistake."""
-    from metalearn.commands.composer import composer
+    from metalearn.commands.config import composer
 
     check = importlib.import_module(f"metalearn.commands.{_CHECKS[command]}").check
     runs: list[PlannedRun] = []
