@@ -48,6 +48,32 @@ def test_nothing_points_back() -> None:
     assert back == []
 
 
+def at_start(module: str, seen: set[str]) -> set[str]:
+    """The packages of others that importing `module` of ours imports, as our files say."""
+    path = ROOT.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if module in seen or not file.is_file():
+        return set()
+    seen.add(module)
+    names = {module.rpartition(".")[0]}
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    ours = {name for name in names if name.partition(".")[0] == "metalearn"}
+    others = {name.partition(".")[0] for name in names - ours}
+    return others.union(*(at_start(name, seen) for name in ours))
+
+
+def test_a_start_does_not_wait_for_what_it_may_not_need() -> None:
+    seen: set[str] = set()
+    found = at_start("metalearn.commands.train", seen) | at_start("metalearn.cli", seen)
+    assert {"torch", "hydra", "rich"} <= found and "metalearn.training.episodic" in seen
+    late = {"sklearn", "matplotlib", "torchvision", "timm", "wandb", "optuna", "pandas", "optree"}
+    assert found & late == set()
+
+
 def test_no_import_hides_from_the_interpreter() -> None:
     package = ROOT / "metalearn"
     assert [p.name for p in package.rglob("*.py") if "TYPE_CHECKING" in p.read_text()] == []

@@ -12,8 +12,8 @@ from metalearn import data
 from metalearn.backbones import Conv4
 from metalearn.commands.select_plan import ALL_SCORES
 from metalearn.data import TensorDataset
-from metalearn.evaluation.selection import h_score, leep, logme
 from metalearn.evaluation.selection.sample import sample
+from metalearn.evaluation.selection.scores import h_score, leep, logme
 from tests.command import metalearn
 from tests.images import tiny_dataset
 

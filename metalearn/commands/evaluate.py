@@ -12,7 +12,6 @@ from metalearn.commands.config import reopen
 from metalearn.commands.episodes import read_data
 from metalearn.data import ImageDataset, Mixture
 from metalearn.errors import UsageError
-from metalearn.evaluation.dense_sheet import draw_answers
 from metalearn.evaluation.report import not_finite
 from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB
 from metalearn.training.episodic import Episodic, last_step
@@ -88,6 +87,8 @@ def evaluate(
             "weights_sha256": weights_sha256(meta),
         }
         result = write_result(config, stage.algo, test, stage.device, report, folder, run, extra)
+        from metalearn.evaluation.dense_sheet import draw_answers  # imports matplotlib
+
         draw_answers(stage, meta, test, folder)
         tracker.summary(result)
     console.print(stage.table(result))

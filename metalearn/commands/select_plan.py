@@ -15,8 +15,8 @@ from metalearn.commands.network import check_backbone, with_weights
 from metalearn.commands.texts import check_tokenizer
 from metalearn.commands.trust import check_trust
 from metalearn.errors import UsageError, nearest
-from metalearn.evaluation.selection import SCORES
 from metalearn.evaluation.selection.looks import NEAREST_CENTROID
+from metalearn.evaluation.selection.scores import SCORES
 from metalearn.runtime.device import torch_device
 from metalearn.runtime.files import decode_floats
 

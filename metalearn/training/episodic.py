@@ -23,7 +23,6 @@ from metalearn.engine.strategy import ForeignStrategy, Scheduled, Strategy
 from metalearn.episodes import EpisodeSource, Manifest
 from metalearn.episodes.prefetch import prefetched
 from metalearn.errors import Diverged, UsageError
-from metalearn.evaluation.dense_sheet import draw_answers
 from metalearn.evaluation.on_features import evaluate_once
 from metalearn.evaluation.protocol import EvalReport, evaluate
 from metalearn.evaluation.report import result_table
@@ -277,15 +276,16 @@ class Episodic:
             **({"float64_errors": errors} if errors else {}),
             "weights_sha256": digest,
             "last_weights_sha256": weights_sha256(self.meta),
+            **({"sparsity": sparsity_of(self.best)} if self.pruning is not None else {}),
         }
-        if self.pruning is not None:
-            extra["sparsity"] = sparsity_of(self.best)
         if self.measure_untrained:
             before = self.evaluate(self.untrained, self.test).interval(test.measure)
             extra[f"untrained_{test.measure}"] = before.mean
             extra[f"untrained_{test.measure}_half_width"] = before.half_width
         if not writes:
             return {}
+        from metalearn.evaluation.dense_sheet import draw_answers  # imports matplotlib
+
         draw_answers(self, self.best, self.test, folder)
         return write_result(config, self.algo, self.test, self.device, test, folder, folder, extra)
 

@@ -11,7 +11,6 @@ import torch
 from metalearn.backbones.norms import describe
 from metalearn.episodes import Manifest
 from metalearn.episodes.source import describe_shape
-from metalearn.evaluation.plots import plot_accuracy_by_step, plot_learning_curve
 from metalearn.evaluation.protocol import EvalReport
 from metalearn.evaluation.report import LABELS, write_episode_file, write_json
 from metalearn.evaluation.statistics import SHARES
@@ -110,11 +109,13 @@ def write_result(
         found = report.interval(robust)
         result |= {robust: found.mean, f"{robust}_half_width": found.half_width}
     write_episode_file(folder / "episodes.csv", _rows(report))
+    from metalearn.evaluation import plots  # imports matplotlib
+
     with contextlib.suppress(FileNotFoundError, ValueError):  # records that were lost, as was told
         records = list(read_records(run / "metrics.jsonl"))
-        plot_learning_curve(records, folder / "learning_curve.png")
+        plots.plot_learning_curve(records, folder / "learning_curve.png")
     shape = describe_shape(test.source.shape)
-    plot_accuracy_by_step(
+    plots.plot_accuracy_by_step(
         by_step,
         folder / f"{measure}_by_step.png",
         title=f"{name('algorithm')} on {name('dataset')}, {shape}",

@@ -11,7 +11,6 @@ import numpy as np
 from safetensors.torch import save
 
 from metalearn.episodes import FewShotEpisodes, Manifest
-from metalearn.evaluation.plots import plot_pretraining
 from metalearn.evaluation.report import write_episode_file, write_json
 from metalearn.evaluation.statistics import mean_interval
 from metalearn.runtime.files import write_atomic
@@ -91,5 +90,7 @@ def write_pretraining(
         )
     with contextlib.suppress(FileNotFoundError, ValueError):  # records that were lost, as was told
         records = list(read_records(folder / "metrics.jsonl"))
+        from metalearn.evaluation.plots import plot_pretraining  # imports matplotlib
+
         plot_pretraining(records, folder / "learning_curve.png")
     write_json(folder / "result.json", result)

@@ -13,9 +13,9 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
 from metalearn.data import DataError
-from metalearn.evaluation.selection import (
+from metalearn.evaluation.selection.agreement import agreement
+from metalearn.evaluation.selection.scores import (
     SCORES,
-    agreement,
     h_score,
     leep,
     logme,

@@ -14,7 +14,7 @@ from metalearn.episodes.gather import inputs_of
 from metalearn.errors import DataError
 from metalearn.evaluation.features import FeatureEpisodes, unit_length
 from metalearn.evaluation.on_features import classifying, measure
-from metalearn.evaluation.selection import SCORES
+from metalearn.evaluation.selection.scores import SCORES
 from metalearn.functional import PureModule
 from metalearn.types import Inputs, Params, map_tensors
 
