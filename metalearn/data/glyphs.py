@@ -81,12 +81,8 @@ def _class_images(seed: int, number: int, drawings: int, size: int) -> np.ndarra
     """All drawings of one class: uint8 [drawings, size, size, 1]."""
     stream = np.random.SeedSequence(seed, spawn_key=(number,))
     rng = np.random.Generator(np.random.PCG64(stream))
-    skeleton = _skeleton(rng)
-    images = np.empty((drawings, size, size, 1), np.uint8)
-    for i in range(drawings):
-        curves, pen = _drawing(rng, skeleton)
-        images[i, :, :, 0] = _render(curves, pen, size)
-    return images
+    points, pens = _drawings(rng, _skeleton(rng), drawings)
+    return _render(points, pens, size)[..., None]
 
 
 def _skeleton(rng: np.random.Generator) -> list[np.ndarray]:
@@ -127,45 +123,61 @@ def _stroke(rng: np.random.Generator, start: np.ndarray) -> np.ndarray:
     return np.array(points)
 
 
-def _drawing(
-    rng: np.random.Generator, skeleton: list[np.ndarray]
-) -> tuple[list[np.ndarray], float]:
-    """One hand's version: drawn points [POINTS, 2] a stroke in the unit box, and pen width."""
-    turn, shear = rng.normal(0, 0.14), rng.normal(0, 0.16)
-    scale = np.exp(rng.normal(-0.07, 0.10) + rng.normal(0, 0.08, 2))
-    shift = rng.normal(0, 0.04, 2)
-    cos, sin = np.cos(turn), np.sin(turn)
+def _drawings(
+    rng: np.random.Generator, skeleton: list[np.ndarray], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`count` hands' versions: drawn points [count, strokes * POINTS, 2] in the unit box, and the
+    widths of their pens [count]."""
+    hands, noises = [], []
+    for _ in range(count):  # everything of one hand after the other
+        turn, shear = rng.normal(0, 0.14), rng.normal(0, 0.16)
+        scale = np.exp(rng.normal(-0.07, 0.10) + rng.normal(0, 0.08, 2))
+        shift = rng.normal(0, 0.04, 2)
+        noises.append([(rng.normal(0, 0.03, 2), rng.normal(0, 0.028, c.shape)) for c in skeleton])
+        hands.append((shear, np.cos(turn), np.sin(turn), *scale, *shift, rng.uniform(0.04, 0.07)))
+    columns = np.array(hands).reshape(count, -1).T[..., None]
+    shear, cos, sin, width, height, right, down = columns[:-1]
     curves = []
-    for control in skeleton:
-        moved = control + rng.normal(0, 0.03, 2) + rng.normal(0, 0.028, control.shape)
-        x, y = (_curve(moved) - 0.5).T * scale[:, None]
+    for control, noise in zip(skeleton, zip(*noises, strict=True), strict=True):
+        whole, own = (np.stack(part) for part in zip(*noise, strict=True))
+        curve = _curve(control + whole[:, None] + own) - 0.5
+        x, y = curve[..., 0] * width, curve[..., 1] * height
         x = x + shear * y
         # Written out: a matrix product's last bits depend on the BLAS.
-        curves.append(np.stack([cos * x - sin * y, sin * x + cos * y], 1) + shift + 0.5)
-    return curves, float(rng.uniform(0.04, 0.07))
+        x, y = cos * x - sin * y, sin * x + cos * y
+        curves.append(np.stack([x + right + 0.5, y + down + 0.5], -1))
+    return np.concatenate(curves, 1), columns[-1, :, 0]
 
 
 def _curve(control: np.ndarray) -> np.ndarray:
-    """Points [POINTS, 2] on the uniform Catmull-Rom spline through `control` [k, 2], k >= 2."""
-    ends = 2 * control[0] - control[1], 2 * control[-1] - control[-2]
-    p = np.concatenate([ends[0][None], control, ends[1][None]])
-    at = np.linspace(0, len(control) - 1, POINTS)
-    piece = np.minimum(at.astype(int), len(control) - 2)
+    """Points [n, POINTS, 2] on the uniform Catmull-Rom splines through `control` [n, k, 2], with
+    k >= 2."""
+    first, last = 2 * control[:, 0] - control[:, 1], 2 * control[:, -1] - control[:, -2]
+    p = np.concatenate([first[:, None], control, last[:, None]], 1)
+    pieces = control.shape[1] - 1
+    at = np.linspace(0, pieces, POINTS)
+    piece = np.minimum(at.astype(int), pieces - 1)
     t = (at - piece)[:, None]
-    a, b, c, d = p[piece], p[piece + 1], p[piece + 2], p[piece + 3]
+    a, b, c, d = (p[:, piece + i] for i in range(4))
     square = 2 * a - 5 * b + 4 * c - d
     cube = 3 * b - a - 3 * c + d
     return 0.5 * (2 * b + (c - a) * t + square * t * t + cube * t * t * t)
 
 
-def _render(curves: list[np.ndarray], pen: float, size: int) -> np.ndarray:
-    """Draw curves in the unit box with a round pen, antialiased: uint8 [size, size]."""
-    centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
-    points = (np.concatenate(curves) * size).astype(np.float32)
-    x2 = (centres - points[:, :1]) ** 2
-    y2 = (centres - points[:, 1:]) ** 2
-    # The squared distance to a point is a sum of two one-dimensional tables: one addition and
-    # one minimum a pixel and point, and the square root once a pixel.
-    distance = np.sqrt((y2[:, :, None] + x2[:, None, :]).min(0))
-    ink = np.clip(np.float32(pen * size / 2 + 0.5) - distance, 0, 1)
+def _render(points: np.ndarray, pens: np.ndarray, size: int) -> np.ndarray:
+    """Draw points [n, p, 2] of the unit box with round pens, antialiased: uint8 [n, size, size]."""
+    reach = (pens * size / 2 + 0.5).astype(np.float32)
+    points = (points * size).astype(np.float32)
+    # No ink is further than `reach` from a point: only the square of pixels around it is looked at.
+    around = np.arange(-np.ceil(reach.max()), np.ceil(reach.max()) + 1, dtype=np.float32)
+    pixels = np.floor(points)[..., None] + around  # [n, p, 2, w]
+    squares = (pixels + np.float32(0.5) - points[..., None]) ** 2
+    squares[(pixels < 0) | (pixels >= size)] = np.inf
+    place = np.clip(pixels, 0, size - 1).astype(np.intp)
+    image = np.arange(len(points))[:, None, None, None] * size
+    places = (image + place[:, :, 1, :, None]) * size + place[:, :, 0, None, :]
+    distance = np.full((len(points), size, size), np.inf, np.float32)
+    near = squares[:, :, 1, :, None] + squares[:, :, 0, None, :]
+    np.minimum.at(distance.reshape(-1), places.reshape(-1), near.reshape(-1))
+    ink = np.clip(reach[:, None, None] - np.sqrt(distance), 0, 1)
     return (ink * np.float32(255) + np.float32(0.5)).astype(np.uint8)
