@@ -49,6 +49,7 @@ def tiny(folder: Path) -> None:
 
 
 def without_words(folder: Path) -> None:
+    needs_transformers()
     (folder / "config.json").write_text('{"model_type": "bert"}')
 
 
