@@ -224,6 +224,7 @@ def test_what_an_engine_is_called_for_is_compiled_once_as_much_is_done(monkeypat
         assert len(asked) == times
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_much_work_is_compiled_for():
     algo = MAML(network(lambda: nn.Linear(4, 3)), steps=1)

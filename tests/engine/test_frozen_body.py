@@ -163,7 +163,7 @@ def test_precisions(strategy, precision: str, monkeypatch: pytest.MonkeyPatch) -
     "strategy",
     [
         pytest.param(on(Unroll(), "loop+compile"), marks=pytest.mark.slow),
-        on(Adjoint(), "vmap+compile+whole"),
+        pytest.param(on(Adjoint(), "vmap+compile+whole"), marks=pytest.mark.slow),
         pytest.param(on(Adjoint(), "loop+compile+forward_over_reverse"), marks=pytest.mark.slow),
         on(Truncated(2), "vmap"),
     ],

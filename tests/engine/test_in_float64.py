@@ -80,7 +80,7 @@ def test_a_run_logs_it_and_its_result_keeps_it(workplace: Path) -> None:
         "evaluation.untrained=false",
     )
     asked = ("experiment=sinusoid_maml_10shot", *small, *few, "tracker=disabled", "run_dir=run")
-    outcome = metalearn("train", *asked, "check=float64")
+    outcome = metalearn("train", *asked, "batching=vmap", "check=float64")
     assert outcome.code == 0, outcome.err
     assert "float64: 0 of 2 tasks had a meta-gradient that is off by more than 5%" in outcome.out
     result = json.loads(Path("run/result.json").read_text())

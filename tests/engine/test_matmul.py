@@ -107,10 +107,8 @@ def test_compiled_products(slow_mkl, monkeypatch) -> None:
 
 
 @onednn
-@pytest.mark.parametrize(
-    "batching",
-    ["threads", *(pytest.param(f"{b}+compile", marks=pytest.mark.slow) for b in ("loop", "vmap"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("batching", ["threads", "loop+compile", "vmap+compile"])
 def test_a_meta_gradient_by_onednn(slow_mkl, batching, monkeypatch) -> None:
     traced = []
     monkeypatch.setattr(products, "product", lambda *ab: traced.append(ab) or product(*ab))

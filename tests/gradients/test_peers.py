@@ -1,6 +1,5 @@
 """learn2learn and higher behind the interface: their meta-gradient is ours, to 1e-10."""
 
-import subprocess
 import sys
 
 import pytest
@@ -15,6 +14,7 @@ from metalearn.gradients.peers import Higher, Learn2learn
 from metalearn.gradients.peers.base import adapting, fixed_rate, imported
 from metalearn.inner import InnerRule, lslr, meta_sgd, sgd
 from tests.gradients import reference
+from tests.preloaded import Process
 from tests.tasks import apart, classification, network, on
 
 PEERS = (Learn2learn, Higher)
@@ -211,8 +211,9 @@ def test_they_are_silent() -> None:
             f"peers.{peer.__name__}()(algo, algo.init(), Episodes(batch, batch))\n"
             f"assert '{peer.__name__.lower()}' in sys.modules\n"
         )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with Process(code) as process:
+        printed = process.communicate()
+    assert (process.returncode, *printed) == (0, "", "")
 
 
 def adapted(algo: MAML) -> str:
