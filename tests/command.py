@@ -20,6 +20,13 @@ FAST = (
     "evaluation.untrained=false",
 )
 
+META_TRAINED = (
+    'meta.common=["outer/schedule=constant","training.steps=1000000","training.meta_batch=2",'
+    '"training.validate_every=50","evaluation.validation_episodes=2","evaluation.episodes=2",'
+    '"evaluation.untrained=false","batching=loop"]'
+)
+"""conf/compare.yaml's, with fewer episodes for what a method chooses and tells by itself."""
+
 
 class Outcome(NamedTuple):
     """Exit code and what was printed."""

@@ -29,7 +29,7 @@ from metalearn.evaluation.on_features import classifying, measure
 from metalearn.tracking import read_records
 from metalearn.training.folder import load_weights
 from tests import preloaded
-from tests.command import Outcome, metalearn
+from tests.command import META_TRAINED, Outcome, metalearn
 
 SMALL = (
     "dataset.classes=60",
@@ -41,6 +41,7 @@ SMALL = (
     "evaluation.episodes=12",
     "evaluation.network_episodes=3",
     "evaluation.timed=1",
+    META_TRAINED,
     "tuning.episodes=8",
     "tuning.network_episodes=2",
     "tuning.head_rates=[0.1,10]",

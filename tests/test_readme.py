@@ -18,7 +18,7 @@ from metalearn.backbones import timm_model
 from metalearn.backbones.weights import Weights
 from metalearn.commands import network
 from metalearn.commands.config import compose, conf_folder
-from tests.command import metalearn
+from tests.command import META_TRAINED, metalearn
 from tests.own_pictures import glyph_folders
 from tests.packages import installed
 
@@ -50,7 +50,7 @@ CUT: dict[str, list[str]] = {
     "compare": [*SMALL, "isolate=false", "episodes.queries=1", "evaluation.episodes=2",
                 "evaluation.network_episodes=1", "evaluation.timed=1", "tuning.episodes=1",
                 "tuning.network_episodes=1", "tuning.head_rates=[0.1]", "tuning.head_steps=[1]",
-                "tuning.rates=[0.1]", "tuning.steps=[1]", "meta.seconds=0.1", "curves.episodes=1",
+                "tuning.rates=[0.1]", "tuning.steps=[1]", "meta.seconds=0.1", META_TRAINED, "curves.episodes=1",
                 "curves.severities=[1]", "curves.steps=1"],
     "select": [*SMALL, "sample.images=5", "sample.classes=5", "evaluation.episodes=2",
                "episodes.queries=1", "episodes.shots=[1]"],
@@ -61,7 +61,13 @@ OWN = {
     "images=imagenet": ["images.size=32"],
     "images.size=64": ["images.size=32"],
     "hydra/sweeper=optuna": ["hydra.sweeper.n_trials=1"],
-    "robustness=[all,pgd]": ["episodes.shots=[1]", "backbone.depth=8"],
+    "robustness=[all,pgd]": [
+        "episodes.shots=[1]",
+        "backbone.depth=8",
+        "sparsity=[0,0.9]",
+        "methods=[nearest_centroid,maml]",
+        "robustness=[fog,contrast,pgd]",
+    ],
 }
 """Further cuts, of a command that has such a word."""
 
@@ -174,7 +180,8 @@ def test_what_needs_a_run_before_it_runs_after_it(command: str, place: Path) -> 
         run("uv run metalearn train dataset=cifar_fs backbone.filters=4 run_dir=before")
         command = command.replace("runs/<folder>", "before")
     if "manifest=episodes.json" in command:
-        run(next(c for c in expanded() if "data manifest" in c and "out=episodes.json" in c))
+        manifest = next(c for c in expanded() if "data manifest" in c and "out=episodes.json" in c)
+        run(manifest, "evaluation.episodes=3")
     assert "<" not in command, f"{command}: say what goes there"
     run(command)
 
