@@ -170,10 +170,10 @@ def test_the_meta_gradient_of_every_adaptation(name, kind, outer):
             rates=reference.per_weight,
             adapts=lambda n: n in fast,
         )
-    for strategy in (Adjoint, Unroll, Checkpointed):
-        for batching in ("loop", "vmap"):
-            got, _ = on(strategy(), batching)(algo, meta, episodes)
-            assert apart(got, want) < 1e-10
+    pairs = ((Adjoint, "loop"), (Adjoint, "vmap"), (Unroll, "loop"), (Checkpointed, "vmap"))
+    for strategy, batching in pairs:
+        got, _ = on(strategy(), batching)(algo, meta, episodes)
+        assert apart(got, want) < 1e-10
 
 
 def test_the_head_alone_is_anil_to_the_bit():

@@ -62,7 +62,7 @@ def without_values(t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "case, kind, batching",
-    spread(CASES, KINDS, ["vmap", "vmap+forward_over_reverse+im2col"], share=3),
+    spread(CASES, KINDS, ["vmap", "vmap+forward_over_reverse+im2col"], share=6),
 )
 def test_nothing_waits_and_nothing_is_copied(case, kind, batching) -> None:
     algo, meta = built(case, KINDS[kind], torch.float32)

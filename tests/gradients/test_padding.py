@@ -77,7 +77,7 @@ def build(name: str, norm: str):
 
 @pytest.mark.parametrize(
     "kind, name, norm",
-    spread(EXACT, NAMES, ["transductive", "support", "running", "group"], share=4),
+    spread(EXACT, NAMES, ["transductive", "support", "running", "group"], share=7),
 )
 def test_padding_is_left_out(kind, name, norm):
     strategy, (algo, meta) = EXACT[kind], build(name, norm)

@@ -22,7 +22,7 @@ def weights(folder: Path):
     "pruning",
     [
         ["pruning=magnitude", "pruning.every=1", "pruning.end=3"],
-        ["pruning=snip"],
+        pytest.param(["pruning=snip"], marks=pytest.mark.slow),
         ["pruning=iht", "algorithm=reptile", "pruning.turns=1", "pruning.end=4"],
     ],
     ids=lambda asked: asked[0],
