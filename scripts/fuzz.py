@@ -33,7 +33,7 @@ from metalearn.commands.arguments import read_options
 from metalearn.commands.config import compose, conf_folder
 from metalearn.commands.train import run
 from metalearn.errors import DataError, Diverged, UsageError
-from metalearn.training import result
+from metalearn.evaluation import plots
 
 MADE = ("glyphs", "glyphs", "glyphs", "sinusoid", "harmonic")  # data sets without a download
 NORMS = ("transductive", "support", "running", "frozen", "group", "none")
@@ -212,10 +212,9 @@ def tried(words: list[str], folder: Path, seconds: float = 60.0) -> Tried:
     printed, started = io.StringIO(), time.process_time()
     told = ""
     try:
-        plots = ("plot_learning_curve", "plot_accuracy_by_step")
         with contextlib.ExitStack() as stack:
-            for plot in plots:
-                stack.enter_context(mock.patch.object(result, plot))
+            for plot in ("plot_learning_curve", "plot_accuracy_by_step"):
+                stack.enter_context(mock.patch.object(plots, plot))
             stack.enter_context(contextlib.redirect_stderr(printed))
             stack.enter_context(limited(seconds))
             run(compose([*words, f"run_dir={folder}"]), Console(file=printed, width=300))

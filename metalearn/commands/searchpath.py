@@ -8,6 +8,7 @@ A project names its own at each command, by `hydra.searchpath=[file:///folder]` 
 """
 
 import functools
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -49,12 +50,18 @@ def register() -> None:
 
 def named() -> list[str]:
     """The packages of the entry points, as `pkg://package`."""
-    places = (Path(place) for place in sys.path)
-    return list(_named(tuple((p, p.stat().st_mtime_ns) for p in places if p.exists())))
+    return list(_named(tuple((place, _written(place)) for place in sys.path)))
+
+
+def _written(place: str) -> int | None:
+    try:
+        return os.stat(place).st_mtime_ns
+    except OSError:  # not there, or not ours to look at
+        return None
 
 
 @functools.lru_cache(maxsize=1)
-def _named(installed: tuple[tuple[Path, int], ...]) -> tuple[str, ...]:
+def _named(installed: tuple[tuple[str, int | None], ...]) -> tuple[str, ...]:
     """`named`, while nothing is installed: to read them all takes a hundredth of a second."""
     found = sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))
     return tuple(f"pkg://{value}" for value in dict.fromkeys(point.value for point in found))

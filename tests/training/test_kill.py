@@ -15,6 +15,7 @@ from rich.console import Console
 
 from metalearn.commands import train
 from metalearn.commands.config import compose
+from metalearn.evaluation import plots
 from metalearn.tracking import read_records
 from metalearn.training import episodic, result
 from metalearn.training.run import finished
@@ -181,7 +182,7 @@ def test_a_kill_while_the_result_is_written(tmp_path, monkeypatch) -> None:
     for module, name in (
         (episodic, "save_weights"),
         (result, "write_episode_file"),
-        (result, "plot_accuracy_by_step"),
+        (plots, "plot_accuracy_by_step"),
         (result, "write_json"),
     ):
         with monkeypatch.context() as patch:
