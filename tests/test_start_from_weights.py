@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,7 @@ def test_without_cache_or_network_it_is_one_line(workplace: Path, monkeypatch) -
     monkeypatch.setenv("TORCH_HOME", str(workplace))
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens
+    monkeypatch.setattr(urllib.request, "_opener", None)  # made once, with the proxies of then
     node = compose(["backbone=torchvision", "backbone.weights=DEFAULT"])["backbone"]
     with pytest.raises(UsageError, match="cannot be had .* name it by backbone.weights=<file>"):
         find_weights(node)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,10 @@ def test_to_wandb_without_a_server(workplace: Path, monkeypatch: pytest.MonkeyPa
     assert "W&B: recording offline (no API key for " in outcome.out
     place = Path(re.search(r"W&B: (\S*offline-run-\S*)", outcome.out)[1])
     assert place.is_dir() and place.resolve().is_relative_to(workplace / "report")
-    assert list(place.glob("run-*.wandb"))
+    limit = time.monotonic() + 300
+    while not list(place.glob("run-*.wandb")):  # written by a process of W&B's own
+        assert time.monotonic() < limit
+        time.sleep(0.1)
     (table,) = place.rglob("table_*.table.json")
     held = json.loads(table.read_text())
     row = dict(zip(held["columns"], held["data"][0], strict=True))
