@@ -1,8 +1,6 @@
 import json
 import math
 import struct
-import subprocess
-import sys
 import threading
 import time
 
@@ -10,6 +8,7 @@ import pytest
 from wandb.proto import wandb_internal_pb2 as records
 
 from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB, read_records
+from tests.preloaded import Process
 
 _HEADER, _BLOCK, _PREFIX = 7, 32768, 7
 
@@ -169,7 +168,9 @@ def test_disabled_does_nothing_and_does_not_import_wandb(tmp_path):
         "assert tracker.start(RunInfo('n', Path(sys.argv[1]), {}, None, 0, 9)) == {}\n"
         "tracker.scalars(1, {'loss': 1.0})\ntracker.close()\nassert 'wandb' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=600)
+    with Process(script, str(tmp_path)) as process:
+        printed = process.communicate()
+    assert (process.returncode, *printed) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
 
 
