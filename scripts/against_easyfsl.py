@@ -32,7 +32,7 @@ from metalearn.benchmarks.machine import describe
 from metalearn.benchmarks.report import markdown_table
 from metalearn.classifiers import Classifier
 from metalearn.commands.compare import setting_of
-from metalearn.commands.compare_plan import plan
+from metalearn.commands.parts.compare_plan import plan
 from metalearn.engine import Engine
 from metalearn.episodes import Manifest
 from metalearn.evaluation import evaluate

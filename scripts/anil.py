@@ -26,7 +26,7 @@ from metalearn.benchmarks.machine import describe
 from metalearn.benchmarks.models import BenchmarkConv4, module
 from metalearn.benchmarks.quartiles import spread
 from metalearn.benchmarks.report import markdown_table
-from metalearn.commands.arguments import read_options
+from metalearn.commands.building.arguments import read_options
 from metalearn.engine import Engine
 from metalearn.errors import UsageError
 from metalearn.gradients import Adjoint

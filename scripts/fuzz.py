@@ -29,8 +29,8 @@ from unittest import mock
 
 from rich.console import Console
 
-from metalearn.commands.arguments import read_options
-from metalearn.commands.config import compose, conf_folder
+from metalearn.commands.building.arguments import read_options
+from metalearn.commands.building.config import compose, conf_folder
 from metalearn.commands.train import run
 from metalearn.errors import DataError, Diverged, UsageError
 from metalearn.evaluation import plots

@@ -26,7 +26,7 @@ from metalearn.backbones.adaptation import Adaptation, Learned
 from metalearn.benchmarks.machine import describe, peak_growth, synchronise
 from metalearn.benchmarks.memory import PeakBytes
 from metalearn.benchmarks.report import markdown_table
-from metalearn.commands.arguments import check_choice, read_options
+from metalearn.commands.building.arguments import check_choice, read_options
 from metalearn.gradients import Adjoint, Unroll
 from metalearn.inner import sgd
 from metalearn.runtime.device import torch_device

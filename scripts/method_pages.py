@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from metalearn.commands.methods import Described, documented, methods
+from metalearn.commands.building.methods import Described, documented, methods
 from metalearn.runtime.files import write_atomic
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from metalearn.algorithms import Metric
 from metalearn.classifiers import Cosine
-from metalearn.commands import try_backbone
+from metalearn.commands.parts import try_backbone
 from metalearn.data import cifar_fs
 from metalearn.evaluation.own_images.adapter import Adapter
 from metalearn.evaluation.own_images.calibration import calibration_error, probabilities

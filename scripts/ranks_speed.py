@@ -25,8 +25,8 @@ import torch.distributed as dist
 
 from metalearn.benchmarks.machine import describe
 from metalearn.benchmarks.report import markdown_table
-from metalearn.commands.build import build
-from metalearn.commands.config import compose
+from metalearn.commands.building.config import compose
+from metalearn.commands.building.meta_training import build
 from metalearn.engine.ranks import Ranks
 from metalearn.runtime.files import write_atomic
 from metalearn.runtime.memory import keep_freed_memory

@@ -10,7 +10,7 @@ from unittest import mock
 from hydra.core.global_hydra import GlobalHydra
 
 from metalearn import cli
-from metalearn.commands.sweep import Sweep
+from metalearn.commands.building.hydra_runs import Sweep
 
 FAST = (
     "debug=fast",

@@ -7,9 +7,10 @@ import pytest
 from safetensors.torch import save_file
 
 from metalearn.backbones import Conv4
-from metalearn.commands import arguments, network, pretrain
-from metalearn.commands.build import build
-from metalearn.commands.config import compose
+from metalearn.commands import pretrain
+from metalearn.commands.building import arguments, network
+from metalearn.commands.building.config import compose
+from metalearn.commands.building.meta_training import build
 from tests.command import FAST, metalearn
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from metalearn.commands.config import conf_folder
+from metalearn.commands.building.config import conf_folder
 from metalearn.functional.precision import slowdown
 from metalearn.training import run, stage
 from metalearn.training.result import _dataset

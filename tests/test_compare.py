@@ -16,10 +16,10 @@ import torch
 import yaml
 
 from metalearn.classifiers import PTMAP, Cosine, DistributionCalibration, Ridge, SimpleShot
-from metalearn.commands.build import build
+from metalearn.commands.building.config import conf_folder
+from metalearn.commands.building.meta_training import build
 from metalearn.commands.compare import setting_of
-from metalearn.commands.compare_plan import plan
-from metalearn.commands.config import conf_folder
+from metalearn.commands.parts.compare_plan import plan
 from metalearn.data import ImageDataset
 from metalearn.evaluation import evaluate
 from metalearn.evaluation.comparison import methods

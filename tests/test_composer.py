@@ -6,9 +6,9 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from metalearn.commands import composer
-from metalearn.commands.config import compose, on_conf
-from metalearn.commands.searchpath import conf_folder
+from metalearn.commands.building import composer
+from metalearn.commands.building.config import compose, on_conf
+from metalearn.commands.building.searchpath import conf_folder
 from metalearn.errors import UsageError
 
 LISTS = (

@@ -15,9 +15,9 @@ import yaml
 from PIL import Image
 
 from metalearn.algorithms import Metric
-from metalearn.commands.arguments import make, option, target
-from metalearn.commands.build import build
-from metalearn.commands.config import compose, conf_folder
+from metalearn.commands.building.arguments import make, option, target
+from metalearn.commands.building.config import compose, conf_folder
+from metalearn.commands.building.meta_training import build
 from metalearn.commands.list import GROUPS
 from metalearn.data import data_folder
 from metalearn.data.class_splits import listed

@@ -12,7 +12,7 @@ from metalearn.algorithms import Metric
 from metalearn.backbones import CifarResNet, Conv4
 from metalearn.classifiers import Cosine
 from metalearn.commands.compare import setting_of
-from metalearn.commands.compare_plan import plan
+from metalearn.commands.parts.compare_plan import plan
 from metalearn.evaluation.comparison.curves import (
     Subject,
     multiply_accumulates,

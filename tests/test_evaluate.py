@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from metalearn.commands.build import build
+from metalearn.commands.building.meta_training import build
 from metalearn.training.folder import load_weights
 from tests.command import FAST, metalearn
 

@@ -5,8 +5,8 @@ import statistics
 
 import pytest
 
-from metalearn.commands.config import conf_folder
-from metalearn.commands.methods import GROUPS, methods
+from metalearn.commands.building.config import conf_folder
+from metalearn.commands.building.methods import GROUPS, methods
 from scripts.method_pages import FOLDER, files, key, norm_of, pages
 from tests.command import metalearn
 

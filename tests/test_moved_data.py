@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from metalearn.commands.config import reopen
+from metalearn.commands.building.config import reopen
 from metalearn.commands.evaluate import _check_images
 from metalearn.training.old_configs import renewed
 from tests.command import FAST, metalearn

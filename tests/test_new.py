@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from metalearn.benchmarks.contract import contract
-from metalearn.commands.compare_plan import plan
-from metalearn.commands.config import conf_folder
+from metalearn.commands.building.config import conf_folder
+from metalearn.commands.parts.compare_plan import plan
 from tests.command import metalearn
 
 SHORT = (

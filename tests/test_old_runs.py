@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from metalearn.commands.arguments import target
-from metalearn.commands.config import compose
+from metalearn.commands.building.arguments import target
+from metalearn.commands.building.config import compose
 from metalearn.training.old_configs import TARGETS, renewed
 from tests.command import metalearn
 

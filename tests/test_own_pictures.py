@@ -14,8 +14,8 @@ import torch
 import yaml
 from PIL import Image
 
-from metalearn.commands.build import build
-from metalearn.commands.trained import asked, open_run
+from metalearn.commands.building.meta_training import build
+from metalearn.commands.building.trained import asked, open_run
 from metalearn.errors import UsageError
 from metalearn.evaluation.own_images import exporting
 from metalearn.training.folder import load_weights

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from metalearn.backbones.weights import Weights
-from metalearn.commands import network
+from metalearn.commands.building import network
 from tests.command import metalearn
 from tests.test_readme import CUT, place
 

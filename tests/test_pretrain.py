@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from metalearn.backbones import Conv4
 from metalearn.backbones.weights import read_weights
-from metalearn.commands.config import compose, conf_folder
+from metalearn.commands.building.config import compose, conf_folder
 from metalearn.commands.pretrain import command_line
 from metalearn.data import data_folder, glyphs
 from metalearn.evaluation.statistics import mean_interval

@@ -16,8 +16,8 @@ import yaml
 from metalearn import data
 from metalearn.backbones import timm_model
 from metalearn.backbones.weights import Weights
-from metalearn.commands import network
-from metalearn.commands.config import compose, conf_folder
+from metalearn.commands.building import network
+from metalearn.commands.building.config import compose, conf_folder
 from tests.command import META_TRAINED, metalearn
 from tests.own_pictures import glyph_folders
 from tests.packages import installed

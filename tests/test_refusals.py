@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from metalearn.algorithms import MAML
-from metalearn.commands.pretrain_network import optimizer_of
+from metalearn.commands.parts.pretrain_network import optimizer_of
 from metalearn.engine import room
 from metalearn.engine.batching import at_once
 from metalearn.engine.plan import parse

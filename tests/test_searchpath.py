@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from metalearn.commands.config import compose
+from metalearn.commands.building.config import compose
 from tests.command import metalearn
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from metalearn import data
 from metalearn.backbones import Conv4
-from metalearn.commands.select_plan import ALL_SCORES
+from metalearn.commands.parts.select_plan import ALL_SCORES
 from metalearn.data import TensorDataset
 from metalearn.evaluation.selection.sample import sample
 from metalearn.evaluation.selection.scores import h_score, leep, logme

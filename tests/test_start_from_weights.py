@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from metalearn.backbones import CifarResNet, Conv4, torchvision_model
 from metalearn.backbones.defaults import CIFAR10, MIRROR
-from metalearn.commands.config import compose
-from metalearn.commands.network import build_module, find_weights, with_weights
+from metalearn.commands.building.config import compose
+from metalearn.commands.building.network import build_module, find_weights, with_weights
 from metalearn.data.paths import data_folder
 from metalearn.errors import UsageError
 from tests.command import FAST, metalearn

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from metalearn.commands.config import compose, conf_folder
+from metalearn.commands.building.config import compose, conf_folder
 from metalearn.training import run
 from tests.command import FAST, metalearn
 

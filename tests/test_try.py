@@ -88,7 +88,7 @@ def test_a_run_is_a_backbone_too_and_copies_are_told(place: Path) -> None:
 
 
 def meta_of(run: str) -> dict:
-    from metalearn.commands.trained import asked, open_run
+    from metalearn.commands.building.trained import asked, open_run
 
     return open_run(run, asked([], "predict", ()), "predict", print).adapter(3, 11).meta  # type: ignore[return-value]
 

@@ -14,7 +14,7 @@ import metalearn_start
 import pytest
 
 import metalearn
-from metalearn.commands.config import conf_folder
+from metalearn.commands.building.config import conf_folder
 from tests.command import FAST
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -29,9 +29,9 @@ from metalearn.benchmarks.tables import (
     keep_turns,
     latest,
 )
-from metalearn.commands.arguments import check_choice, read_options
-from metalearn.commands.config import compose
-from metalearn.commands.episodes import read_data
+from metalearn.commands.building.arguments import check_choice, read_options
+from metalearn.commands.building.config import compose
+from metalearn.commands.building.episodes import read_data
 from metalearn.data import ImageDataset
 from metalearn.errors import UsageError
 from metalearn.runtime.device import torch_device

@@ -12,15 +12,15 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from metalearn.commands import compare_trained
-from metalearn.commands.admission import admission, check_worth
-from metalearn.commands.arguments import make
-from metalearn.commands.compare_plan import plan
-from metalearn.commands.config import compose
-from metalearn.commands.episodes import read_data
-from metalearn.commands.network import build_module, find_weights
-from metalearn.commands.sweep import split_options
-from metalearn.commands.texts import check_texts, first_texts
+from metalearn.commands.building.admission import admission, check_worth
+from metalearn.commands.building.arguments import make
+from metalearn.commands.building.config import compose
+from metalearn.commands.building.episodes import read_data
+from metalearn.commands.building.hydra_runs import split_options
+from metalearn.commands.building.network import build_module, find_weights
+from metalearn.commands.building.texts import check_texts, first_texts
+from metalearn.commands.parts import compare_trained
+from metalearn.commands.parts.compare_plan import plan
 from metalearn.data import ImageDataset, TensorDataset
 from metalearn.errors import UsageError
 from metalearn.evaluation.comparison.curves import curves

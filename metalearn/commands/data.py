@@ -9,10 +9,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from metalearn.commands import searchpath
-from metalearn.commands.arguments import option
-from metalearn.commands.config import compose
-from metalearn.commands.episodes import read_data
+from metalearn.commands.building import searchpath
+from metalearn.commands.building.arguments import option
+from metalearn.commands.building.config import compose
+from metalearn.commands.building.episodes import read_data
 from metalearn.commands.list import choices
 from metalearn.data import ImageDataset, Mixture
 from metalearn.data.sources import state

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from metalearn.commands.build import build
-from metalearn.commands.config import reopen
-from metalearn.commands.episodes import read_data
+from metalearn.commands.building.config import reopen
+from metalearn.commands.building.episodes import read_data
+from metalearn.commands.building.meta_training import build
 from metalearn.data import ImageDataset, Mixture
 from metalearn.errors import UsageError
 from metalearn.evaluation.report import not_finite

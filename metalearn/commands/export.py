@@ -8,9 +8,9 @@ import torch
 from rich.console import Console
 
 from metalearn.backbones.norms import describe
-from metalearn.commands.episodes import read_data
+from metalearn.commands.building.episodes import read_data
+from metalearn.commands.building.trained import Asked, Trained, asked, open_run
 from metalearn.commands.predict import of_calibration
-from metalearn.commands.trained import Asked, Trained, asked, open_run
 from metalearn.data import ImageDataset, Mixture
 from metalearn.data.own_images import alike, read_images
 from metalearn.errors import UsageError, nearest

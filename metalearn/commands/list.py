@@ -6,9 +6,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from metalearn.commands import searchpath
-from metalearn.commands.config import conf_files
-from metalearn.commands.methods import methods, table
+from metalearn.commands.building import searchpath
+from metalearn.commands.building.config import conf_files
+from metalearn.commands.building.methods import methods, table
 from metalearn.errors import UsageError, nearest
 
 _NAMES = (

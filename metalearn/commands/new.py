@@ -11,8 +11,8 @@ from string import Template
 from rich.console import Console
 
 from metalearn import __distribution__
-from metalearn.commands.config import conf_files
-from metalearn.commands.methods import GROUPS
+from metalearn.commands.building.config import conf_files
+from metalearn.commands.building.methods import GROUPS
 from metalearn.errors import UsageError, nearest
 from metalearn.training.stage import teller
 

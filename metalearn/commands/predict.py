@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from metalearn.backbones.norms import describe
-from metalearn.commands.trained import asked, open_run
+from metalearn.commands.building.trained import asked, open_run
 from metalearn.data.own_images import alike, copies_of, read_images, truth_of
 from metalearn.errors import UsageError
 from metalearn.evaluation.own_images.answers import Answers, answered, calibrated

@@ -12,14 +12,14 @@ from rich.console import Console
 from torch import nn
 
 from metalearn.backbones.heads import head_name
-from metalearn.commands import sweep
-from metalearn.commands.arguments import check_choice, factory, make, option
-from metalearn.commands.config import conf_files
-from metalearn.commands.episodes import Data, read_data
-from metalearn.commands.methods import read
-from metalearn.commands.network import check_backbone, with_weights
-from metalearn.commands.pretrain_detector import build_detector, check_detector
-from metalearn.commands.pretrain_network import (
+from metalearn.commands.building import hydra_runs
+from metalearn.commands.building.arguments import check_choice, factory, make, option
+from metalearn.commands.building.config import conf_files
+from metalearn.commands.building.episodes import Data, read_data
+from metalearn.commands.building.methods import read
+from metalearn.commands.building.network import check_backbone, with_weights
+from metalearn.commands.parts.pretrain_detector import build_detector, check_detector
+from metalearn.commands.parts.pretrain_network import (
     BATCH_NORMS,
     check_distillation,
     find_teacher,
@@ -54,7 +54,7 @@ _NOT_REPEATED = (
 
 def main(arguments: list[str], console: Console) -> None:
     """`metalearn pretrain [overrides] [options of Hydra]`."""
-    sweep.start("pretrain", run, arguments, console)
+    hydra_runs.start("pretrain", run, arguments, console)
 
 
 def run(config: dict[str, Any], console: Console, watch: shell.Watch | None = None) -> float | None:

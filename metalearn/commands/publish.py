@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from metalearn.commands import hub
-from metalearn.commands.config import reopen
-from metalearn.commands.episodes import read_data
+from metalearn.commands.building.config import reopen
+from metalearn.commands.building.episodes import read_data
+from metalearn.commands.parts import hub
 from metalearn.episodes import Manifest
 from metalearn.errors import UsageError, nearest
 from metalearn.training.publication import check_empty, publish

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from metalearn.commands import hub
+from metalearn.commands.parts import hub
 from metalearn.data.download import download
 from metalearn.errors import UsageError
 from metalearn.training.publication import receive

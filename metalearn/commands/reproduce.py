@@ -12,9 +12,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from metalearn.commands import pretrain, searchpath, train
-from metalearn.commands.config import conf_files
-from metalearn.commands.ledger_jobs import Job, jobs, shown_time, told_of
+from metalearn.commands import pretrain, train
+from metalearn.commands.building import searchpath
+from metalearn.commands.building.config import conf_files
+from metalearn.commands.parts.ledger_jobs import Job, jobs, shown_time, told_of
 from metalearn.errors import UsageError, nearest
 from metalearn.runtime.files import write_atomic
 from metalearn.sweeps import ledger_page

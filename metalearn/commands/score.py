@@ -16,8 +16,8 @@ from rich.console import Console
 
 from metalearn.benchmarks.contract import contract
 from metalearn.commands import train
-from metalearn.commands.config import compose
-from metalearn.commands.methods import built, find
+from metalearn.commands.building.config import compose
+from metalearn.commands.building.methods import built, find
 from metalearn.errors import UsageError
 from metalearn.evaluation.statistics import measure_of
 

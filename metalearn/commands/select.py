@@ -19,12 +19,12 @@ from rich.console import Console
 from metalearn.backbones.heads import head_name
 from metalearn.backbones.norms import describe, inductive
 from metalearn.benchmarks import machine
-from metalearn.commands.config import compose
-from metalearn.commands.episodes import read_data
-from metalearn.commands.network import build_module
-from metalearn.commands.select_plan import Named, SelectionPlan, plan
-from metalearn.commands.sweep import split_options
-from metalearn.commands.texts import check_texts
+from metalearn.commands.building.config import compose
+from metalearn.commands.building.episodes import read_data
+from metalearn.commands.building.hydra_runs import split_options
+from metalearn.commands.building.network import build_module
+from metalearn.commands.building.texts import check_texts
+from metalearn.commands.parts.select_plan import Named, SelectionPlan, plan
 from metalearn.data import ImageDataset, TensorDataset
 from metalearn.episodes import FewShotEpisodes, ImageTransform
 from metalearn.errors import DataError, UsageError

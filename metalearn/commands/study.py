@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.live import Live
 
-from metalearn.commands.study_file import COMMANDS, named, read_study
+from metalearn.commands.parts.study_file import COMMANDS, named, read_study
 from metalearn.errors import DataError, UsageError, nearest
 from metalearn.runtime.files import write_atomic
 from metalearn.sweeps.heartbeat import BEAT, Watch, ask_to_stop
@@ -71,8 +71,8 @@ def _plan(places: list[Path], options: dict[str, str], console: Console) -> None
         raise UsageError(f"{folder} holds another study ({other}); name another folder")
     started = time.monotonic()
     if study.search is not None:
-        from metalearn.commands import study_search
-        from metalearn.commands.config import on_conf
+        from metalearn.commands.building.config import on_conf
+        from metalearn.commands.parts import study_search
 
         with on_conf():
             search = study_search.read_search(study, path)
@@ -90,7 +90,7 @@ def _plan(places: list[Path], options: dict[str, str], console: Console) -> None
 
 def _composed(command: str, every: Sequence[list[str]], path: Path) -> list[PlannedRun]:
     """Every run of a study, composed and checked. Raises UsageError, a line for each mistake."""
-    from metalearn.commands.config import composer
+    from metalearn.commands.building.config import composer
 
     check = importlib.import_module(f"metalearn.commands.{_CHECKS[command]}").check
     runs: list[PlannedRun] = []
@@ -128,7 +128,7 @@ def jobs_of(folder: Path) -> Jobs:
         search = read_search(folder)
 
         def composed(overrides: Sequence[str]) -> dict[str, Any]:
-            from metalearn.commands.config import compose
+            from metalearn.commands.building.config import compose
 
             return compose(overrides, search.command)
 
@@ -169,7 +169,7 @@ def _work(places: list[Path], options: dict[str, str], console: Console) -> None
 
 
 def _submit(places: list[Path], options: dict[str, str], console: Console) -> None:
-    from metalearn.commands.study_submit import EXECUTORS, submit
+    from metalearn.commands.parts.study_submit import EXECUTORS, submit
 
     folder = _folder("submit", places)
     executor = options.pop("executor", "slurm")

@@ -4,14 +4,14 @@ from typing import Any
 
 from rich.console import Console
 
-from metalearn.commands import sweep
-from metalearn.commands.build import build
+from metalearn.commands.building import hydra_runs
+from metalearn.commands.building.meta_training import build
 from metalearn.training import run as shell
 
 
 def main(arguments: list[str], console: Console) -> None:
     """`metalearn train [overrides] [options of Hydra]`."""
-    sweep.start("train", run, arguments, console)
+    hydra_runs.start("train", run, arguments, console)
 
 
 def run(config: dict[str, Any], console: Console, watch: shell.Watch | None = None) -> float | None:

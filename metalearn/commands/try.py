@@ -13,8 +13,8 @@ from rich.table import Table
 from metalearn.algorithms import Metric
 from metalearn.backbones.norms import describe
 from metalearn.classifiers import Cosine
-from metalearn.commands import try_backbone
-from metalearn.commands.build import read_method
+from metalearn.commands.building.meta_training import read_method
+from metalearn.commands.parts import try_backbone
 from metalearn.commands.predict import write_picture
 from metalearn.data.folder import Look
 from metalearn.data.own_images import OwnClasses, alike, read_classes

@@ -15,8 +15,8 @@ from metalearn.backbones import Conv4, adaptation, timm_model
 from metalearn.backbones.adapters import FiLM, ResidualAdapter
 from metalearn.backbones.heads import cosine
 from metalearn.backbones.lora import LowRank
-from metalearn.commands.build import build
-from metalearn.commands.config import reopen
+from metalearn.commands.building.config import reopen
+from metalearn.commands.building.meta_training import build
 from metalearn.errors import UsageError
 from metalearn.gradients import Adjoint, Checkpointed, Unroll
 from metalearn.inner import meta_sgd, sgd

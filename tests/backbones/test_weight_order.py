@@ -17,7 +17,7 @@ from metalearn.backbones import timm_model
 from metalearn.backbones.defaults import LITE
 from metalearn.backbones.weight_order import as_trained, in_order, renamed
 from metalearn.backbones.weights import Weights, load_into, read_weights
-from metalearn.commands.network import build_module, with_weights
+from metalearn.commands.building.network import build_module, with_weights
 from metalearn.data import data_folder
 from metalearn.errors import UsageError
 from tests.command import FAST, metalearn

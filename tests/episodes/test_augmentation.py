@@ -5,8 +5,8 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
 
-from metalearn.commands.build import build
-from metalearn.commands.config import compose
+from metalearn.commands.building.config import compose
+from metalearn.commands.building.meta_training import build
 from metalearn.data import Sinusoid
 from metalearn.episodes import CurveEpisodes, FewShotEpisodes, ImbalancedSizes
 from metalearn.episodes.augmentation import NUMBERS, Augmentation, AugmentedEpisodes, augmented

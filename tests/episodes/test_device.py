@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from metalearn.commands import episodes as build
+from metalearn.commands.building import episodes as build
 from metalearn.data import Classes, ImageDataset, Sinusoid
 from metalearn.data.dataset import without_rotations
 from metalearn.episodes import FewShotEpisodes, ImageTransform, Manifest, make_episodes

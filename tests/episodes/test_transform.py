@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from metalearn.commands.build import build
-from metalearn.commands.config import compose
+from metalearn.commands.building.config import compose
+from metalearn.commands.building.meta_training import build
 from metalearn.episodes import FewShotEpisodes, ImageTransform, Manifest, TransformedEpisodes
 from metalearn.errors import UsageError
 from tests.command import metalearn

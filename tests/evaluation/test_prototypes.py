@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from metalearn.backbones import Conv4
 from metalearn.commands.compare import setting_of
-from metalearn.commands.compare_plan import plan
+from metalearn.commands.parts.compare_plan import plan
 from metalearn.data import glyphs
 from metalearn.episodes import Augmentation, FewShotEpisodes
 from metalearn.episodes.augmentation import NUMBERS, with_copies

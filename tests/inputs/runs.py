@@ -9,7 +9,7 @@ from unittest import mock
 
 import yaml
 
-from metalearn.commands.config import compose
+from metalearn.commands.building.config import compose
 from metalearn.training.checkpoint import save_checkpoint
 from metalearn.training.folder import held
 from tests.command import Outcome, metalearn

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from metalearn.commands.config import compose, conf_folder
+from metalearn.commands.building.config import compose, conf_folder
 from metalearn.sweeps.ledger import Cell, read_ledger
 from metalearn.sweeps.ledger_page import Figure, figure, verdict
 from metalearn.sweeps.runs import read_run, validation

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from metalearn.commands.config import compose
+from metalearn.commands.building.config import compose
 from metalearn.sweeps.claims import Claims
 from metalearn.sweeps.plan import read_plan
 from metalearn.training.folder import config_hash

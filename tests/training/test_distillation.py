@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from metalearn.backbones import Conv4
-from metalearn.commands.config import compose
+from metalearn.commands.building.config import compose
 from metalearn.commands.pretrain import build
 from metalearn.errors import UsageError
 from metalearn.functional import pure

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from metalearn.commands.config import compose
+from metalearn.commands.building.config import compose
 from metalearn.training.sources import sources, targets
 from tests.command import Outcome, metalearn
 
@@ -83,8 +83,8 @@ def test_a_run_folder_names_nothing_that_is_not_trusted(mine: Path) -> None:
 
 
 def test_every_target_of_conf_is_trusted() -> None:
-    from metalearn.commands.config import conf_folder
-    from metalearn.commands.trust import check_trust
+    from metalearn.commands.building.config import conf_folder
+    from metalearn.commands.building.trust import check_trust
 
     nodes = {
         str(path): node

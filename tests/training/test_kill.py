@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from metalearn.commands import train
-from metalearn.commands.config import compose
+from metalearn.commands.building.config import compose
 from metalearn.evaluation import plots
 from metalearn.tracking import read_records
 from metalearn.training import episodic, result

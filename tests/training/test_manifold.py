@@ -8,7 +8,7 @@ from scipy import stats
 from torch import nn
 
 from metalearn.backbones import CifarResNet, Conv4, ResNet12, WideResNet
-from metalearn.commands.config import compose
+from metalearn.commands.building.config import compose
 from metalearn.commands.pretrain import build
 from metalearn.errors import UsageError
 from metalearn.training.classification import loss_and_accuracy, torch_norms, with_features

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from metalearn.commands import pretrain
-from metalearn.commands.config import compose
+from metalearn.commands.building.config import compose
 from tests.training.test_kill import cache, checkpoints, records, signalled
 
 __all__ = ["cache"]  # a fixture of this module too

@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from metalearn.commands import pretrain, train
-from metalearn.commands.config import compose
+from metalearn.commands.building.config import compose
 from metalearn.engine.ranks import Ranks
 from metalearn.errors import Diverged, RankLost, UsageError
 from metalearn.tracking import Tracker, read_records

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metalearn.commands.config import compose
+from metalearn.commands.building.config import compose
 from metalearn.commands.pretrain import build
 from metalearn.tracking import JsonLines, RunInfo, Tracker, read_records
 from metalearn.training.classification import restore

@@ -1,5 +1,5 @@
 """`hydra/sweeper=optuna`. Hydra takes plugins from this package alone, and imports all of them in
-every program that uses it: what this one does lies in `metalearn/commands/search.py`."""
+every program that uses it: what this one does lies in `metalearn/commands/building/search.py`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 
 class OptunaSweeper(Sweeper):
-    """A search by Optuna. options: the fields of `metalearn.commands.search.SearchSettings`."""
+    """A search by Optuna. options: the fields of `SearchSettings`, in that file."""
 
     launcher: Launcher
 
@@ -30,7 +30,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: Sequence[str]) -> None:
         """Search; what was found is printed and written into the folder of the sweep."""
-        from metalearn.commands.search import search
+        from metalearn.commands.building.search import search
 
         assert self.config is not None  # Hydra has called `setup`
         search(self.config, self.launcher, arguments)

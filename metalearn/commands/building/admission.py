@@ -8,7 +8,7 @@ from torch import nn
 
 from metalearn.backbones.admission import STRICT, Admission
 from metalearn.backbones.weights import Weights
-from metalearn.commands.arguments import check_node, make
+from metalearn.commands.building.arguments import check_node, make
 from metalearn.episodes import Manifest
 from metalearn.errors import UsageError
 from metalearn.evaluation.admission import check_above_untrained

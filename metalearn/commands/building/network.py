@@ -17,9 +17,9 @@ from metalearn.backbones.encoder_folder import encoder_default
 from metalearn.backbones.ensemble import Prepared
 from metalearn.backbones.weight_order import as_trained, renamed
 from metalearn.backbones.weights import Report, Weights, check_pin, load_into, read_weights
-from metalearn.commands.admission import OUTPUTS, admission
-from metalearn.commands.arguments import check_node, factory, target
-from metalearn.commands.members import (
+from metalearn.commands.building.admission import OUTPUTS, admission
+from metalearn.commands.building.arguments import check_node, factory, target
+from metalearn.commands.building.members import (
     Member,
     built,
     changed_members,
@@ -29,8 +29,8 @@ from metalearn.commands.members import (
     of_member,
     own_values,
 )
-from metalearn.commands.texts import check_tokens
-from metalearn.commands.trial import evaluated
+from metalearn.commands.building.texts import check_tokens
+from metalearn.commands.building.trial import evaluated
 from metalearn.data.download import download
 from metalearn.data.paths import data_folder
 from metalearn.episodes import ImageTransform

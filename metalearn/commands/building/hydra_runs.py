@@ -21,9 +21,16 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from metalearn.commands.config import MISTAKES, check_sweep, compose, conf_folder, plain, register
-from metalearn.commands.differences import differences
-from metalearn.commands.mistakes import explain
+from metalearn.commands.building.config import (
+    MISTAKES,
+    check_sweep,
+    compose,
+    conf_folder,
+    plain,
+    register,
+)
+from metalearn.commands.building.differences import differences
+from metalearn.commands.building.mistakes import explain
 from metalearn.errors import UsageError, nearest, one_line
 from metalearn.runtime.signals import ENDING, EXIT_CODES, Ending, at_ending, end_with_parent, leave
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from metalearn.algorithms.detection import Detection
-from metalearn.commands.arguments import factory, make
-from metalearn.commands.episodes import Data, read_data
-from metalearn.commands.network import check_backbone, with_weights
-from metalearn.commands.pretrain_network import network, optimizer_of
-from metalearn.commands.task_choices import task_choices
+from metalearn.commands.building.arguments import factory, make
+from metalearn.commands.building.episodes import Data, read_data
+from metalearn.commands.building.network import check_backbone, with_weights
+from metalearn.commands.building.task_choices import task_choices
+from metalearn.commands.parts.pretrain_network import network, optimizer_of
 from metalearn.data import ImageDataset
 from metalearn.engine.ranks import Ranks
 from metalearn.episodes import DenseEpisodes, FewShotEpisodes, ImageTransform

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from metalearn.backbones.weights import Weights
-from metalearn.commands.admission import OUTPUTS, bare
-from metalearn.commands.arguments import at, check_choice, check_values
-from metalearn.commands.config import compose
-from metalearn.commands.network import check_backbone, with_weights
-from metalearn.commands.texts import check_tokenizer
-from metalearn.commands.trust import check_trust
+from metalearn.commands.building.admission import OUTPUTS, bare
+from metalearn.commands.building.arguments import at, check_choice, check_values
+from metalearn.commands.building.config import compose
+from metalearn.commands.building.network import check_backbone, with_weights
+from metalearn.commands.building.texts import check_tokenizer
+from metalearn.commands.building.trust import check_trust
 from metalearn.errors import UsageError, nearest
 from metalearn.evaluation.selection.looks import NEAREST_CENTROID
 from metalearn.evaluation.selection.scores import SCORES

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 
-from metalearn.commands import searchpath
+from metalearn.commands.building import searchpath
 
 _bases: dict[object, DictConfig] = {}
 _KEPT = 100  # compositions; 0.2 MB each

@@ -10,10 +10,10 @@ import yaml
 
 from metalearn.backbones.norms import inductive
 from metalearn.backbones.weights import Report, Weights
-from metalearn.commands.arguments import check_choice
-from metalearn.commands.config import compose
-from metalearn.commands.network import build_module, with_weights
-from metalearn.commands.trust import check_trust
+from metalearn.commands.building.arguments import check_choice
+from metalearn.commands.building.config import compose
+from metalearn.commands.building.network import build_module, with_weights
+from metalearn.commands.building.trust import check_trust
 from metalearn.data.own_images import look_of, side_of
 from metalearn.episodes import ImageTransform
 from metalearn.errors import DataError, UsageError

@@ -12,9 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from metalearn.backbones.weights import Report, Weights, read_weights
-from metalearn.commands.arguments import corner, explained
-from metalearn.commands.network import load, make_module
-from metalearn.commands.trust import check_trust
+from metalearn.commands.building.arguments import corner, explained
+from metalearn.commands.building.network import load, make_module
+from metalearn.commands.building.trust import check_trust
 from metalearn.data import ImageDataset
 from metalearn.errors import UsageError, reason_of
 from metalearn.training.classification import head_of, torch_norms

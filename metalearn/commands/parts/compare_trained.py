@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from metalearn.algorithms.adversarial import natural
-from metalearn.commands.build import build
+from metalearn.commands.building.meta_training import build
 from metalearn.commands.train import run
 from metalearn.evaluation.comparison.curves import Subject
 from metalearn.evaluation.comparison.methods import Fitted, Measured, on_features, on_images

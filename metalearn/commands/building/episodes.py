@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from metalearn.commands.arguments import check_choice, check_values, factory, make
+from metalearn.commands.building.arguments import check_choice, check_values, factory, make
 from metalearn.data import Harmonic, ImageDataset, Mixture, Sinusoid, TensorDataset
 from metalearn.episodes import (
     Augmentation,

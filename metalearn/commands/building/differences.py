@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from metalearn.commands.arguments import option
+from metalearn.commands.building.arguments import option
 
 _NOT_TOLD = ("run_dir", "name", "resume", "tracker")  # of where it lies, not of what it is
 

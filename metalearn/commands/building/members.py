@@ -9,8 +9,8 @@ from torch import nn
 
 from metalearn.backbones import Ensemble
 from metalearn.backbones.weights import Report
-from metalearn.commands.admission import bare
-from metalearn.commands.arguments import target
+from metalearn.commands.building.admission import bare
+from metalearn.commands.building.arguments import target
 from metalearn.errors import UsageError
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from metalearn.algorithms.losses import Loss, auto, present
 from metalearn.backbones.adaptation import Adaptation, everything
 from metalearn.backbones.heads import head_name
-from metalearn.commands.arguments import make
-from metalearn.commands.trial import evaluated
+from metalearn.commands.building.arguments import make
+from metalearn.commands.building.trial import evaluated
 from metalearn.errors import UsageError
 from metalearn.types import Batch, Inputs
 

@@ -29,7 +29,7 @@ OVERRIDE = "hydra.searchpath"
 
 def conf_folder() -> Path:
     """Where `conf/` lies: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 

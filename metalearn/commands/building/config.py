@@ -19,13 +19,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metalearn.commands import searchpath
-from metalearn.commands.composer import composed
-from metalearn.commands.mistakes import explain, unknown_choice
-from metalearn.commands.schemas import SCHEMAS
-from metalearn.commands.search import SearchSettings
-from metalearn.commands.searchpath import conf_folder
-from metalearn.commands.trust import check_trust
+from metalearn.commands.building import searchpath
+from metalearn.commands.building.composer import composed
+from metalearn.commands.building.mistakes import explain, unknown_choice
+from metalearn.commands.building.schemas import SCHEMAS
+from metalearn.commands.building.search import SearchSettings
+from metalearn.commands.building.searchpath import conf_folder
+from metalearn.commands.building.trust import check_trust
 from metalearn.errors import UsageError, nearest
 from metalearn.training.folder import config_hash
 from metalearn.training.old_configs import PLACES, placed, renewed

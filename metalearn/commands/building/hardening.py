@@ -5,8 +5,8 @@ from typing import Any
 
 from metalearn.algorithms.adversarial import PGD
 from metalearn.backbones.channels import Channels
-from metalearn.commands.arguments import factory, make
-from metalearn.commands.episodes import Data
+from metalearn.commands.building.arguments import factory, make
+from metalearn.commands.building.episodes import Data
 from metalearn.engine.strategy import ForeignStrategy, Strategy
 from metalearn.errors import UsageError
 from metalearn.training.pruning import Pruning

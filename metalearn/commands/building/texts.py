@@ -7,7 +7,7 @@ from torch import nn
 
 from metalearn.backbones import TextEncoder
 from metalearn.backbones.encoder_folder import configuration
-from metalearn.commands.arguments import target
+from metalearn.commands.building.arguments import target
 from metalearn.data import TensorDataset
 from metalearn.data.intents import WORDS
 from metalearn.errors import UsageError

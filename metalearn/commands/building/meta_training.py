@@ -16,11 +16,11 @@ from metalearn.backbones.heads import head_name
 from metalearn.backbones.weights import Report, Weights
 from metalearn.classifiers import Classifier
 from metalearn.classifiers.protocol import UsesMembers
-from metalearn.commands.admission import check_worth
-from metalearn.commands.arguments import corner, explained, factory, make, option, target
-from metalearn.commands.episodes import Data, read_data
-from metalearn.commands.hardening import attack_of, check_pruning, pruning_of
-from metalearn.commands.network import (
+from metalearn.commands.building.admission import check_worth
+from metalearn.commands.building.arguments import corner, explained, factory, make, option, target
+from metalearn.commands.building.episodes import Data, read_data
+from metalearn.commands.building.hardening import attack_of, check_pruning, pruning_of
+from metalearn.commands.building.network import (
     build_module,
     check_backbone,
     check_width,
@@ -28,9 +28,9 @@ from metalearn.commands.network import (
     with_weights,
     without_weights,
 )
-from metalearn.commands.task_choices import TaskChoices, task_choices
-from metalearn.commands.texts import check_texts, check_tokenizer
-from metalearn.commands.trial import check_logits, check_memory, check_norms, check_outputs
+from metalearn.commands.building.task_choices import TaskChoices, task_choices
+from metalearn.commands.building.texts import check_texts, check_tokenizer
+from metalearn.commands.building.trial import check_logits, check_memory, check_norms, check_outputs
 from metalearn.engine import Engine
 from metalearn.engine.checks import order
 from metalearn.engine.cuda_graph import check_capture

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metalearn.commands.config import compose
+from metalearn.commands.building.config import compose
 from metalearn.errors import UsageError
 from metalearn.sweeps.ledger import Cell, Ledger
 from metalearn.sweeps.records import complaints, rates, record, same_pace

@@ -20,7 +20,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from metalearn.commands.arguments import make
+from metalearn.commands.building.arguments import make
 from metalearn.errors import UsageError
 from metalearn.runtime.files import write_atomic
 

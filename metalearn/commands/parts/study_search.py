@@ -9,8 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from metalearn.commands.search import distribution
-from metalearn.commands.study_file import Study, written
+from metalearn.commands.building.search import distribution
+from metalearn.commands.parts.study_file import Study, written
 from metalearn.errors import UsageError, check_whole, nearest
 from metalearn.sweeps.search import PRUNERS, SAMPLERS, Search, Searched
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.classifiers import Classifier
-from metalearn.commands import searchpath
-from metalearn.commands.arguments import at, check_choice, check_values, make
-from metalearn.commands.config import compose, conf_files
-from metalearn.commands.network import check_backbone, with_weights
-from metalearn.commands.texts import check_tokenizer
+from metalearn.commands.building import searchpath
+from metalearn.commands.building.arguments import at, check_choice, check_values, make
+from metalearn.commands.building.config import compose, conf_files
+from metalearn.commands.building.network import check_backbone, with_weights
+from metalearn.commands.building.texts import check_tokenizer
 from metalearn.errors import UsageError, nearest
 from metalearn.evaluation.comparison.curves import check_curves
 from metalearn.evaluation.comparison.plan import (

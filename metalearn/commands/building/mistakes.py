@@ -8,7 +8,7 @@ from typing import Any
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
 
-from metalearn.commands.arguments import arguments, at
+from metalearn.commands.building.arguments import arguments, at
 from metalearn.errors import nearest
 from metalearn.training.old_configs import KEYS
 

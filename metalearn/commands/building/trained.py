@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 
 from metalearn import tree
-from metalearn.commands.build import read_method
-from metalearn.commands.config import reopen
-from metalearn.commands.episodes import read_data
-from metalearn.commands.network import build_module, features
-from metalearn.commands.trial import check_norms
+from metalearn.commands.building.config import reopen
+from metalearn.commands.building.episodes import read_data
+from metalearn.commands.building.meta_training import read_method
+from metalearn.commands.building.network import build_module, features
+from metalearn.commands.building.trial import check_norms
 from metalearn.data import ImageDataset, Mixture
 from metalearn.data.folder import Look
 from metalearn.data.own_images import OwnClasses, look_of, read_classes

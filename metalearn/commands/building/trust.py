@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metalearn.commands.arguments import target
+from metalearn.commands.building.arguments import target
 from metalearn.errors import UsageError
 from metalearn.training.sources import targets
 

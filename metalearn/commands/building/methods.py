@@ -12,8 +12,8 @@ from rich.table import Table
 from torch import nn
 
 from metalearn.algorithms import Metric
-from metalearn.commands.arguments import factory, option, target
-from metalearn.commands.config import conf_files, conf_folder
+from metalearn.commands.building.arguments import factory, option, target
+from metalearn.commands.building.config import conf_files, conf_folder
 from metalearn.engine.strategy import STRATEGIES
 from metalearn.errors import UsageError, nearest
 from metalearn.functional.norms import BatchNorm
