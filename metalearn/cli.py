@@ -47,8 +47,7 @@ Overrides are Hydra's: algorithm=protonet dataset=omniglot training.steps=2000.
 COMMANDS = ("train", "pretrain", "evaluate", "predict", "export", "try", "compare", "select")
 COMMANDS += ("report", "sweep", "reproduce", "publish", "pull")
 COMMANDS += ("data", "list", "new", "score", "bench")
-"""Each is the `main` of the file of that name in `commands/`, but for these."""
-_FILES = {"sweep": "study"}
+"""Each is the `main` of the file of that name in `commands/`."""
 _HYDRA = ("train", "pretrain")  # whose --help is Hydra's
 _RANKS = ("train", "pretrain")
 """Torchrun may start several processes for one of these."""
@@ -68,7 +67,7 @@ def main() -> None:
             raise UsageError(f"no command {command}{near}; use {', '.join(COMMANDS)}")
         _check_ranks(command, arguments)
         with quiet_interrupt():
-            module = import_module(f"metalearn.commands.{_FILES.get(command, command)}")
+            module = import_module(f"metalearn.commands.{command}")
         # A strategy's name may hold ":loop:", which rich would draw as an emoji.
         module.main(arguments, Console(emoji=False))
         sys.stdout.flush()

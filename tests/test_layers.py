@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+from metalearn import cli
 from scripts import tour
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +85,11 @@ def test_the_top_level_is_small() -> None:
     assert len(entries) <= 22
     modules = {p.name for p in entries if p.suffix == ".py"}
     assert len(modules - {"__main__.py"}) <= 5  # which is for `python -m metalearn`
+
+
+def test_the_files_of_commands_are_the_commands() -> None:
+    files = {path.stem for path in (ROOT / "metalearn/commands").glob("*.py")}
+    assert files - {"__init__"} == set(cli.COMMANDS)
 
 
 def test_no_file_is_long() -> None:

@@ -32,7 +32,7 @@ class SlurmWorker:
     cpus: int
 
     def __call__(self) -> None:
-        from metalearn.commands.study import jobs_of
+        from metalearn.commands.sweep import jobs_of
 
         # submitit's own handler queues the job again at once, in the middle of a step.
         requeue: Any = signal.getsignal(signal.SIGUSR2)

@@ -32,7 +32,7 @@ from metalearn.sweeps.trials import TrialJobs
 from metalearn.sweeps.worker import Jobs, work
 from metalearn.training.sources import changed, sources
 
-_CHECKS = {"train": "build", "pretrain": "pretrain"}
+_CHECKS = {"train": "building.meta_training", "pretrain": "pretrain"}
 
 
 def main(arguments: list[str], console: Console) -> None:
