@@ -26,7 +26,7 @@ from metalearn.benchmarks.machine import describe
 from metalearn.benchmarks.models import BenchmarkConv4, module
 from metalearn.benchmarks.quartiles import spread
 from metalearn.benchmarks.report import markdown_table
-from metalearn.commands.building.arguments import read_options
+from metalearn.commands.building.words import read_options
 from metalearn.engine import Engine
 from metalearn.errors import UsageError
 from metalearn.gradients import Adjoint
@@ -108,7 +108,7 @@ def measure(options: Options, shots: int) -> dict[str, Any]:
 
 def main(given: list[str]) -> None:
     """Measure, print and write."""
-    options = read_options(given, Options())
+    options = read_options(given, Options(), "anil")
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     found = [measure(options, int(shots)) for shots in options.shots.split(",")]

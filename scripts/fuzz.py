@@ -29,8 +29,8 @@ from unittest import mock
 
 from rich.console import Console
 
-from metalearn.commands.building.arguments import read_options
 from metalearn.commands.building.config import compose, conf_folder
+from metalearn.commands.building.words import read_options
 from metalearn.commands.train import run
 from metalearn.errors import DataError, Diverged, UsageError
 from metalearn.evaluation import plots
@@ -257,7 +257,7 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """Try them all; 1 where one was at fault."""
-    asked = read_options(arguments, Options())
+    asked = read_options(arguments, Options(), "fuzz")
     ends: Counter[str] = Counter()
     lines: Counter[str] = Counter()
     slowest, started = 0.0, time.perf_counter()

@@ -26,7 +26,8 @@ from metalearn.backbones.adaptation import Adaptation, Learned
 from metalearn.benchmarks.machine import describe, peak_growth, synchronise
 from metalearn.benchmarks.memory import PeakBytes
 from metalearn.benchmarks.report import markdown_table
-from metalearn.commands.building.arguments import check_choice, read_options
+from metalearn.commands.building.arguments import check_choice
+from metalearn.commands.building.words import read_options
 from metalearn.gradients import Adjoint, Unroll
 from metalearn.inner import sgd
 from metalearn.runtime.device import torch_device
@@ -152,9 +153,9 @@ def table(found: list[dict[str, Any]]) -> str:
 def main(given: list[str]) -> None:
     """Every adaptation under both strategies, or `one <adaptation> <strategy>` of them."""
     if given[:1] == ["one"]:
-        print(json.dumps(measure(read_options(given[3:], Options()), *given[1:3])))
+        print(json.dumps(measure(read_options(given[3:], Options(), "lora"), *given[1:3])))
         return
-    options = read_options(given, Options())
+    options = read_options(given, Options(), "lora")
     check_choice("backbone", options.backbone, tuple(BACKBONES))
     found = [apart(given, kind, strategy) for kind in ADAPTATIONS for strategy in STRATEGIES]
     device = torch_device(options.device)

@@ -229,7 +229,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(kind: str, place: Path) ->
         (["run=proto"], "predict needs images="),
         (["run=proto", "images=images"], "proto knows no classes of yours; give support="),
         (["run=nowhere", "images=images"], "nowhere is not a run folder"),
-        (["run=proto", "imagse=images"], "no option imagse of predict (did you mean images?)"),
+        (["run=proto", "imagse=images"], "no option imagse (did you mean images?) of predict"),
         (["run=proto", "images=images", "images=a"], "predict needs one images="),
         (["run=proto", "images=images", "support=none"], "there is no none; correct support="),
         (["run=proto", "images=images", "support=support", "invert=maybe"], "invert=maybe must be"),

@@ -151,7 +151,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(kind: str, place: Path) ->
     [
         ([], "try needs one folder"),
         (["support", "images"], "try needs one folder"),
-        (["support", "backbnoe=conv4"], "no option backbnoe of try (did you mean backbone?)"),
+        (["support", "backbnoe=conv4"], "no option backbnoe (did you mean backbone?) of try"),
         (["support", "repeats=0"], "repeats=0 must be a whole number"),
         (["support", "backbone.filters=4"], "name it too"),
         (["support", "backbone=conv4", "backbone.norm=transductive"], "no feature stands by"),

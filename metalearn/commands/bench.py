@@ -29,9 +29,10 @@ from metalearn.benchmarks.tables import (
     keep_turns,
     latest,
 )
-from metalearn.commands.building.arguments import check_choice, read_options
+from metalearn.commands.building.arguments import check_choice
 from metalearn.commands.building.config import compose
 from metalearn.commands.building.episodes import read_data
+from metalearn.commands.building.words import read_options
 from metalearn.data import ImageDataset
 from metalearn.errors import UsageError
 from metalearn.runtime.device import torch_device
@@ -104,7 +105,7 @@ def main(arguments: list[str], console: Console) -> None:
 
 def bench_engine(arguments: Sequence[str], console: Console) -> Path:
     """The meta-gradient of each cell by each framework; the folder of the results."""
-    chosen = read_options(arguments, EngineOptions())
+    chosen = read_options(arguments, EngineOptions(), "bench engine")
     check_choice("part", chosen.part, (*PARTS, "all"))
     check_choice("allocator", chosen.allocator, tuple(ALLOCATORS))
     if chosen.threads > processors():
@@ -142,7 +143,7 @@ def bench_engine(arguments: Sequence[str], console: Console) -> Path:
 
 def bench_evaluate(arguments: Sequence[str], console: Console) -> Path:
     """How fast tasks of each cell are evaluated; the folder of the results."""
-    chosen = read_options(arguments, EvaluateOptions())
+    chosen = read_options(arguments, EvaluateOptions(), "bench evaluate")
     cells, path = _images(chosen.cells), Path(chosen.out) / "speed"
     with _alone(chosen.threads) as load:
         rows = [row for cell in cells for row in evaluation.measure(cell, chosen.repeats)]
@@ -153,7 +154,7 @@ def bench_evaluate(arguments: Sequence[str], console: Console) -> Path:
 
 def bench_metric(arguments: Sequence[str], console: Console) -> Path:
     """How fast a meta-step of methods without inner steps is; the folder of the results."""
-    chosen = read_options(arguments, MetricOptions())
+    chosen = read_options(arguments, MetricOptions(), "bench metric")
     methods = chosen.methods.split(",")
     for method in methods:
         check_choice("methods", method, metric.METHODS)
@@ -190,7 +191,7 @@ def _alone(threads: int) -> Iterator[list[float]]:
 
 def bench_episodes(arguments: Sequence[str], console: Console) -> Path:
     """How fast episodes of each data set are made; the folder of the results."""
-    chosen = read_options(arguments, EpisodeOptions())
+    chosen = read_options(arguments, EpisodeOptions(), "bench episodes")
     torch.set_num_threads(chosen.threads or processors())
     keep_freed_memory()
     shape = Shape(chosen.ways, chosen.shots, chosen.queries)

@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from metalearn.commands.building.admission import admission, check_worth
 from metalearn.commands.building.arguments import make
-from metalearn.commands.building.config import compose
 from metalearn.commands.building.episodes import read_data
-from metalearn.commands.building.hydra_runs import split_options
+from metalearn.commands.building.hydra_runs import overrides_of
 from metalearn.commands.building.network import build_module, find_weights
 from metalearn.commands.building.texts import check_texts, first_texts
 from metalearn.commands.parts import compare_trained
@@ -44,12 +42,8 @@ FILE = "comparison.json"
 
 def main(arguments: list[str], console: Console) -> None:
     """`metalearn compare [overrides]`; `--cfg job` prints the composed configuration."""
-    overrides, options = split_options(arguments)
-    if options:
-        if " ".join(options).replace("=", " ") not in ("--cfg job", "-c job"):
-            raise UsageError(f"compare takes overrides and --cfg job, not {options[0]}")
-        print(yaml.safe_dump(compose(overrides, "compare"), sort_keys=False), end="")
-    elif code := run(overrides, console):
+    overrides = overrides_of(arguments, "compare")
+    if overrides is not None and (code := run(overrides, console)):
         sys.exit(code)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from metalearn.commands.building import words
 from metalearn.commands.building.config import reopen
 from metalearn.commands.building.episodes import read_data
 from metalearn.commands.building.meta_training import build
@@ -23,15 +24,14 @@ from metalearn.training.stage import teller
 
 def main(arguments: list[str], console: Console) -> None:
     """`metalearn evaluate run=<folder> [trust=true] [overrides]`."""
+    trust, arguments = words.trusted(arguments)
     runs = [a.removeprefix("run=") for a in arguments if a.startswith("run=")]
-    trust = [a.removeprefix("trust=").strip("[]") for a in arguments if a.startswith("trust=")]
     if len(runs) != 1 or not runs[0]:
         raise UsageError("evaluate needs one run: metalearn evaluate run=<folder> [overrides]")
     run = Path(runs[0])
-    overrides = [a for a in arguments if not a.startswith(("run=", "trust="))]
+    overrides = [a for a in arguments if not a.startswith("run=")]
     overrides = [f"evaluation.{a}" if a.startswith("manifest=") else a for a in overrides]
-    trusted = [name.strip() for name in ",".join(trust).split(",") if name.strip()]
-    config = reopen(run, overrides, trusted, teller(console))
+    config = reopen(run, overrides, trust, teller(console))
     if not (run / "weights.safetensors").exists():
         raise UsageError(f"{run} has not finished; the command that started it goes on with it")
     if "accuracy_of_candidates" in (finished(run) or {}):  # as `metalearn try` leaves it

@@ -9,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from metalearn.backbones.norms import describe
+from metalearn.commands.building import words
 from metalearn.commands.building.trained import asked, open_run
 from metalearn.data.own_images import alike, copies_of, read_images, truth_of
 from metalearn.errors import UsageError
@@ -30,11 +31,9 @@ def main(arguments: list[str], console: Console) -> None:
     own = told.own
     if "images" not in own:
         raise UsageError("predict needs images=<folder of images>")
-    if own.get("invert", "true") not in ("true", "false"):
-        raise UsageError(f"invert={own['invert']} must be true or false")
+    invert = words.flag(own, "invert", None)
     out = Path(own.get("out", "predictions"))
     check_writable(out, "out")
-    invert = None if "invert" not in own else own["invert"] == "true"
     trained = open_run(own.get("run"), told, "predict", say, invert)
     support, calibration = trained.support(own.get("support"), say)
     (classes, labels, shots, _), ways = support, len(support.classes)

@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Shown
 
-from metalearn.errors import UsageError, nearest
+from metalearn.commands.building import words
+from metalearn.errors import UsageError
 from metalearn.evaluation.report import write_json
 from metalearn.runtime.files import write_atomic
 from metalearn.sweeps import page, table
@@ -22,15 +23,7 @@ _OPTIONS = ("out", "by", "confidence", "to", "project", "entity", "mode")
 def main(arguments: list[str], console: Console) -> None:
     """`metalearn report <runs> ... [out=report] [by=algorithm,inner.rate] [confidence=0.95]
     [--to wandb [project=metalearn] [entity=...] [mode=online]]`."""
-    options, paths = {}, []
-    for argument in _joined(arguments):
-        name, equals, value = argument.partition("=")
-        if not equals or Path(argument).exists():
-            paths.append(Path(argument))
-        elif name in _OPTIONS:
-            options[name] = value
-        else:
-            raise UsageError(f"no option {name}{nearest(name, _OPTIONS)} of report")
+    paths, options = words.split(_joined(arguments), "report", _OPTIONS)
     if not paths:
         raise UsageError("report needs runs: metalearn report runs/* [out=report]")
     if missing := [path for path in paths if not path.exists()]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metalearn.commands import pretrain, train
-from metalearn.commands.building import searchpath
+from metalearn.commands.building import searchpath, words
 from metalearn.commands.building.config import conf_files
 from metalearn.commands.parts.ledger_jobs import Job, jobs, shown_time, told_of
 from metalearn.errors import UsageError, nearest
@@ -35,27 +35,20 @@ def main(arguments: list[str], console: Console) -> None:
 
     --dry-run: list the cells alone. --write: write the page of what is there, and run nothing.
     """
-    words, override = searchpath.split(arguments)
-    names, options = [], dict[str, str]()
-    for word in (w for w in words if w not in _ACTS):
-        name, equals, value = word.partition("=")
-        if not equals:
-            names.append(word)
-        elif name in _OPTIONS:
-            options[name] = value
-        else:
-            raise UsageError(f"no option {name}{nearest(name, _OPTIONS)} of reproduce")
-    ledger = read_ledger(_file(names, override))
+    rest, override = searchpath.split(arguments)
+    acts = [word for word in rest if word in _ACTS]
+    places, options = words.split([w for w in rest if w not in acts], "reproduce", _OPTIONS)
+    ledger = read_ledger(_file([str(place) for place in places], override))
     cells = ledger.chosen(_listed(options.get("cells")))
     seeds = _seeds(options.get("seeds"), ledger)
     out = Path(options.get("out", "experiments"))
     folder = out / ledger.name
     shared = [f"tracker={options.get('tracker', 'disabled')}", *([override] if override else [])]
-    isolate = _whether(options.get("isolate", "true"))
+    isolate = words.flag(options, "isolate", True)
     planned = jobs(ledger, cells, seeds, out, shared)
-    if "--dry-run" in words:
+    if "--dry-run" in acts:
         sys.exit(_dry_run(ledger, planned, folder, console))
-    if "--write" in words:
+    if "--write" in acts:
         planned = [job for job in planned if job.record is not None]
     if code := _reproduce(ledger, planned, folder, isolate, console):
         sys.exit(code)
@@ -88,12 +81,6 @@ def _seeds(text: str | None, ledger: Ledger) -> Sequence[int]:
     if not seeds:
         raise UsageError(f"seeds={text} must be whole numbers, as seeds=0,1,2")
     return list(dict.fromkeys(seeds))
-
-
-def _whether(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise UsageError(f"isolate={text} must be true or false")
-    return text == "true"
 
 
 def _dry_run(ledger: Ledger, planned: Sequence[Job], folder: Path, console: Console) -> int:

@@ -13,15 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from metalearn.backbones.heads import head_name
 from metalearn.backbones.norms import describe, inductive
 from metalearn.benchmarks import machine
-from metalearn.commands.building.config import compose
 from metalearn.commands.building.episodes import read_data
-from metalearn.commands.building.hydra_runs import split_options
+from metalearn.commands.building.hydra_runs import overrides_of
 from metalearn.commands.building.network import build_module
 from metalearn.commands.building.texts import check_texts
 from metalearn.commands.parts.select_plan import Named, SelectionPlan, plan
@@ -50,11 +48,8 @@ FILE = "selection.json"
 
 def main(arguments: list[str], console: Console) -> None:
     """`metalearn select [overrides]`; `--cfg job` prints the composed configuration."""
-    overrides, options = split_options(arguments)
-    if options:
-        if " ".join(options).replace("=", " ") not in ("--cfg job", "-c job"):
-            raise UsageError(f"select takes overrides and --cfg job, not {options[0]}")
-        print(yaml.safe_dump(compose(overrides, "select"), sort_keys=False), end="")
+    overrides = overrides_of(arguments, "select")
+    if overrides is None:
         return
     asked = plan(overrides)
     check_writable(Path(asked.config["run_dir"]))

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.live import Live
 
+from metalearn.commands.building import words
 from metalearn.commands.parts.study_file import COMMANDS, named, read_study
 from metalearn.errors import DataError, UsageError, nearest
 from metalearn.runtime.files import write_atomic
@@ -44,18 +45,8 @@ def main(arguments: list[str], console: Console) -> None:
             "sweep plan study.yaml"
         )
     act, options = _ACTIONS[action]
-    values: dict[str, str] = {}
-    places = []
-    for argument in rest:
-        name, equals, value = argument.partition("=")
-        if not equals or Path(argument).exists():
-            places.append(Path(argument))
-        elif name in options or (name.startswith("slurm.") and "partition" in options):
-            values[name] = value
-        else:
-            known = f"; it has {', '.join(options)}" if options else ""
-            raise UsageError(f"no option {name}{nearest(name, options)} of sweep {action}{known}")
-    act(places, values, console)
+    prefixes = ("slurm.",) if "partition" in options else ()
+    act(*words.split(rest, f"sweep {action}", options, prefixes), console)
 
 
 def _plan(places: list[Path], options: dict[str, str], console: Console) -> None:
@@ -152,8 +143,8 @@ def _check_sources(config: dict[str, Any]) -> None:
 
 def _work(places: list[Path], options: dict[str, str], console: Console) -> None:
     folder = _folder("work", places)
-    minutes, most = _number(options, "minutes"), _whole(options, "most")
-    wait, cpus = _flag(options, "wait"), _whole(options, "cpus")
+    minutes, most = words.number(options, "minutes"), words.whole(options, "most")
+    wait, cpus = words.flag(options, "wait", True), words.whole(options, "cpus")
     jobs, before = jobs_of(folder), torch.get_num_threads()
     if cpus or "OMP_NUM_THREADS" not in os.environ:
         # Workers that took every core each would wait for one another at every operation.
@@ -179,13 +170,13 @@ def _submit(places: list[Path], options: dict[str, str], console: Console) -> No
     slurm |= {"partition": options["partition"]} if "partition" in options else {}
     if slurm and executor != "slurm":
         raise UsageError(f"{next(iter(slurm))} is of executor=slurm; leave it out")
-    workers, minutes = _whole(options, "workers") or 4, _whole(options, "minutes")
+    workers, minutes = words.whole(options, "workers") or 4, words.whole(options, "minutes")
     jobs_of(folder)
-    submit(folder, workers, executor, console, minutes, _whole(options, "cpus") or 1, slurm)
+    submit(folder, workers, executor, console, minutes, words.whole(options, "cpus") or 1, slurm)
 
 
 def _status(places: list[Path], options: dict[str, str], console: Console) -> None:
-    folder, every = _folder("status", places), _number(options, "watch")
+    folder, every = _folder("status", places), words.number(options, "watch")
     jobs, watch = jobs_of(folder), Watch(folder)
     found = standings(folder, jobs, watch)
     heard = [one.worker for one in found if one.state == RUNNING and watch.elsewhere(one.worker)]
@@ -244,30 +235,6 @@ def _folder(action: str, places: list[Path]) -> Path:
         how = "a file" if places[0].exists() else "not there"
         raise UsageError(f"{places[0]} is {how}; metalearn sweep plan study.yaml makes a study")
     return places[0]
-
-
-def _number(options: dict[str, str], name: str) -> float | None:
-    if name not in options:
-        return None
-    with suppress(ValueError):
-        if 0 < (value := float(options[name])) < float("inf"):
-            return value
-    raise UsageError(f"{name}={options[name]} must be a number above 0")
-
-
-def _whole(options: dict[str, str], name: str) -> int | None:
-    if name not in options:
-        return None
-    if options[name].isdecimal() and int(options[name]) > 0:
-        return int(options[name])
-    raise UsageError(f"{name}={options[name]} must be a whole number, 1 or more")
-
-
-def _flag(options: dict[str, str], name: str) -> bool:
-    value = options.get(name, "true")
-    if value not in ("true", "false"):
-        raise UsageError(f"{name}={value} must be true or false")
-    return value == "true"
 
 
 _ACTIONS: dict[str, tuple[Callable[[list[Path], dict[str, str], Console], None], tuple[str, ...]]]

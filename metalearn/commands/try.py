@@ -13,12 +13,13 @@ from rich.table import Table
 from metalearn.algorithms import Metric
 from metalearn.backbones.norms import describe
 from metalearn.classifiers import Cosine
+from metalearn.commands.building import words
 from metalearn.commands.building.meta_training import read_method
 from metalearn.commands.parts import try_backbone
 from metalearn.commands.predict import write_picture
 from metalearn.data.folder import Look
 from metalearn.data.own_images import OwnClasses, alike, read_classes
-from metalearn.errors import UsageError, nearest
+from metalearn.errors import UsageError
 from metalearn.evaluation.own_images.adapter import Adapter
 from metalearn.evaluation.own_images.calibration import calibration_error
 from metalearn.evaluation.own_images.kept import Kept, write_kept
@@ -31,6 +32,8 @@ from metalearn.runtime.files import write_atomic
 from metalearn.training.folder import check_writable, commit, config_hash, save_weights
 from metalearn.training.stage import teller
 
+_OWN = ("out", "repeats")
+_OVERRIDES = ("backbone", "images", "dataset", "device", "seed")
 _FEW = 5  # images of a class
 
 
@@ -41,7 +44,7 @@ def main(arguments: list[str], console: Console) -> None:
     check_writable(out, "out")
     if (out / "config.yaml").exists() and not (out / "support.json").exists():
         raise UsageError(f"{out} holds another run; choose another out=<folder>")
-    repeats = _repeats(own.get("repeats"))
+    repeats = words.whole(own, "repeats")
     chosen = try_backbone.choose_backbone(overrides, folder)
     say(f"backbone: {chosen.why}")
     config, weights = try_backbone.configured(chosen, trust)
@@ -84,34 +87,14 @@ def main(arguments: list[str], console: Console) -> None:
 
 def _asked(arguments: list[str]) -> tuple[Path, dict[str, str], list[str], list[str]]:
     """The folder, our options, what is trusted, and overrides of `metalearn train`."""
-    own: dict[str, str] = {}
-    folders, trust, overrides = [], [], []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals or Path(argument).exists():
-            folders.append(Path(argument).expanduser())
-        elif name in ("out", "repeats"):
-            own[name] = value
-        elif name == "trust":
-            trust += [part.strip() for part in value.strip("[]").split(",") if part.strip()]
-        elif name in ("backbone", "images", "device", "seed") or name.partition(".")[0] in (
-            "backbone", "images", "dataset"
-        ):  # fmt: skip
-            overrides.append(argument)
-        else:
-            known = ("backbone", "out", "repeats", "seed", "images", "device")
-            raise UsageError(f"no option {name} of try{nearest(name, known)}")
+    trust, rest = words.trusted(arguments)
+    prefixes = tuple(f"{group}." for group in ("backbone", "images", "dataset"))
+    folders, options = words.split(rest, "try", (*_OWN, *_OVERRIDES), prefixes)
     if len(folders) != 1:
         raise UsageError("try needs one folder: metalearn try <folder of class folders>")
-    return folders[0], own, trust, overrides
-
-
-def _repeats(text: str | None) -> int | None:
-    if text is None:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"repeats={text} must be a whole number, 1 or more")
-    return int(text)
+    own = {name: value for name, value in options.items() if name in _OWN}
+    overrides = [f"{name}={value}" for name, value in options.items() if name not in own]
+    return folders[0].expanduser(), own, trust, overrides
 
 
 def _doubtful(support: OwnClasses, groups: np.ndarray) -> list[str]:

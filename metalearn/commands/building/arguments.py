@@ -1,6 +1,5 @@
 """What the targets of a configuration take: names, types and lowest values."""
 
-import dataclasses
 import inspect
 import logging
 import math
@@ -9,15 +8,13 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from torch import Tensor
 
 from metalearn.errors import DataError, UsageError, nearest, reason_of
-
-T = TypeVar("T")
 
 # What the framework passes itself.
 _INJECTED = ("module", "rule", "loss", "adapting", "kinds", "params", "optimizer", "last_epoch")
@@ -241,29 +238,3 @@ def option(node: Mapping[str, Any]) -> str:
     if name.isupper() or name in ("MeTAL", "ProtoNet"):
         return name.lower()
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-
-
-def read_options(arguments: Sequence[str], defaults: T) -> T:
-    """A dataclass like `defaults` with the values of `name=value`; numbers must be above 0.
-
-    Raises UsageError for a name or a value that is not known.
-    """
-    given: dict[str, Any] = {}
-    known = vars(defaults)
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals:
-            raise UsageError(f"cannot read {argument!r}; write name=value")
-        if name not in known:
-            raise UsageError(f"no option {name}{nearest(name, known)}; use {', '.join(known)}")
-        kind = type(known[name])
-        if kind in (int, float):
-            try:
-                given[name] = kind(value)
-            except ValueError:
-                raise UsageError(f"{name}={value} must be a number") from None
-            if not 0 < given[name] < math.inf:
-                raise UsageError(f"{name}={value} must be above 0")
-        else:
-            given[name] = value
-    return dataclasses.replace(cast(Any, defaults), **given)

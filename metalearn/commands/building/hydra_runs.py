@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
@@ -144,6 +145,18 @@ def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if name in ("-c", "--cfg") and value not in ("job", "hydra", "all"):
             raise UsageError(f"{name} needs job, hydra or all")
     return overrides, options
+
+
+def overrides_of(arguments: Sequence[str], command: str) -> list[str] | None:
+    """The overrides of a command whose one option is `--cfg job`; None where that has printed the
+    configuration. Raises UsageError for another option."""
+    overrides, options = split_options(arguments)
+    if not options:
+        return overrides
+    if " ".join(options).replace("=", " ") not in ("--cfg job", "-c job"):
+        raise UsageError(f"{command} takes overrides and --cfg job, not {options[0]}")
+    print(yaml.safe_dump(compose(overrides, command), sort_keys=False), end="")
+    return None
 
 
 def job(config: DictConfig) -> float | None:

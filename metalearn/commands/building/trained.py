@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from metalearn import tree
+from metalearn.commands.building import words
 from metalearn.commands.building.config import reopen
 from metalearn.commands.building.episodes import read_data
 from metalearn.commands.building.meta_training import read_method
@@ -17,7 +18,7 @@ from metalearn.data import ImageDataset, Mixture
 from metalearn.data.folder import Look
 from metalearn.data.own_images import OwnClasses, look_of, read_classes
 from metalearn.episodes import ImageTransform
-from metalearn.errors import UsageError, nearest
+from metalearn.errors import UsageError
 from metalearn.evaluation.own_images.adapter import Adapter
 from metalearn.evaluation.own_images.calibration import Calibration
 from metalearn.evaluation.own_images.kept import Kept, read_kept
@@ -40,24 +41,21 @@ class Asked(NamedTuple):
 
 def asked(arguments: Sequence[str], command: str, names: Collection[str]) -> Asked:
     """Raises UsageError for one that is given twice, or empty, or is no `name=value`."""
-    own: dict[str, str] = {}
-    trust: list[str] = []
-    overrides = []
-    for argument in arguments:
+    own, overrides = dict[str, str](), list[str]()
+    trust, rest = words.trusted(arguments)
+    for argument in rest:
         name, equals, value = argument.partition("=")
         if not equals:
             known = ", ".join(f"{n}=" for n in names)
             raise UsageError(f"{command} takes {known} and overrides, not {argument}")
-        if name == "trust":
-            trust += [part.strip() for part in value.strip("[]").split(",") if part.strip()]
-        elif name in names:
+        if name in names:
             if name in own or not value:
                 raise UsageError(f"{command} needs one {name}=<...>, not {argument}")
             own[name] = value
         elif "." in name or name.lstrip("+") in ("device", "seed"):
             overrides.append(argument)
         else:
-            raise UsageError(f"no option {name} of {command}{nearest(name, names)}")
+            raise words.unknown(name, command, names)
     return Asked(own, trust, overrides)
 
 

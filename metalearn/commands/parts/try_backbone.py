@@ -21,7 +21,6 @@ from metalearn.training.old_configs import renewed
 
 _LARGE = 64  # pixels a side, from which on weights of ImageNet see more than CIFAR's
 _BASE = ("algorithm=metric", "dataset=folder", "dataset.channels=3", "tracker=disabled")
-_SIZE = 84  # where neither weights nor the user say
 
 
 class Chosen(NamedTuple):
