@@ -53,10 +53,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
         and `peak_memory_bytes` are in their units; `accuracy_by_step` (or `loss_by_step`) has
         a [mean, half-width] for 0..k inner steps. Keys that are absent or None give no row.
     """
-    table = Table(title="Result", show_header=False, title_justify="left")
-    table.add_column(style="dim", no_wrap=True)
-    # Every value is on one line and copied from there, so it folds only where it must.
-    table.add_column(overflow="fold")
+    table = _empty()
     measure = measure_of([name for name, value in result.items() if value is not None])
     label = LABELS[measure]
     _row(table, f"[bold]{label}", _interval(result, measure, measure), style="bold green")
@@ -79,11 +76,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     if result.get("transductive"):
         _row(table, "transductive", "yes: a task's queries are seen together, without labels")
     _row(table, "time", _time(result))
-    if result.get("peak_memory_bytes") is not None:
-        _row(table, "peak memory", f"{result['peak_memory_bytes'] / 2**20:.0f} MiB")
-    for key, name in _IDENTITY:
-        value = result.get(key)
-        _row(table, name, value[:_HASH_SHOWN] if isinstance(value, str) else value)
+    _identity(table, result)
     return table
 
 
@@ -93,31 +86,32 @@ def not_finite(lost: int, episodes: int) -> str:
 
 
 def pretraining_table(result: Mapping[str, Any]) -> Table:
-    """Table of one run of pre-training, from the content of its `result.json`."""
-    table = Table(title="Result", show_header=False, title_justify="left")
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    """Table of one run of pre-training, of a backbone or of a detector, from the content of its
+    `result.json`."""
+    table = _empty()
+    if (ap50 := result.get("base_ap50")) is not None:
+        told = f"{ap50:.2%} on {result['pictures']} pictures of held-out images"
+        _row(table, "[bold]AP50 of base classes", told, style="bold green")
     for prefix, name in (("", "[bold]accuracy"), ("val_", "on validation"), ("train_", "training")):
         told = _interval(result, f"{prefix}accuracy", "accuracy")
         if told is not None:
             images = f"{told} on {result[f'{prefix}images']} images"
             _row(table, name, images, style=None if prefix else "bold green")
-    for one in result["few_shot"]:
+    for one in result.get("few_shot", ()):
         told = _interval(one, "accuracy", "accuracy")
         counts = f"{one['episodes']} episodes, {one['queries']} queries a class"
         told = f"{told} over {counts}, manifest {one['manifest_hash'][:_HASH_SHOWN]}"
         _row(table, f"{one['ways']}-way {one['shots']}-shot", told)
-    chosen = f"step {result['selected_step']} of {result['steps']}, by {result['select']}"
-    _row(table, "selected", chosen)
+    chosen = f"step {result['selected_step']} of {result['steps']}"
+    by = f", by {result['select']}" if "select" in result else ""  # as earlier versions left it out
+    _row(table, "selected", chosen + by)
     for key, name in (("dataset", "data set"), ("classes", "base classes"), ("backbone",) * 2):
         _row(table, name, result.get(key))
     _row(table, "epochs", f"{result['epochs']:g}")
-    rate = f"{result['images_per_second']:.1f} images/s"
-    _row(table, "time", f"{result['seconds']:.1f} s, {rate}, {result['precision']}")
-    _row(table, "peak memory", f"{result['peak_memory_bytes'] / 2**20:.0f} MiB")
-    for key, name in _IDENTITY:
-        value = result.get(key)
-        _row(table, name, value[:_HASH_SHOWN] if isinstance(value, str) else value)
+    unit = "pictures" if "pictures_per_second" in result else "images"
+    rate = f"{result[f'{unit}_per_second']:.1f} {unit}/s"
+    _row(table, "time", f"{result['seconds']:.1f} s, {rate}, {result.get('precision', 'fp32')}")
+    _identity(table, result)
     _row(table, "weights", result["weights"])
     _row(table, "use them", result["command"])
     return table
@@ -163,6 +157,23 @@ def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def _empty() -> Table:
+    table = Table(title="Result", show_header=False, title_justify="left")
+    table.add_column(style="dim", no_wrap=True)
+    # Every value is on one line and copied from there, so it folds only where it must.
+    table.add_column(overflow="fold")
+    return table
+
+
+def _identity(table: Table, result: Mapping[str, Any]) -> None:
+    """Peak memory, and what tells this result from others."""
+    if result.get("peak_memory_bytes") is not None:
+        _row(table, "peak memory", f"{result['peak_memory_bytes'] / 2**20:.0f} MiB")
+    for key, name in _IDENTITY:
+        value = result.get(key)
+        _row(table, name, value[:_HASH_SHOWN] if isinstance(value, str) else value)
 
 
 def _row(table: Table, name: str, value: Any, style: str | None = None) -> None:

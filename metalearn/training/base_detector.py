@@ -26,13 +26,13 @@ from metalearn.engine.ranks import Ranks
 from metalearn.episodes.prefetch import prefetched
 from metalearn.errors import Diverged
 from metalearn.evaluation.average_precision import average_precision
-from metalearn.evaluation.report import write_json
+from metalearn.evaluation.report import pretraining_table, write_json
 from metalearn.runtime.files import write_atomic
 from metalearn.tracking import Tracker
 from metalearn.training.base_pictures import BasePictures
 from metalearn.training.classification import restore, state
 from metalearn.training.held_out_split import SPLIT, HeldOutSplit
-from metalearn.training.rates import Schedule
+from metalearn.training.rates import Schedule, check_finite, pace, stepped
 from metalearn.training.result import last_word, surroundings
 from metalearn.training.settings import PretrainingSettings
 from metalearn.training.stage import Pace, Position, Validation, tell, teller, trained
@@ -73,10 +73,7 @@ class BaseDetector:
     @property
     def pace(self) -> Pace:
         """As the settings say; an epoch has as many pictures as hold every image once."""
-        own, epoch = self.settings, self.pictures.epoch
-        steps = own.epochs * epoch if own.steps is None else min(own.steps, own.epochs * epoch)
-        names = ("checkpoint_every", "record_every", "keep", "workers")
-        return Pace(steps, own.validate_every * epoch, **{n: getattr(own, n) for n in names})
+        return pace(self.settings, self.pictures.epoch)
 
     def begin(self, folder: Path, console: Console) -> None:
         """Tell of the starting weights."""
@@ -88,27 +85,15 @@ class BaseDetector:
 
     def step(self, number: int, batch: Batch, tracker: Tracker) -> Mapping[str, Tensor | float]:
         """One step of the optimizer."""
-        factor = self.schedule(number - 1, self.pace.steps, self.pictures.epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
         batch = batch.map(lambda t: t.to(self.device))
         loss, metrics = self.loss(self.module.train()(batch.x), batch)
         loss.backward()
-        learned = [p for group in self.optimizer.param_groups for p in group["params"]]
-        limit = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(learned, limit)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        rate = self.optimizer.param_groups[0]["lr"]
-        return {**metrics, "grad_norm": norm, "learning_rate": rate}
+        factor = self.schedule(number - 1, self.pace.steps, self.pictures.epoch)
+        return {**metrics, **stepped(self.optimizer, factor, self.settings.clip_norm)}
 
     def check(self, values: Mapping[str, float], number: int) -> None:
         """Raise Diverged where the loss or its gradient is not finite."""
-        if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
-            raise Diverged(
-                f"the loss or its gradient is not finite at step {number}; lower optimizer.lr, or "
-                "set training.clip_norm (earlier checkpoints are kept)"
-            )
+        check_finite(values, number)
 
     def _answers(self, name: str) -> tuple[dict[str, Tensor], Batch, float] | None:
         """Of pictures of held-out images: answers, the pictures, the mean loss."""
@@ -171,6 +156,7 @@ class BaseDetector:
         result: dict[str, Any] = {
             **measured,
             "task": "detection",
+            "select": "last" if self.settings.select == "last" else "held_out_loss",
             "classes": told["classes"],
             "epochs": position.step / self.pictures.epoch,
             "norm_policy": describe(self.module.eval()),
@@ -187,18 +173,4 @@ class BaseDetector:
 
     def table(self, result: Mapping[str, Any]) -> Table:
         """A result for people."""
-        table = Table(title="Result", show_header=False, title_justify="left")
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        ap50 = result["base_ap50"]
-        if ap50 is not None:
-            told = f"{ap50:.2%} on {result['pictures']} pictures of held-out images"
-            table.add_row("[bold]AP50 of base classes", told)
-        table.add_row("selected", f"step {result['selected_step']} of {result['steps']}")
-        for key, name in (("dataset", "data set"), ("classes", "base classes"), ("backbone",) * 2):
-            table.add_row(name, str(result[key]))
-        rate = f"{result['pictures_per_second']:.1f} pictures/s"
-        table.add_row("time", f"{result['seconds']:.1f} s, {rate}")
-        table.add_row("weights", result["weights"])
-        table.add_row("use them", result["command"])
-        return table
+        return pretraining_table(result)

@@ -30,7 +30,7 @@ from metalearn.training.classification import loss_and_accuracy, restore, state
 from metalearn.training.distillation import Teacher
 from metalearn.training.held_out_split import SPLIT, HeldOutSplit
 from metalearn.training.mixing import Labelled
-from metalearn.training.rates import Schedule
+from metalearn.training.rates import Schedule, check_finite, moved, pace, stepped
 from metalearn.training.result import last_word, surroundings
 from metalearn.training.settings import PretrainingSettings
 from metalearn.training.shared_step import SharedStep
@@ -101,18 +101,9 @@ class Supervised:
         return self.settings.batch_size
 
     @property
-    def steps(self) -> int:
-        """In all."""
-        whole, given = self.settings.epochs * self.images.epoch, self.settings.steps
-        return whole if given is None else min(given, whole)
-
-    @property
     def pace(self) -> Pace:
         """As the settings say, which count validations by epochs."""
-        own = self.settings
-        every = own.validate_every * self.images.epoch
-        names = ("checkpoint_every", "record_every", "keep", "workers")
-        return Pace(self.steps, every, **{name: getattr(own, name) for name in names})
+        return pace(self.settings, self.images.epoch)
 
     @property
     def forward(self) -> Forward:
@@ -138,9 +129,6 @@ class Supervised:
     def step(self, number: int, batch: Labelled, tracker: Tracker) -> Mapping[str, Tensor | float]:
         """One step of the optimizer, and of the average."""
         settings, optimizer = self.settings, self.optimizer
-        factor = self.schedule(number - 1, self.steps, self.images.epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
         batch = batch._replace(
             x=self.forward.laid_out(batch.x),
             y=batch.y.to(self.device),
@@ -163,31 +151,23 @@ class Supervised:
                     self.module, batch, settings.label_smoothing, *rotation, *more
                 )
             (loss * share).backward()
-        learned = [p for group in optimizer.param_groups for p in group["params"]]
         if shared:
-            loss, accuracy = shared.average(learned, [loss, accuracy], share)
+            loss, accuracy = shared.average(moved(optimizer), [loss, accuracy], share)
             if shared.drew and not self._told:
                 self._told = True
                 self._tell(
                     "what the network draws at random, as by dropout, is another draw with "
                     "another number of ranks"
                 )
-        limit = math.inf if settings.clip_norm is None else settings.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(learned, limit)
-        optimizer.step()
-        optimizer.zero_grad()
+        factor = self.schedule(number - 1, self.pace.steps, self.images.epoch)
+        told = stepped(optimizer, factor, settings.clip_norm)
         if self.averaged is not None:
             self.averaged.update_parameters(self.module)
-        told = {"loss": loss.detach(), "accuracy": accuracy, "grad_norm": norm}
-        return {**told, "learning_rate": optimizer.param_groups[0]["lr"]}
+        return {"loss": loss.detach(), "accuracy": accuracy, **told}
 
     def check(self, values: Mapping[str, float], number: int) -> None:
         """Raise Diverged where the loss or its gradient is not finite."""
-        if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm")):
-            raise Diverged(
-                f"the loss or its gradient is not finite at step {number}; lower optimizer.lr, or "
-                "set training.clip_norm (earlier checkpoints are kept)"
-            )
+        check_finite(values, number)
 
     def validate(self, number: int, tracker: Tracker) -> Validation:
         """Accuracy on the held-out images and on episodes of the validation classes."""

@@ -29,7 +29,7 @@ def trained(folder: Path, *overrides: str):
     _, stage = build(compose([*SMALL, *overrides], "pretrain"))
     start, position = copy.deepcopy(stage.module), Position()
     with Tracker([JsonLines()]) as tracker:
-        tracker.start(RunInfo("run", folder, {}, None, 0, stage.steps))
+        tracker.start(RunInfo("run", folder, {}, None, 0, stage.pace.steps))
         assert fit(stage, position, folder, tracker)
     records = [r for r in read_records(folder / "metrics.jsonl") if r["kind"] == "scalars"]
     return stage, position, start, records
