@@ -20,10 +20,8 @@ _ROWS = (
 )  # fmt: skip
 
 
-def model_card(
-    config: Mapping[str, Any], result: Mapping[str, Any], pictures: Sequence[str], manifest: bool
-) -> str:
-    """Of a run whose configuration and result name nothing personal."""
+def model_card(result: Mapping[str, Any], pictures: Sequence[str], manifest: bool) -> str:
+    """Of a run whose result names nothing personal."""
     measure = measure_of(result)
     mean, half = result[measure], result[f"{measure}_half_width"]
     ways = result.get("ways")

@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -60,9 +61,7 @@ def publish(run: Path, folder: Path, test: Manifest, listed: Path | None = None)
     config, result = shared(renewed(config)), shared(result)
     config["run_dir"] = f"runs/{run.resolve().name}"
     config["tracker"] = dict(_TRACKER)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with _becoming(folder) as part:
         with_images = _write_manifest(test, listed, part / MANIFEST)
         if config["evaluation"].get("manifest") is not None:
             config["evaluation"]["manifest"] = MANIFEST
@@ -71,17 +70,27 @@ def publish(run: Path, folder: Path, test: Manifest, listed: Path | None = None)
         pictures = [name for name in _PICTURES if (run / name).is_file()]
         for name in ("weights.safetensors", "episodes.csv", *pictures):
             shutil.copyfile(run / name, part / name)
-        write_atomic(part / "README.md", model_card(config, result, pictures, with_images))
+        write_atomic(part / "README.md", model_card(result, pictures, with_images))
         _check_personal(part)
         names = sorted(path.name for path in part.iterdir())
         lines = (f"{sha256(part / name)}  {name}\n" for name in names)
         write_atomic(part / SUMS, "".join(lines))
+    return [*names, SUMS]
+
+
+@contextmanager
+def _becoming(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder`, which takes its place unless anything is raised."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
         if folder.is_dir():
             folder.rmdir()
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return [*names, SUMS]
 
 
 def check_empty(folder: Path) -> None:
@@ -92,7 +101,6 @@ def check_empty(folder: Path) -> None:
 
 def _write_manifest(test: Manifest, listed: Path | None, path: Path) -> bool:
     """Whether there is one: not of regression."""
-    path.parent.mkdir(parents=True)
     if listed is not None:
         shutil.copyfile(listed, path)
         return True
@@ -163,10 +171,7 @@ def receive(
     UsageError where a file is not what `SHA256SUMS` says, and writes nothing then.
     """
     check_empty(folder)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with _becoming(folder) as part:
         fetch(SUMS, part / SUMS, None)
         try:
             text = (part / SUMS).read_text(encoding="utf-8")
@@ -187,11 +192,6 @@ def receive(
             told = None
         if told != listed["weights.safetensors"]:
             raise UsageError(f"{source}: result.json is of other weights; nothing was written")
-        if folder.is_dir():
-            folder.rmdir()
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def held_manifest(run: Path, held: dict[str, Any]) -> dict[str, Any]:
