@@ -4,6 +4,7 @@ A box is [x0, y0, x1, y1] in shares of the picture's width and height, 0 to 1: n
 matters. Places of an `h x w` grid are numbered row by row, P = h * w.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -113,13 +114,31 @@ def assigned(found: Boxes, height: int, width: int, radius: float) -> Assigned:
     return Assigned(labels, boxes.gather(-2, each), positive)
 
 
-def with_tasks(batch: Batch) -> Batch:
+def check_pictures(
+    algo: Any,
+    support: Batch,
+    query: Batch | None,
+    form: Callable[[Targets], object],
+    values: Callable[[str, Batch], None],
+) -> None:
+    """Raise UsageError for targets of another task, as `form` finds, that cannot be right, as
+    `values` does of a batch and its name, or of wrong classes."""
+    given = {"support": support} if query is None else {"support": support, "query": query}
+    for batch in given.values():
+        form(batch.y)
+    given = {name: _with_tasks(batch) for name, batch in given.items()}
+    for name, batch in given.items():
+        values(name, batch)
+    _check_classes(algo, **given)
+
+
+def _with_tasks(batch: Batch) -> Batch:
     """A batch with a leading T; of one task without, T is 1."""
     one = labels_of(batch.y)[0].ndim == 2
     return batch.map(lambda t: t.unsqueeze(0)) if one else batch
 
 
-def check_classes(algo: Any, support: Batch, query: Batch | None) -> None:
+def _check_classes(algo: Any, support: Batch, query: Batch | None = None) -> None:
     """Raise UsageError where the classes of a task's support set are not 0 to N - 1, or more than
     the head of the network has, or a query has another."""
     heads = {n.rpartition("head.")[2]: len(w) for n, w in algo.net.params.items() if w.ndim}

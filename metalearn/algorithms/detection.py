@@ -21,11 +21,10 @@ from metalearn.algorithms.boxes import (
     Assigned,
     assigned,
     boxes_of,
-    check_classes,
+    check_pictures,
     decoded,
     generalised_iou,
     real,
-    with_tasks,
 )
 from metalearn.algorithms.losses import mean
 from metalearn.backbones.dense import SIDES
@@ -121,14 +120,7 @@ class Detection:
     def check(self, algo: Any, support: Batch, query: Batch | None) -> None:
         """Raise UsageError for targets, with a leading T, that cannot be right: no box in a support
         set, a box without area, not x0 y0 x1 y1, or beyond its picture; or for wrong classes."""
-        for batch in (support, query):
-            if batch is not None:
-                self.check_form(batch.y)
-        support, query = with_tasks(support), query and with_tasks(query)
-        _check_boxes("support", support)
-        if query is not None:
-            _check_boxes("query", query)
-        check_classes(algo, support, query)
+        check_pictures(algo, support, query, boxes_of, _check_boxes)
 
 
 def _check_boxes(name: str, batch: Batch) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.algorithms.boxes import check_classes, labels_of, real, with_tasks
+from metalearn.algorithms.boxes import check_pictures, labels_of, real
 from metalearn.algorithms.losses import mean
 from metalearn.backbones.dense import resized
 from metalearn.classifiers.classes import absent
@@ -71,14 +71,7 @@ class Segmentation:
     def check(self, algo: Any, support: Batch, query: Batch | None) -> None:
         """Raise UsageError for masks, with a leading T, of wrong classes, or a class that a picture
         shows without a mask."""
-        for batch in (support, query):
-            if batch is not None:
-                self.check_form(batch.y)
-        support, query = with_tasks(support), query and with_tasks(query)
-        _check_masks("support", support)
-        if query is not None:
-            _check_masks("query", query)
-        check_classes(algo, support, query)
+        check_pictures(algo, support, query, _masks_of, _check_masks)
 
 
 def _masks_of(y: Targets) -> Tensor:

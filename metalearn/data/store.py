@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -88,21 +88,15 @@ def build_store(
             _sweep(folder)
             if folder.exists():
                 return open_store(folder)
-            return _build(folder, name, classes, images, beside or {})
+            return _build(folder, lambda work: _write(work, name, classes, images, beside or {}))
     except OSError as error:
         raise DataError(_unwritable(folder, error)) from None
 
 
-def _build(
-    folder: Path,
-    name: str,
-    classes: Sequence[str],
-    images: Iterable[np.ndarray],
-    beside: Mapping[str, np.ndarray],
-) -> ImageStore:
+def _build(folder: Path, write: Callable[[Path], None]) -> ImageStore:
     work = Path(tempfile.mkdtemp(prefix=_BUILDING.format(folder.name), dir=folder.parent))
     try:
-        _write(work, name, classes, images, beside)
+        write(work)
         try:
             os.rename(work, folder)
         except OSError:

@@ -12,6 +12,7 @@ from torch import Tensor
 from metalearn.data import ImageDataset, TensorDataset
 from metalearn.episodes import FewShotEpisodes
 from metalearn.episodes.gather import EpisodeIds, in_order
+from metalearn.episodes.source import Derived
 from metalearn.functional import PureModule
 from metalearn.functional.outputs import tensor_of
 from metalearn.types import Batch, Episodes, Inputs, Params, map_tensors
@@ -29,7 +30,7 @@ class Used(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Remembered:
+class Remembered(Derived):
     """Episodes of `source` that are drawn once, for methods that all see the same."""
 
     source: FewShotEpisodes
@@ -39,15 +40,6 @@ class Remembered:
     def dataset(self) -> ImageDataset | TensorDataset:
         """That of the source."""
         return self.source.dataset
-
-    @property
-    def shape(self) -> tuple[int | None, int | None, int]:
-        """That of the source."""
-        return self.source.shape
-
-    def check(self, split: str) -> None:
-        """As the source does."""
-        self.source.check(split)
 
     def draw(self, split: str, index: int) -> EpisodeIds:
         """The classes and examples of episode `index`."""
@@ -107,7 +99,7 @@ Change = Callable[[Episodes], Episodes]
 
 
 @dataclass(frozen=True)
-class FeatureEpisodes:
+class FeatureEpisodes(Derived):
     """The episodes of `source` with features for images: an `EpisodeSource` of one split.
 
     features: `[n, D]`. row: `[C, most]`, of example e of class c, as `Used` has it.
@@ -120,15 +112,6 @@ class FeatureEpisodes:
     row: np.ndarray
     split: str
     change: Change | None = None
-
-    @property
-    def shape(self) -> tuple[int | None, int | None, int]:
-        """That of the source."""
-        return self.source.shape
-
-    def check(self, split: str) -> None:
-        """Raise UsageError where `split` cannot give one episode of this shape."""
-        self.source.check(split)
 
     @cached_property
     def targets(self) -> dict[str, Tensor]:
@@ -158,10 +141,6 @@ class FeatureEpisodes:
             examples([ids.support for ids in drawn]), examples([ids.query for ids in drawn])
         )
         return self.change(episodes) if self.change else episodes
-
-    def fingerprint(self, split: str, index: int) -> bytes:
-        """That of the source: which images, not what became of them."""
-        return self.source.fingerprint(split, index)
 
 
 def unit_length(episodes: Episodes) -> Episodes:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from metalearn.backbones.norms import describe, inductive
@@ -26,6 +25,7 @@ from metalearn.evaluation.comparison.plan import BALANCED, Case, ComparisonPlan
 from metalearn.evaluation.features import Change, FeatureEpisodes, Remembered, Used, extract, used
 from metalearn.functional import PureModule, pure
 from metalearn.inner.protocol import MetaAlgorithm
+from metalearn.runtime.files import write_atomic
 from metalearn.runtime.memory import peak_memory_bytes, reset_peak_memory
 from metalearn.types import Given, Inputs, Params, map_tensors
 
@@ -191,10 +191,7 @@ class Setting:
         if path.exists():
             return load_file(path)["features"]
         features = self.extracted(network, self._batches(split, *found[:2]))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        save_file({"features": features}, part)
-        os.replace(part, path)
+        write_atomic(path, save({"features": features}))
         return features
 
     def _batches(self, split: str, classes: Any, examples: Any) -> Iterator[Inputs]:
