@@ -11,7 +11,7 @@ from torch import nn
 
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.algorithms.maml import MAML
-from metalearn.backbones.heads import head_name
+from metalearn.backbones.heads import head_name, learned, within
 from metalearn.errors import UsageError
 from metalearn.inner.protocol import EXACT
 from metalearn.inner.rules import InnerRule, sgd
@@ -34,8 +34,7 @@ def ANIL(  # a method of the field, named as the others are
     """
     if head is None:
         head = head_name(module)
-    learned = [n for n, p in module.named_parameters() if p.requires_grad]
-    adapting = [n for n in learned if not head or n.startswith(f"{head}.")]
+    adapting = [name for name in learned(module) if within(name, head)]
     if not adapting:
         raise UsageError(f"no weights under head={head!r}; name a submodule of the network")
     return MAML(module, steps, rule, loss, proximal, adapting, kinds)

@@ -10,7 +10,7 @@ from torch import nn
 
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.algorithms.maml import MAML
-from metalearn.backbones.heads import head_name
+from metalearn.backbones.heads import head_name, learned, within
 from metalearn.inner.rules import InnerRule, sgd
 
 
@@ -23,6 +23,5 @@ def BOIL(  # a method of the field, named as the others are
 ) -> MAML:
     """MAML whose body alone adapts. Raises UsageError for a network that is a head alone."""
     head = head_name(module)
-    learned = [name for name, weight in module.named_parameters() if weight.requires_grad]
-    body = [name for name in learned if head and not name.startswith(f"{head}.")]
+    body = [name for name in learned(module) if not within(name, head)]
     return MAML(module, steps, rule, loss, proximal, body)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from metalearn.algorithms.inserted import layers, prepared, put_behind, width
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.algorithms.maml import MAML
+from metalearn.backbones.heads import learned
 from metalearn.errors import UsageError
 from metalearn.inner.rules import InnerRule, sgd
 
@@ -47,7 +48,7 @@ def TNet(  # a method of the field, named as the others are
     outer loop alone. Raises UsageError for a network that is a head alone.
     """
     module = prepared(module)
-    own = [name for name, weight in module.named_parameters() if weight.requires_grad]
+    own = learned(module)
     body = layers(module)
     if not body:
         raise UsageError("algorithm=tnet bends the layers before the head; use a deeper network")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metalearn.algorithms.inserted import prepared
 from metalearn.algorithms.losses import Loss, cross_entropy
 from metalearn.algorithms.maml import MAML
-from metalearn.backbones.heads import head_name
+from metalearn.backbones.heads import head_name, learned, within
 from metalearn.errors import UsageError
 from metalearn.inner.rules import InnerRule, sgd
 
@@ -58,8 +58,7 @@ def UnicornMAML(
         raise UsageError(f"algorithm=unicorn_maml needs a linear head, not {kind}; use head=linear")
     own = [f"{head}.own_weight" if head else "own_weight"]
     own.append(own[0].replace("own_weight", "own_bias"))
-    body = [n for n, w in module.named_parameters() if head and w.requires_grad]
-    body = [name for name in body if not name.startswith(f"{head}.")]
+    body = [name for name in learned(module) if not within(name, head)]
     if head:
         module.set_submodule(head, SharedHead(linear))
     else:

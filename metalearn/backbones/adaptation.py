@@ -17,6 +17,7 @@ from torch import nn
 from metalearn.backbones import adapters
 from metalearn.backbones import lora as low_rank
 from metalearn.backbones.adapters import is_norm
+from metalearn.backbones.heads import within
 from metalearn.errors import UsageError
 from metalearn.functional.torch_private import ConvolutionBase
 
@@ -136,7 +137,7 @@ def bitfit(outer: Learned = "all") -> Adaptation:
     def chosen(module: nn.Module, head: str | None) -> list[nn.Parameter]:
         named = module.named_parameters()
         biases = {n: p for n, p in named if n.rpartition(".")[2].endswith("bias")}
-        if all(_within(name, head) for name in biases):
+        if all(within(name, head) for name in biases):
             raise UsageError("adaptation=bitfit finds no bias beside the head; use adaptation=norm")
         return list(biases.values())
 
@@ -213,17 +214,12 @@ def url(outer: Learned = "adapted") -> Adaptation:
     return Adaptation("url", lambda module, head: (), outer, adapters.align)
 
 
-def _within(name: str, path: str | None) -> bool:
-    """Whether `name` is of `path` or of something inside it."""
-    return path is not None and (not path or f"{name}.".startswith(f"{path}."))
-
-
 def _layers(module: nn.Module, head: str | None) -> list[list[nn.Parameter]]:
     """The parameters of every layer with a weight matrix, and of the norm layers after it."""
     layers: list[list[nn.Parameter]] = []
     attention: str | None = None
     for path, part in module.named_modules():
-        if _within(path, head) or _within(path, attention):
+        if within(path, head) or within(path, attention):
             continue
         if isinstance(part, nn.MultiheadAttention):
             attention = path

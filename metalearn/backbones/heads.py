@@ -9,12 +9,22 @@ from torch import Tensor, nn
 from metalearn.errors import UsageError
 
 
+def learned(module: nn.Module) -> list[str]:
+    """The names of the weights that are learned."""
+    return [name for name, weight in module.named_parameters() if weight.requires_grad]
+
+
 def head_name(module: nn.Module) -> str:
     """The submodule that holds the last of the weights that are learned."""
-    learned = [n for n, p in module.named_parameters() if p.requires_grad]
-    if not learned:
+    names = learned(module)
+    if not names:
         raise UsageError("no weight of the network is learned; leave some with requires_grad=True")
-    return learned[-1].rpartition(".")[0]
+    return names[-1].rpartition(".")[0]
+
+
+def within(name: str, path: str | None) -> bool:
+    """Whether `name` is of the submodule at `path`, "" for the whole network, None for none."""
+    return path is not None and (not path or f"{name}.".startswith(f"{path}."))
 
 
 _NO_DIRECTION = 1e-6  # a length below which what is left is rounding
