@@ -29,7 +29,10 @@ HEAD = ("method", "family", "paper", "lines", "Omniglot 5w1s, ours", "published"
 DATA = {"omniglot": "Omniglot", "cifar_fs": "CIFAR-FS", "fc100": "FC100"}
 NAMES = {"nearest_centroid": "cosine", "lr_d2": "logistic_regression"}
 """What a comparison calls a method, and what its configuration is called."""
-BESIDE = {"matching_fce": "metalearn.classifiers.full_context"}
+BESIDE = {
+    "matching_fce": "metalearn.classifiers.full_context",
+    "in_context": "metalearn.classifiers.transformer",
+}
 """A module that says what the target of a configuration only names."""
 
 Record = Mapping[str, Any]

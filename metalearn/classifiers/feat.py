@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metalearn.classifiers.centroid import squared_distances
-from metalearn.classifiers.classes import absent, class_means, masked
+from metalearn.classifiers.classes import class_means, masked
 from metalearn.classifiers.protocol import (
     drawn,
     log_temperature,
@@ -23,6 +23,8 @@ from metalearn.classifiers.protocol import (
     positive,
     temperature,
 )  # fmt: skip
+from metalearn.functional.norm_functions import layer_norm
+from metalearn.functional.overrides import attention
 from metalearn.types import Batch, Params
 
 
@@ -56,16 +58,10 @@ class FEAT:
         """`prototypes` `[S, D]`, those that see one another, and `counts` `[S]`."""
         means, counts = class_means(support.x, support)
         query, key, value = (means @ hyper[n].T for n in ("query", "key", "value"))
-        scores = query @ key.T / means.shape[1] ** 0.5
-        share = torch.where(counts > 0, scores, absent(scores)).softmax(1)
-        seen = means + share @ value @ hyper["out"].T
-        centred = seen - seen.mean(1, keepdim=True)
-        # Written out, as torch's own is inexact in second order under vmap.
-        normal = centred * (centred.square().mean(1, keepdim=True) + 1e-5).rsqrt()
-        return {
-            "prototypes": normal * hyper["norm_scale"] + hyper["norm_shift"],
-            "counts": counts,
-        }
+        # Of ours, exact in second order under vmap.
+        seen = means + attention(query, key, value, counts > 0) @ hyper["out"].T
+        prototypes = layer_norm(seen, seen.shape[1:], hyper["norm_scale"], hyper["norm_shift"])
+        return {"prototypes": prototypes, "counts": counts}
 
     def logits(self, hyper: Params, state: Params, features: Tensor) -> Tensor:
         """`[Q, S]` of features `[Q, D]`."""

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn.classifiers.classes import absent
 from metalearn.classifiers.protocol import drawn
+from metalearn.functional.overrides import attention
 from metalearn.types import Params
 
 _INPUTS = {"along": 1, "backwards": 1, "query": 2}  # in D, of what an LSTM is fed back
@@ -63,6 +63,5 @@ def of_queries(hyper: Params, x: Tensor, support: Tensor, there: Tensor, steps: 
     for _ in range(steps):
         new, c = _lstm(hyper, "query", x, torch.cat([h, r], -1), c)
         h = new + x
-        share = torch.where(there.unsqueeze(-2) > 0, h @ support.mT, absent(h)).softmax(-1)
-        r = share @ support
+        r = attention(h, support, support, there.unsqueeze(-2) > 0, scale=1.0)
     return h

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from metalearn import Batch, Episodes, adapt, algorithms, evaluate
-from metalearn.algorithms.in_context import episode_labels
+from metalearn.classifiers.transformer import episode_labels
 from metalearn.engine import Engine
 from metalearn.errors import UsageError
 from metalearn.gradients import Unroll
