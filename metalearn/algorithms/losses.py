@@ -156,9 +156,6 @@ def present(loss: Loss) -> Loss:
     return among_present
 
 
-present_cross_entropy = present(cross_entropy)
-
-
 @of_classes
 def mean_squared(values: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
     """Mean squared error of values and targets, both `[B, *Y]`; metric loss.

@@ -46,7 +46,7 @@ def table(
         after = len(head) - len(names) - 1 - len(own)
         best.append([False] * (len(names) + 1) + own + [False] * after)
     families = ["transductive" if row.transductive else "inductive" for row in arranged.rows]
-    return Table(head, body, best, families, _notes(arranged, found, confidence))
+    return Table(head, body, best, families, _notes(arranged, confidence))
 
 
 def rows(arranged: Arranged, found: Sequence[Mapping[str, Scored]]) -> list[dict[str, Any]]:
@@ -135,9 +135,7 @@ def _costs(row: Row) -> list[str]:
     ]
 
 
-def _notes(
-    arranged: Arranged, found: Sequence[Mapping[str, Scored]], confidence: float
-) -> list[str]:
+def _notes(arranged: Arranged, confidence: float) -> list[str]:
     told = [
         f"Mean over seeds and episodes, and half of its {confidence:.0%} interval by a bootstrap "
         "that draws seeds and episodes anew; of one seed it is over episodes alone.",

@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from metalearn import Batch, Episodes
 from metalearn.algorithms import MAML
-from metalearn.algorithms.losses import present_cross_entropy
+from metalearn.algorithms.losses import cross_entropy, present
 from metalearn.gradients import Adjoint, Unroll
 from metalearn.inner import sgd
 from tests.tasks import apart, generator, on
@@ -61,7 +61,7 @@ def test_absent_classes_have_no_part(strategy, batching) -> None:
     mean = torch.stack(losses).mean()
     want = dict(zip(weights, torch.autograd.grad(mean, list(weights.values())), strict=True))
 
-    algo = MAML(net, STEPS, sgd(RATE), loss=present_cross_entropy)
+    algo = MAML(net, STEPS, sgd(RATE), loss=present(cross_entropy))
     support, query = zip(*tasks(), strict=True)
     episodes = Episodes(padded(list(support)), padded(list(query)))
     got, metrics = on(strategy(), batching)(algo, algo.init(), episodes)
