@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from metalearn.errors import UsageError
 from metalearn.evaluation.statistics import mean_interval
 from metalearn.runtime.files import write_atomic
 from metalearn.sweeps.runs import CURVE, FinishedRun, flat, read_run, validation
+from metalearn.training.folder import read_config
 from metalearn.training.old_configs import renewed
 
 KEPT = ("config.yaml", "result.json", "episodes.csv", "learning_curve.png")
@@ -143,7 +143,7 @@ def rates(folder: Path) -> list[tuple[Mapping[str, Any], float, Path]]:
         if settings.is_file():
             try:
                 run = read_run(path.parent)
-                config = yaml.safe_load(settings.read_text(encoding="utf-8"))
+                config = read_config(settings)
             except UsageError:
                 continue
             if run is not None and (rate := run.result.get("tasks_per_second")):

@@ -23,6 +23,8 @@ from metalearn.types import Meta
 
 _NOT_IDENTITY = ("run_dir", "resume", "tracker")
 _LOCK = ".lock"
+MANIFEST = "manifest.json"
+"""The test episodes beside a published run."""
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -127,7 +129,7 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
         write_atomic(path, yaml.safe_dump(config, sort_keys=False))
         return
     other = "choose another run_dir, or use resume=never"
-    held = renewed(_read_config(path))
+    held = read_config(path, use=f"put it back, {other}")
     if edited := changed(held.get("sources"), config.get("sources")):
         raise UsageError(f"{folder} holds a run on other code: {edited}; {other}")
     if config_hash(held) != config_hash(config):
@@ -160,21 +162,39 @@ def leaving_nothing_of_a_refusal(folder: Path, before: set[str]) -> Iterator[Non
 
 def held_hash(folder: Path) -> str:
     """The hash of the configuration in `folder`, as it stands there."""
-    return config_hash(_read_config(folder / "config.yaml"))
+    return config_hash(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, *needed: str, use: str = "put it back") -> dict[str, Any]:
+    """The configuration that a run wrote, in the words of today.
+
+    needed: sections, as "held_out", or targets, as "backbone._target_". Raises UsageError where it
+    is damaged or lacks one of them; use: what to do then.
+    """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict) or not isinstance(config.get("training"), dict | None):
             raise ValueError("it is no configuration")
-    except (yaml.YAMLError, ValueError) as error:
+        config = renewed(_with_manifest(config, path.parent))
+        if lost := [name for name in needed if not _holds(config, *name.split("."))]:
+            raise ValueError(f"it has no {lost[0]}")
+    except (OSError, yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(
-            f"{path} is damaged ({reason}); put it back, choose another run_dir, or use "
-            "resume=never"
-        ) from None
+        raise UsageError(f"{path} is damaged ({reason}); {use}") from None
     return config
+
+
+def _with_manifest(config: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Where `run` is published and tested on a manifest, with the path of the one beside it."""
+    evaluation = config.get("evaluation")
+    if not isinstance(evaluation, dict) or evaluation.get("manifest") != MANIFEST:
+        return config
+    return {**config, "evaluation": {**evaluation, "manifest": str(run / MANIFEST)}}
+
+
+def _holds(config: Mapping[str, Any], section: str, target: str | None = None) -> bool:
+    found = config.get(section)
+    return isinstance(found, dict) and (target is None or isinstance(found.get(target), str))
 
 
 def told_of_sources(folder: Path, config: Mapping[str, Any]) -> list[str]:
@@ -183,7 +203,7 @@ def told_of_sources(folder: Path, config: Mapping[str, Any]) -> list[str]:
         return []
     for path in sorted(folder.parent.glob(f"{folder.name[:-8]}*/config.yaml")):
         try:
-            held = renewed(_read_config(path))
+            held = read_config(path)
         except UsageError:
             continue
         edited = changed(held.get("sources"), config["sources"])

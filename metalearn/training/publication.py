@@ -23,12 +23,11 @@ from metalearn.episodes import Manifest, write_manifest
 from metalearn.errors import UsageError
 from metalearn.evaluation.report import write_json
 from metalearn.runtime.files import write_atomic
+from metalearn.training.folder import MANIFEST, read_config
 from metalearn.training.model_card import model_card
-from metalearn.training.old_configs import renewed
 from metalearn.training.run import finished
 
 SUMS = "SHA256SUMS"
-MANIFEST = "manifest.json"
 NEEDED = ("config.yaml", "result.json", "weights.safetensors")
 _TEXTS = (*NEEDED[:2], MANIFEST, "README.md", "episodes.csv")
 _PICTURES = ("learning_curve.png", "accuracy_by_step.png", "loss_by_step.png")
@@ -57,8 +56,7 @@ def publish(run: Path, folder: Path, test: Manifest, listed: Path | None = None)
             f"the test episodes are not those of {run} (manifest {test.hash[:12]}, not "
             f"{result['manifest_hash'][:12]}); its images or class splits have changed"
         )
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    config, result = shared(renewed(config)), shared(result)
+    config, result = shared(read_config(run / "config.yaml", "evaluation")), shared(result)
     config["run_dir"] = f"runs/{run.resolve().name}"
     config["tracker"] = dict(_TRACKER)
     with _becoming(folder) as part:
@@ -192,12 +190,3 @@ def receive(
             told = None
         if told != listed["weights.safetensors"]:
             raise UsageError(f"{source}: result.json is of other weights; nothing was written")
-
-
-def held_manifest(run: Path, held: dict[str, Any]) -> dict[str, Any]:
-    """The configuration in `run`, where that is published and tested on a manifest with the path of
-    the one beside it."""
-    evaluation = held.get("evaluation")
-    if not isinstance(evaluation, dict) or evaluation.get("manifest") != MANIFEST:
-        return held
-    return {**held, "evaluation": {**evaluation, "manifest": str(run / MANIFEST)}}

@@ -18,6 +18,7 @@ from metalearn.training.folder import (
     config_hash,
     held,
     load_weights,
+    read_config,
     save_weights,
 )
 from metalearn.types import Meta
@@ -123,6 +124,22 @@ def test_a_spoilt_configuration_is_one_line(tmp_path, text) -> None:
     with pytest.raises(UsageError, match="config.yaml is damaged") as caught:
         claim(tmp_path, config())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seed: 1", "backbone: 3", "backbone: {name: x}", "backbone: {_target_: 3}", "[1]", "7: {", ""],
+)
+def test_a_configuration_without_what_is_asked_for_is_one_line(tmp_path, text) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="config.yaml is damaged .*; put it back$"):
+        read_config(path, "backbone._target_")
+    with pytest.raises(UsageError, match="config.yaml is damaged .*; train anew$"):
+        read_config(path.parent / "other/config.yaml", use="train anew")
+    path.write_text("backbone: {_target_: metalearn.adaptation.head}")  # as it was called
+    held = read_config(path, "backbone._target_")
+    assert held["backbone"]["_target_"] == "metalearn.backbones.adaptation.head"
 
 
 HOLD = """

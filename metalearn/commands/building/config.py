@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,9 +26,8 @@ from metalearn.commands.building.search import SearchSettings
 from metalearn.commands.building.searchpath import conf_folder
 from metalearn.commands.building.trust import check_trust
 from metalearn.errors import UsageError, nearest
-from metalearn.training.folder import config_hash
-from metalearn.training.old_configs import PLACES, placed, renewed
-from metalearn.training.publication import held_manifest
+from metalearn.training.folder import config_hash, read_config
+from metalearn.training.old_configs import PLACES, placed
 from metalearn.training.sources import changed, sources
 
 MISTAKES = (HydraException, OmegaConfBaseException)
@@ -207,12 +205,11 @@ def reopen(
             f"{run} is a run of pretrain, which has no episodes to adapt to; use it in "
             f"metalearn train backbone.weights={run}"
         )
+    held = read_config(path)
     try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
-        held = renewed(held_manifest(run, held)) if isinstance(held, dict) else {"damaged": held}
         config = OmegaConf.merge(OmegaConf.structured(SCHEMAS["train"]), held)
         OmegaConf.set_struct(config, True)
-    except (*MISTAKES, yaml.YAMLError, ValueError) as error:
+    except (*MISTAKES, ValueError) as error:
         raise UsageError(f"{path} is damaged: {explain(error, dict)}") from None
     try:
         for override in OverridesParser.create().parse_overrides(list(overrides)):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 from torch.optim import Optimizer
 
@@ -16,9 +15,10 @@ from metalearn.commands.building.arguments import corner, explained
 from metalearn.commands.building.network import load, make_module
 from metalearn.commands.building.trust import check_trust
 from metalearn.data import ImageDataset
-from metalearn.errors import UsageError, reason_of
+from metalearn.errors import UsageError
 from metalearn.training.classification import head_of, torch_norms
 from metalearn.training.distillation import Teacher
+from metalearn.training.folder import read_config
 from metalearn.training.held_out_split import SPLIT
 from metalearn.training.old_configs import renewed
 from metalearn.training.run import finished
@@ -124,7 +124,7 @@ def find_teacher(
             "same data set"
         )
     _check_images(name, told.get("images") or {}, config, shape)
-    held = _held_out(folder / "config.yaml")
+    held = read_config(folder / "config.yaml", "held_out")["held_out"]
     if held != config["held_out"]:
         values = " ".join(f"held_out.{key}={value}" for key, value in held.items())
         raise UsageError(
@@ -143,13 +143,6 @@ def find_teacher(
     module, sha256 = module.eval().requires_grad_(False), str(wrote)
     teacher = Teacher(module, asked["weight"], asked["temperature"], sha256)
     return {**config, "distillation": {**asked, "sha256": sha256}}, teacher
-
-
-def _held_out(path: Path) -> Mapping[str, Any]:
-    try:
-        return dict(renewed(yaml.safe_load(path.read_text(encoding="utf-8")))["held_out"])
-    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path} is damaged ({reason_of(error)}); put it back") from None
 
 
 def _check_images(

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from metalearn.backbones.weights import Weights
 from metalearn.commands.building.admission import OUTPUTS, bare
 from metalearn.commands.building.arguments import at, check_choice, check_values
@@ -19,6 +17,7 @@ from metalearn.evaluation.selection.looks import NEAREST_CENTROID
 from metalearn.evaluation.selection.scores import SCORES
 from metalearn.runtime.device import torch_device
 from metalearn.runtime.files import decode_floats
+from metalearn.training.folder import read_config
 
 ALL_SCORES = (*SCORES, NEAREST_CENTROID)
 _OWN = ("backbone", "images", "norm")  # what a candidate may override
@@ -121,7 +120,8 @@ def _candidate(config: Mapping[str, Any], name: str, overrides: Sequence[str]) -
         own = compose([*overrides, *known[name]], "select")
         node = dict(own["backbone"])
     elif (path := Path(name).expanduser() / "config.yaml").is_file():
-        held = _read_yaml(path)
+        use = "name a run of metalearn pretrain"
+        held = read_config(path, "backbone._target_", "images", use=use)
         own = {**config, "images": held["images"]}
         node = {**held["backbone"], "weights": str(path.parent), "sha256": None}
         check_trust({"backbone": node}, (), path)
@@ -136,16 +136,6 @@ def _candidate(config: Mapping[str, Any], name: str, overrides: Sequence[str]) -
     check_backbone(given["backbone"])
     check_tokenizer({**config, "backbone": node})
     return Named(given["backbone"], dict(given["images"]), weights)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(held["backbone"]["_target_"], str) and isinstance(held["images"], dict):
-            return held
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, OSError):
-        pass
-    raise UsageError(f"{path} is damaged, or of no run of metalearn pretrain")
 
 
 def _compared(place: Path) -> dict[str, Any]:

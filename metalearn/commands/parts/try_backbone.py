@@ -1,12 +1,10 @@
 """Which network `metalearn try` takes, and why: what was asked for, or what is at hand."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 
 from metalearn.backbones.norms import inductive
 from metalearn.backbones.weights import Report, Weights
@@ -17,7 +15,8 @@ from metalearn.commands.building.trust import check_trust
 from metalearn.data.own_images import look_of, side_of
 from metalearn.episodes import ImageTransform
 from metalearn.errors import DataError, UsageError
-from metalearn.training.old_configs import renewed
+from metalearn.training.folder import read_config
+from metalearn.training.run import finished
 
 _LARGE = 64  # pixels a side, from which on weights of ImageNet see more than CIFAR's
 _BASE = ("algorithm=metric", "dataset=folder", "dataset.channels=3", "tracker=disabled")
@@ -85,15 +84,10 @@ def configured(chosen: Chosen, trust: Sequence[str]) -> tuple[dict[str, Any], We
 def _of_run(run: Path, config: Mapping[str, Any], trust: Sequence[str]) -> dict[str, Any]:
     """What a run says of its network and its images."""
     path = run / "config.yaml"
-    try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
-        held = renewed(held)
-        node, images, dataset = held["backbone"], held.get("images") or {}, held["dataset"]
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{run} has not finished; the command that started it goes on") from None
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    held = read_config(path, "backbone._target_", "dataset")
+    node, images, dataset = held["backbone"], held.get("images") or {}, held["dataset"]
+    if (result := finished(run)) is None:
+        raise UsageError(f"{run} has not finished; the command that started it goes on")
     check_trust({"backbone": node}, trust, path)
     outputs = {n: None for n in ("ways", "outputs") if n in node}
     norm = {"norm": "frozen"} if held.get("optimizer") and "norm" in node else {}  # of pretrain
