@@ -11,7 +11,12 @@ from metalearn.evaluation.plots import (
     plot_pretraining,
     smooth,
 )
-from metalearn.evaluation.report import result_table, write_episode_file, write_json
+from metalearn.evaluation.report import (
+    pretraining_table,
+    result_table,
+    write_episode_file,
+    write_json,
+)
 from metalearn.evaluation.statistics import Interval
 
 RESULT = {
@@ -25,11 +30,11 @@ RESULT = {
 }  # fmt: skip
 
 
-def rows(result):
+def rows(result, table=result_table):
     """Cells of the table by name; a cell of several lines gives a list of them."""
     console = Console(width=200, force_terminal=False)
     with console.capture() as capture:
-        console.print(result_table(result))
+        console.print(table(result))
     found, name = {}, ""
     for line in capture.get().splitlines():
         if line.startswith("│"):
@@ -67,6 +72,20 @@ def test_the_table_of_a_regression():
         "episodes": "600, 10-shot, 10 queries",
         "split": "test",
     }
+
+
+def test_the_table_of_a_detector_that_an_earlier_version_trained():
+    result = {
+        "base_ap50": 0.25, "pictures": 13, "steps": 30, "selected_step": 20, "epochs": 0.5,
+        "dataset": "glyph_scenes", "classes": 40, "backbone": "conv4", "seconds": 2.0, "seed": 3,
+        "pictures_per_second": 12.5, "weights": "base/b.safetensors", "command": "metalearn train",
+    }  # fmt: skip
+    assert rows(result, pretraining_table) == {
+        "AP50 of base classes": "25.00% on 13 pictures of held-out images",
+        "selected": "step 20 of 30", "data set": "glyph_scenes", "base classes": "40",
+        "backbone": "conv4", "epochs": "0.5", "time": "2.0 s, 12.5 pictures/s, fp32", "seed": "3",
+        "weights": "base/b.safetensors", "use them": "metalearn train",
+    }  # fmt: skip
 
 
 def test_json_is_valid_and_whole(tmp_path):
