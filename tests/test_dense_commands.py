@@ -79,7 +79,16 @@ def test_what_does_not_go_together_is_one_line(workplace: Path, words: tuple[str
 
 def test_what_knows_no_scenes_is_one_line(workplace: Path) -> None:
     words = ("dataset=glyph_scenes", "dataset.classes=60", "tracker=disabled")
-    assert "has pictures of several classes" in metalearn("pretrain", *words).mistake
+    for command in ("pretrain", "compare", "select"):
+        assert "has pictures of several classes" in metalearn(command, *words).mistake
+
+
+def test_what_is_for_classification_alone_is_one_line(workplace: Path) -> None:
+    told = "is for classification; metalearn train and pretrain take a task"
+    for command, word in (("compare", "task=detection"), ("select", "+task=segmentation")):
+        assert metalearn(command, word).mistake == f"{command} {told}"
+    words = ("methods=[mine]", '+meta.overrides.mine=["task=detection"]')
+    assert "meta.overrides.mine: compare is for" in metalearn("compare", *words).mistake
 
 
 def test_a_head_or_loss_without_its_task_is_one_line(workplace: Path) -> None:

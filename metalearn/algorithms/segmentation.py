@@ -24,6 +24,9 @@ from metalearn.functional.outputs import tensor_of
 from metalearn.types import Batch, Metrics, Outputs, Targets
 
 
+_NONE = -1  # the class of a pixel without an answer
+
+
 @dataclass(frozen=True)
 class Segmentation:
     """Of outputs `[B, 1 + N, h, w]`, background first, and targets `mask` int64 `[B, H, W]`, 0 for
@@ -47,7 +50,9 @@ class Segmentation:
         logits = resized(logits.clamp(min=absent(logits) / 4), mask.shape[-2:])
         log_p = logits.gather(1, mask.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
         loss = mean(-log_p.mean((-2, -1)), batch.weight)
-        miou, fb_iou = _overlaps(logits.detach().argmax(1), mask, logits, batch.weight)
+        finite = logits.detach().isfinite().all(1)  # else no class is right there
+        told = torch.where(finite, logits.detach().argmax(1), _NONE)
+        miou, fb_iou = _overlaps(told, mask, logits, batch.weight)
         return loss, {"loss": loss.detach(), "miou": miou, "fb_iou": fb_iou}
 
     def shares(self, batch: Batch, maps: Tensor, columns: int) -> Tensor:
@@ -99,8 +104,8 @@ def _overlaps(
 
     each, there = iou(told == number[1:], mask == number[1:])
     miou = torch.where(there, each, 0).sum() / there.sum().clamp(min=1)
-    sides = torch.tensor([True, False], device=mask.device).view(-1, 1, 1, 1)
-    return miou, iou((told > 0) == sides, (mask > 0) == sides)[0].mean()
+    sides = iou(torch.stack([told > 0, told == 0]), torch.stack([mask > 0, mask == 0]))[0]
+    return miou, sides.mean()
 
 
 def _check_masks(name: str, batch: Batch) -> None:

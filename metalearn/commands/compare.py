@@ -102,6 +102,11 @@ def setting_of(asked: ComparisonPlan) -> Setting:
     data = read_data({**asked.config, "sampling": None, "augmentation": None})
     if not isinstance(data.dataset, ImageDataset | TensorDataset):
         raise UsageError("compare needs one data set with classes; see metalearn list dataset")
+    if getattr(data.dataset, "scene", None) is not None:
+        raise UsageError(
+            f"compare is for classification, and {data.dataset.name} has pictures of several "
+            "classes; use dataset=glyphs"
+        )
     data.check_transform()
 
     @functools.cache

@@ -34,12 +34,15 @@ def check_torchmetrics() -> None:
 
 def kept(answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Of one picture's `boxes` `[k, 4]`, `scores` `[k]` and `labels` `[k]`, those that no surer one
-    of the same class overlaps."""
+    of the same class overlaps. What is not finite is no answer: pycocotools would take a box of
+    NaN for any that is there."""
     from torchvision.ops import batched_nms
 
-    boxes, scores = answers["boxes"].float(), answers["scores"].float()
-    which = batched_nms(boxes, scores, answers["labels"], OVERLAP)
-    return {"boxes": boxes[which], "scores": scores[which], "labels": answers["labels"][which]}
+    boxes, scores, labels = answers["boxes"].float(), answers["scores"].float(), answers["labels"]
+    finite = boxes.isfinite().all(-1) & scores.isfinite()
+    boxes, scores, labels = boxes[finite], scores[finite], labels[finite]
+    which = batched_nms(boxes, scores, labels, OVERLAP)
+    return {"boxes": boxes[which], "scores": scores[which], "labels": labels[which]}
 
 
 def average_precision(answers: Mapping[str, Tensor], query: Batch, at: float = 0.5) -> float:

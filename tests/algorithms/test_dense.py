@@ -1,6 +1,7 @@
 """Detection and segmentation: exact in second order, and padding changes nothing."""
 
 import functools
+import math
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,25 @@ def test_padding_changes_nothing(task):
     assert apart(got, plain) < 1e-12
     for name, value in metrics.items():
         torch.testing.assert_close(theirs[name], value, rtol=1e-12, atol=0)
+
+
+def test_a_pixel_without_a_finite_answer_is_wrong():
+    given = episodes("segmentation").query.map(lambda t: t[0])
+    right = torch.nn.functional.one_hot(given.y["mask"], WAYS + 1).movedim(-1, 1).double()
+    for lost in (math.nan, math.inf):
+        outputs = right.clone()
+        outputs[:, :, :16] = lost  # the upper half, whose background is no background then
+        metrics = Segmentation()(outputs, given)[1]
+        mask = given.y["mask"]
+        low = mask[:, 16:]
+        each = [(low == n).sum() / (mask == n).sum() for n in range(WAYS + 1)]
+        ink = (low > 0).sum() / (mask > 0).sum()
+        torch.testing.assert_close(
+            metrics["miou"], sum(each[1:]).double() / WAYS, rtol=1e-6, atol=0
+        )
+        torch.testing.assert_close(
+            metrics["fb_iou"], (each[0] + ink).double() / 2, rtol=1e-6, atol=0
+        )
 
 
 def test_reptile_and_adapt_take_boxes():

@@ -1,5 +1,8 @@
 """Average precision: torchmetrics' value is that of the definition, and evaluation tells it."""
 
+import importlib.util
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +11,8 @@ from metalearn import Batch
 from metalearn.evaluation.average_precision import OVERLAP, average_precision, kept
 from metalearn.evaluation.protocol import EvalReport
 
-pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
-pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+missing = [n for n in ("torchmetrics", "pycocotools") if importlib.util.find_spec(n) is None]
+measured = pytest.mark.skipif(bool(missing), reason=f"{' and '.join(missing)} not installed")
 
 LEFT, RIGHT = [0.0, 0.0, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9]
 
@@ -32,6 +35,7 @@ def query(weight=None) -> Batch:
     return Batch(torch.zeros(2, 1, 8, 8), y, weight)
 
 
+@measured
 def test_the_mean_over_classes_of_the_area_under_precision_and_recall():
     told = answers([[LEFT, RIGHT], [LEFT, RIGHT]], [[0.9, 0.8], [0.95, 0.6]], [[0, 1], [0, 0]])
     # Class 1: found. Class 0: a miss at 0.95, then two that are right; precision 2/3.
@@ -46,6 +50,25 @@ def test_of_boxes_that_overlap_the_surest_of_a_class_stays():
     assert OVERLAP < 0.38 / 0.42
     assert kept(one)["labels"].tolist() == [0, 1]
     np.testing.assert_allclose(kept(one)["scores"], [0.9, 0.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("score, box", [(0.9, [math.nan] * 4), (math.nan, LEFT)])
+def test_what_is_not_finite_is_no_answer(score, box):
+    told = answers([[box, RIGHT]] * 2, [[score, 0.8]] * 2, [[0, 1]] * 2)
+    one = kept({name: t[0] for name, t in told.items()})
+    assert one["labels"].tolist() == [1] and torch.equal(one["boxes"], torch.tensor([RIGHT]))
+    if not missing:
+        # Class 0: no answer. Class 1: found in the first picture, and not in the second.
+        assert average_precision(told, query()) == pytest.approx(0.5)
+
+
+@measured
+def test_a_box_where_there_is_none_is_wrong():
+    found = query()
+    found.y["valid"][1] = 0
+    told = answers([[LEFT, RIGHT]] * 2, [[0.9, 0.8], [0.95, 0.6]], [[0, 1], [0, 2]])
+    # Class 0: a miss in the empty picture, then right; class 1: right; class 2: nobody has it.
+    assert average_precision(told, found) == pytest.approx((0.5 + 1) / 2)
 
 
 def test_more_is_better_by_what_a_task_is_judged_by():

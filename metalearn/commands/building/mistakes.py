@@ -37,8 +37,8 @@ def explain(error: Exception, known: Callable[[], Mapping[str, Any]], job: str =
     if match := re.match(r"In '([^']+)/([^'/]+)': (?s:.*)Key '(\w+)' not in", text):
         group, choice, key = match.groups()
         return f"{group}={choice} sets {key}, which metalearn {job} does not have; choose another"
-    if match := re.match(r"Could not override '([^']+)'", text):
-        return _unknown(match[1], known(), job)
+    if match := re.match(r"(?:In '(task)/\w+': )?Could not override '([^']+)'", text):
+        return _unknown(match[1] or match[2], known(), job)
     if match := re.match(r"Error merging override (.+)", text):
         if isinstance(cause, ConfigKeyError | ConfigAttributeError):
             return _unknown(str(cause.full_key), known(), job)
@@ -72,6 +72,8 @@ def _unknown(key: str, config: Mapping[str, Any], job: str) -> str:
     for old, new in KEYS.items():
         if new and f"{key}.".startswith(f"{old}."):
             return f"no key {key}; it is {new}{key.removeprefix(old)} now"
+    if key == "task":
+        return f"{job} is for classification; metalearn train and pretrain take a task"
     folder, _, last = key.rpartition(".")
     parent = at(config, folder)
     if isinstance(parent, Mapping) and last in arguments(parent.get("_target_")):

@@ -234,6 +234,11 @@ def _run(
             *own,
         ]
     )
+    if run.get("task", "classification") != "classification":
+        raise UsageError(
+            f"meta.overrides.{name}: compare is for classification; use metalearn train "
+            f"task={run['task']}"
+        )
     scratch = {}
     if name.endswith(SCRATCH):
         scratch = {"weights": None, "sha256": None, **_norm(config, "scratch_norm")}
