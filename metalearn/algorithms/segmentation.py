@@ -23,7 +23,6 @@ from metalearn.errors import UsageError
 from metalearn.functional.outputs import tensor_of
 from metalearn.types import Batch, Metrics, Outputs, Targets
 
-
 _NONE = -1  # the class of a pixel without an answer
 
 
