@@ -1,6 +1,6 @@
 """Prototypes of places: a class is the mean of the features under its boxes or masks.
 
-    c_n = sum over pictures and places of m_n(u) f(u) / sum of m_n(u)                (eqs. 1, 2)
+    c_n = sum over pictures and places of m_n(u) f(u) / sum of m_n(u)
     p(u = n | x) = softmax over n of  -d(f(u), c_n) / temperature                    (eq. 3)
 
 with m_n(u) the share of place u that is of class n, class 0 the background, and d the squared
@@ -8,7 +8,8 @@ Euclidean distance or minus the cosine. Where places have boxes too, their sides
 own, the same for every class, and learned by the outer loop alone.
 
 Wang, Liew, Zou, Zhou, Feng: PANet: Few-Shot Image Semantic Segmentation with Prototype Alignment,
-2019, without its alignment of support and query.
+2019, without its alignment of support and query. Its eqs. 1 and 2 average the means of the
+pictures; here all places count the same, as a picture may show several classes, or none of one.
 """
 
 from dataclasses import dataclass, field

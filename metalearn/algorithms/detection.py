@@ -26,7 +26,7 @@ from metalearn.algorithms.boxes import (
     generalised_iou,
     real,
 )
-from metalearn.algorithms.losses import mean
+from metalearn.algorithms.losses import is_there, mean
 from metalearn.backbones.dense import SIDES
 from metalearn.classifiers.classes import absent
 from metalearn.errors import UsageError
@@ -73,7 +73,10 @@ class Detection:
     def _focal(self, logits: Tensor, labels: Tensor) -> Tensor:
         """`[B, P]` of logits `[B, P, 1 + N]`."""
         whole = logits.logsumexp(-1)
-        log_p = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - whole
+        own_logits = logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        # Prototypes have no background where the support boxes take all places.
+        there = is_there(own_logits) | own_logits.isinf()
+        log_p = torch.where(there, own_logits - whole, 0)
         if not self.gamma:
             return -log_p
         # As in `losses.focal`: a power of 1 - p_y has no second derivative where p_y is 1.

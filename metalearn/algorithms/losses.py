@@ -27,7 +27,8 @@ def of_classes(loss: L) -> L:
     return loss
 
 
-def _there(logits: Tensor) -> Tensor:
+def is_there(logits: Tensor) -> Tensor:
+    """Which of `logits` are of a class that the task has."""
     return ~(logits <= absent(logits) / 2)  # a NaN is there, and seen
 
 
@@ -112,7 +113,7 @@ def label_smoothed(
         raise UsageError(f"loss.smoothing={smoothing} must be 0 to 1")
     logits = tensor_of(logits)
     labels = _labels(logits, batch, "label_smoothed")
-    log_p, there = logits.log_softmax(1), _there(logits)
+    log_p, there = logits.log_softmax(1), is_there(logits)
     own = log_p.gather(1, labels).squeeze(1)
     spread = torch.where(there, log_p, 0).sum(1) / there.sum(1)
     return _judged(-(1 - smoothing) * own - smoothing * spread, logits, batch)
@@ -137,7 +138,7 @@ def focal(logits: Tensor, batch: Batch, /, gamma: float = 2.0) -> tuple[Tensor, 
     log_others = torch.where(own, absent(logits), logits).logsumexp(1) - whole
     # Padding may be labelled as a class that is not there, and 0 * inf has no derivative.
     log_p = logits.gather(1, labels).squeeze(1) - whole
-    log_p = torch.where(_there(log_p), log_p, 0)
+    log_p = torch.where(is_there(log_p), log_p, 0)
     return _judged(-(gamma * log_others).exp() * log_p, logits, batch)
 
 
@@ -170,7 +171,7 @@ def mean_squared(values: Tensor, batch: Batch, /) -> tuple[Tensor, Metrics]:
         error = values - _of_shape(values, batch.labels)
         loss = mean((error * error).reshape(len(error), -1).mean(1), batch.weight)
         return loss, {"loss": loss.detach()}
-    labels, there = _labels(values, batch, "mean_squared"), _there(values)
+    labels, there = _labels(values, batch, "mean_squared"), is_there(values)
     hot = labels == torch.arange(values.shape[1], device=values.device)
     error = torch.where(there, values - hot.to(values.dtype), 0)
     return _judged((error * error).sum(1) / there.sum(1), values, batch)

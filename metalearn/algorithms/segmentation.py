@@ -46,8 +46,12 @@ class Segmentation:
                 "head=segmentation"
             )
         # The lowest number, of a class that is not there, times a little more than 1 is none.
-        logits = resized(logits.clamp(min=absent(logits) / 4), mask.shape[-2:])
-        log_p = logits.gather(1, mask.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)
+        low = torch.where(logits.isinf(), logits, logits.clamp(min=absent(logits) / 4))
+        logits = resized(low, mask.shape[-2:])
+        own = logits.gather(1, mask.unsqueeze(1)).squeeze(1)
+        # Prototypes have no background where the support masks take all places.
+        there = ~(own <= absent(logits) / 8) | own.isinf()
+        log_p = torch.where(there, own - logits.logsumexp(1), 0)
         loss = mean(-log_p.mean((-2, -1)), batch.weight)
         finite = logits.detach().isfinite().all(1)  # else no class is right there
         told = torch.where(finite, logits.detach().argmax(1), _NONE)

@@ -20,6 +20,7 @@ from metalearn.episodes import make_episodes
 from metalearn.errors import UsageError
 from metalearn.gradients import Adjoint, Displacement, Unroll
 from metalearn.inner import sgd
+from metalearn.types import Given
 from tests.algorithms import dense_reference as reference
 from tests.tasks import apart, network, on
 
@@ -152,6 +153,30 @@ def test_a_pixel_without_a_finite_answer_is_wrong():
         torch.testing.assert_close(
             metrics["fb_iou"], (each[0] + ink).double() / 2, rtol=1e-6, atol=0
         )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_prototypes_without_a_background_have_a_loss(task):
+    """One that leaves out the places that nobody could be right at, and still sees what is lost."""
+    given, loss = episodes(task), Detection(radius=8) if task == "detection" else Segmentation()
+    y = {n: t.clone() for n, t in given.support.y.items()}
+    if task == "detection":
+        y["boxes"][:] = torch.tensor([0.0, 0.0, 1.0, 1.0])
+        y["labels"][:, 0], y["labels"][:, 1] = 0, 1
+    else:
+        y["mask"] = torch.where(y["mask"] > 0, y["mask"], y["labels"][..., :1, None] + 1)
+    support = given.support._replace(y=y)
+    algo = ProtoNet(net(task, None), temperature=0.5, loss=loss)
+    meta, one = algo.init(), support.map(lambda t: t[0])
+    assert algo.begin(meta, Given(one))["counts"][0] == 0
+    got, metrics = on(Unroll())(algo, meta, Episodes(support, given.query))
+    assert metrics["loss"].isfinite().all() and 0 < metrics["loss"].max() < 100
+    assert all(t.isfinite().all() for t in got["init"].values())
+    query = given.query.map(lambda t: t[0])
+    for lost in (math.nan, -math.inf, math.inf):
+        outputs = torch.zeros(len(query.x), 1 + WAYS + loss.sides, 4, 4).double()
+        outputs[:, 0] = lost
+        assert not loss(outputs, query)[0].isfinite()
 
 
 def test_reptile_and_adapt_take_boxes():
