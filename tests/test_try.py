@@ -99,8 +99,11 @@ def test_the_estimate_counts_pictures_not_repeats() -> None:
     p[np.arange(12), labels] += 0.1
     p[0] = p[0, ::-1]  # one of twelve answers is wrong
     held = Held(images, p, labels, Counter(), 2, 3)
+    estimate = held.estimate(np.array([0, 1, 2, 3]))
+    assert estimate.accuracy == pytest.approx(11 / 12) and estimate.count == 4
+    # Of two copies of one picture each is half of it.
     estimate = held.estimate(np.array([0, 0, 2, 3]))
-    assert estimate.accuracy == pytest.approx(11 / 12) and estimate.count == 3
+    assert estimate.accuracy == pytest.approx((5 / 6 + 1 + 1) / 3) and estimate.count == 3
 
 
 MISTAKES = {

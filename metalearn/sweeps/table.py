@@ -12,6 +12,7 @@ from metalearn.sweeps.cells import Arranged, Row, Scored, matrix
 from metalearn.sweeps.uncertainty import interquartile_mean, probability_of_improvement
 
 LEVEL = 0.05  # of a difference that is marked
+_FEW = 5  # seeds: below, a bootstrap of them is too narrow (85% in the place of 95% for two)
 
 
 class Table(NamedTuple):
@@ -142,6 +143,8 @@ def _notes(arranged: Arranged, confidence: float) -> list[str]:
         "Bold: the best of its kind. †: less than that on the same episodes, p < 0.05 after "
         "Holm's correction.",
     ]
+    if any(1 < cell.seeds < _FEW for cells in found for cell in cells.values()):
+        told[0] += f" Of fewer than {_FEW} seeds it is too narrow."
     if arranged.more:
         told.append(f"The rows differ in more: {', '.join(arranged.more)} (report.csv).")
     if arranged.measure == "loss":

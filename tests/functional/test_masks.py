@@ -5,7 +5,7 @@ import torch
 
 from metalearn import gradients, tree
 from metalearn.algorithms import ANIL, MAML, ProtoNet, Reptile
-from metalearn.backbones import Conv4
+from metalearn.backbones import MLP, Conv4
 from metalearn.backbones.heads import head_name
 from metalearn.engine import Engine
 from metalearn.errors import UsageError
@@ -114,6 +114,22 @@ def test_a_pruned_weight_has_no_gradient_and_no_update(strategy, algorithm) -> N
     assert masks_of(meta["buffers"]).keys() == masks.keys()
     for name, mask in masks.items():
         assert meta["init"][name][mask == 0].abs().max() == 0
+
+
+@pytest.mark.slow
+def test_masks_hold_in_compiled_pieces() -> None:
+    algo = MAML(network(lambda: MLP(16, 3, (8,))), 2, RULE)
+    meta, given = pruned(algo), classification(shape=(16,))
+    want, _ = Engine("loop")(gradients.Adjoint(), algo, meta, given)
+    engine = Engine("loop+compile")
+    got, _ = engine(gradients.Adjoint(), algo, meta, given)
+    assert apart(got, want) < 1e-12
+    outer = Outer(meta, lambda p: torch.optim.AdamW(p, 0.1, weight_decay=0.1))
+    meta_step(engine, gradients.Adjoint(), algo, outer, meta, given)
+    for name, mask in masks_of(meta["buffers"]).items():
+        assert got["init"][name][mask == 0].abs().max() == 0
+        assert meta["init"][name][mask == 0].abs().max() == 0
+        assert meta["init"][name][mask == 1].abs().min() > 0
 
 
 def test_momentum_of_before_moves_nothing() -> None:

@@ -42,6 +42,7 @@ def test_a_table_of_seeds(runs: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert "left out: runs/begun has not finished" in outcome.out and "13 runs" in outcome.out
     text = (runs / "a/report/report.md").read_text()
+    assert "over episodes alone. Of fewer than 5 seeds it is" in text
     inductive, transductive = text.split("Transductive methods")
     assert "| algorithm | seeds | omniglot 5-way 1-shot | omniglot 5-way 5-shot | IQM |" in text
     row = next(line for line in inductive.splitlines() if line.startswith("| MAML |"))

@@ -86,9 +86,12 @@ class Held:
         return names, right, mean / count[:, None]
 
     def estimate(self, groups: np.ndarray) -> Estimate:
-        """Accuracy with Wilson's interval over different pictures. groups: `[n]`, of all images."""
+        """Accuracy with Wilson's interval over different pictures, each of which counts once,
+        copies of it together. groups: `[n]`, of all images."""
         names, right, _ = self.of_images()
-        return wilson(float(right.mean()), len(np.unique(groups[names])))
+        place = np.unique(groups[names], return_inverse=True)[1]
+        of_pictures = np.bincount(place, right) / np.bincount(place)
+        return wilson(float(of_pictures.mean()), len(of_pictures))
 
 
 def candidates(features: Tensor, ways: int) -> list[Candidate]:
