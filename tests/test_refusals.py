@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from metalearn.algorithms import MAML
+from metalearn.commands.building.config import compose
+from metalearn.commands.building.meta_training import read_method
 from metalearn.commands.parts.pretrain_network import optimizer_of
 from metalearn.engine import room
 from metalearn.engine.batching import at_once
@@ -16,6 +18,7 @@ from metalearn.engine.task import tasks_of
 from metalearn.gradients import Implicit
 from metalearn.inner import sgd
 from metalearn.training import run as shell
+from metalearn.types import Batch
 from tests.command import FAST, metalearn
 from tests.tasks import classification, network
 
@@ -38,6 +41,7 @@ REFUSED = {
     ("outer.optimizer.lr=1e300",): "outer.optimizer.lr=1e+300 is more than float32 holds",
     ("inner.rate=1e39",): "inner.rate=1e+39 is more than float32 holds",
     ("algorithm.proximal=1e200",): "algorithm.proximal=1e+200 is more than float32 holds",
+    ("sampling=meta_dataset", "sampling.queries=dirichlet"): "classes of a task may have no query",
     (*METRIC, "evaluation.steps=3"): "no inner steps; leave out evaluation.steps",
     (*METRIC, "backbone=mlp", "backbone.hidden=[]"): "nothing is learned",
     ("algorithm=proto_maml", "backbone=mlp", "backbone.hidden=[]"): "nothing is learned",
@@ -50,6 +54,29 @@ def test_refused_before_it_starts(workplace: Path, words: tuple[str, ...]) -> No
     outcome = metalearn(*given, *words)
     assert REFUSED[words] in outcome.mistake
     assert not Path("r").exists()
+
+
+def test_a_class_without_a_query_can_still_be_answered(workplace: Path) -> None:
+    """And is wrong: which classes have queries is not for the network to know."""
+    sampled = ("sampling.queries=dirichlet", "episodes.ways=5")
+    for words in (("sampling=imbalanced",), ("sampling=meta_dataset", *METRIC)):
+        loss = read_method(compose([*FAST, *words, *sampled])).task.loss
+        logits = torch.zeros(4, 5)
+        logits[:, 4] = 1.0
+        metrics = loss(logits, Batch(logits, torch.tensor([0, 1, 0, 1])))[1]
+        assert metrics["accuracy"] == 0
+    # Where tasks may lack classes, a network with outputs is told which are there.
+    loss = read_method(compose([*FAST, "sampling=meta_dataset"])).task.loss
+    assert loss(torch.ones(2, 9), Batch(None, torch.tensor([0, 1])))[1]["loss"] < 0.7
+
+
+def test_a_manifest_with_classes_without_queries(workplace: Path) -> None:
+    few = ("dataset.size=16", "episodes.ways=6", "episodes.queries=1", "evaluation.episodes=9")
+    few = (*FAST, *few, "sampling=meta_dataset", "sampling.sizes.max_support=30")
+    written = metalearn("data", "manifest", *few, "sampling.queries=dirichlet", "out=m.json")
+    assert written.code == 0, written.err
+    refused = metalearn("train", *few, "evaluation.manifest=m.json", "run_dir=r")
+    assert "classes of a task may have no query" in refused.mistake
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def focal(logits: Tensor, batch: Batch, /, gamma: float = 2.0) -> tuple[Tensor, 
 
 def present(loss: Loss) -> Loss:
     """`loss` among the classes that have an example in the batch, padding left out: for tasks
-    that may have fewer classes than the network has outputs."""
+    that may have fewer classes than the network has outputs, and a query of each that they have."""
 
     @of_classes
     def among_present(logits: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:

@@ -27,6 +27,11 @@ from metalearn.runtime.device import torch_device
 
 Images = ImageDataset | Mixture
 Curves = Sinusoid | Harmonic
+_WITHOUT_QUERY = (
+    "classes of a task may have no query, as with sampling.queries=dirichlet, and a network with "
+    "outputs would take them for classes that the task lacks; use sampling.queries=balanced, or "
+    "algorithms without a head, as algorithm=protonet"
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,16 @@ class Data:
     def task(self) -> str:
         """classification (regression, too), detection or segmentation."""
         return self.config.get("task", "classification")
+
+    @property
+    def missing_classes(self) -> bool:
+        """Whether a task may have fewer classes than the network has outputs. Raises UsageError
+        where it may have classes without a query, too."""
+        sizes, outputs = self.sampling["sizes"], self.config.get("outputs")
+        found = bool(sizes and outputs and sizes.fewest_ways(outputs) < outputs)
+        if found and self.sampling["concentration"] is not None:
+            raise UsageError(_WITHOUT_QUERY)
+        return found
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -141,6 +156,9 @@ class Data:
                 f"{ways} takes only where it was trained so; use sampling=meta_dataset in training"
             )
         source = manifest.source
+        every = all((ids.query >= 0).any(1).all() for ids in source.drawn)
+        if self.missing_classes and not every:
+            raise UsageError(_WITHOUT_QUERY)
         if self.task != "classification":
             source = DenseEpisodes(source, self.task)
         source = corrupted(source, self.corruption)

@@ -263,7 +263,7 @@ def read_method(config: Mapping[str, Any]) -> Method:
         parameters,
         rule,
         classifier,
-        task_choices(config, parameters, missing_classes=bool(data.sampling["sizes"])),
+        task_choices(config, parameters, data.missing_classes),
         make(config["gradient"], "gradient"),
         pruning_of(config),
         factory(outer.get("optimizer"), "outer.optimizer"),
