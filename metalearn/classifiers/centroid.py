@@ -19,8 +19,9 @@ from metalearn.types import Batch, Params
 
 def squared_distances(features: Tensor, means: Tensor) -> Tensor:
     """|f - c|^2 of features `[..., Q, D]` and means `[..., S, D]`: `[..., Q, S]`."""
-    # As |f|^2 - 2 f c + |c|^2, which takes no [Q, S, D]; about the means, where it loses no digits.
-    centre = means.mean(-2, keepdim=True)
+    # As |f|^2 - 2 f c + |c|^2, which takes no [Q, S, D]; about one of the means, where it loses no
+    # digits. Not about their mean: those of classes that are not there are 0.
+    centre = means.narrow(-2, 0, 1)
     features, means = features - centre, means - centre
     # In memory a row a class, in which a softmax and a maximum over classes are several times as
     # fast.

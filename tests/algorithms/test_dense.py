@@ -74,6 +74,13 @@ def test_second_order_is_that_of_a_plain_float64_loop(task, algorithm, strategy,
     assert metrics["loss"].shape == (2,)
 
 
+@pytest.mark.slow
+def test_compiled_pieces_have_the_same_gradient():
+    algo = ANIL(net("detection"), steps=STEPS, rule=sgd(RATE), loss=Detection())
+    got, _ = on(Adjoint(), "loop+compile")(algo, algo.init(), episodes("detection"))
+    assert apart(got, {"init": wanted("detection", "anil"), "hyper": {}}) < 1e-10
+
+
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 @pytest.mark.parametrize("task", TASKS)
 def test_prototypes_of_places_have_the_gradient_of_plain_means(task, distance):

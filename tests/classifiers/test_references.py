@@ -56,6 +56,17 @@ def test_centroids_are_class_means(learned: bool) -> None:
     close(logits(Centroid(2.5, learned)), -squared(query, MEANS) / 2.5)
 
 
+@pytest.mark.parametrize("classifier", [Centroid(), SoftKMeans()])
+def test_distances_lose_no_digits_far_from_0(classifier) -> None:
+    """Classes that are not there have means of 0, which are not near."""
+    far = SUPPORT._replace(x=(X + 3000).float())
+    state = classifier.fit({}, far, far)
+    found = classifier.logits({}, state, (QUERY + 3000).float())[:, :WAYS]
+    near = classifier.fit({}, SUPPORT, SUPPORT)
+    want = classifier.logits({}, near, QUERY)[:, :WAYS]
+    torch.testing.assert_close(found.double(), want, rtol=1e-2, atol=1e-2)
+
+
 def test_the_cosine_is_of_means_of_unit_vectors_or_of_means_as_they_are() -> None:
     means = np.stack([unit(x)[y == n].mean(0) for n in range(WAYS)])
     close(logits(Cosine(0.1, True)), 10 * unit(query) @ unit(means).T)
