@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from torch.nn import BatchNorm1d, Linear, Sequential, Tanh
 
 from metalearn import Batch, Episodes, evaluate
-from metalearn.algorithms import ANIL, MAML, ProtoNet
+from metalearn.algorithms import ANIL, MAML, MAMLpp, ProtoNet
 from metalearn.backbones import MLP
 from metalearn.engine import Engine
 from metalearn.engine.task import tasks_of
@@ -33,6 +34,11 @@ def mlp(head: int | None = 3) -> torch.nn.Module:
     return network(lambda: MLP(16, head, (8,)), dtype=torch.float32)
 
 
+def normed() -> torch.nn.Module:
+    parts = Linear(16, 8), BatchNorm1d(8), Tanh(), Linear(8, 3)
+    return network(lambda: Sequential(*parts), dtype=torch.float32)
+
+
 def pieces(engine: Engine) -> int:
     """How many pieces it has compiled."""
     return sum(len(made.compiled) for made in engine._made.values())
@@ -53,6 +59,8 @@ def two_threads() -> Iterator[None]:
         pytest.param(ANIL(mlp(), 3, lslr(0.3)), (0, 3), 3, id="anil", marks=pytest.mark.slow),
         pytest.param(MAML(mlp(), 2, momentum(0.3)), (1, 2, 4), 2, id="maml"),
         pytest.param(ProtoNet(mlp(None)), (0,), 1, id="protonet", marks=pytest.mark.slow),
+        # Norms and rates of each step, and steps beyond those that were learned.
+        pytest.param(MAMLpp(normed(), 2), (0, 4), 2, id="mamlpp", marks=pytest.mark.slow),
     ],
 )
 def test_compiled_it_gives_the_values_of_the_loop(algo, at, count, two_threads) -> None:
