@@ -9,12 +9,15 @@ from torch import nn
 
 from metalearn.algorithms import MAML
 from metalearn.commands.building.config import compose
+from metalearn.commands.building.episodes import read_data
 from metalearn.commands.building.meta_training import read_method
 from metalearn.commands.parts.pretrain_network import optimizer_of
 from metalearn.engine import room
 from metalearn.engine.batching import at_once
 from metalearn.engine.plan import parse
 from metalearn.engine.task import tasks_of
+from metalearn.episodes import Manifest, write_manifest
+from metalearn.errors import UsageError
 from metalearn.gradients import Implicit
 from metalearn.inner import sgd
 from metalearn.training import run as shell
@@ -70,13 +73,27 @@ def test_a_class_without_a_query_can_still_be_answered(workplace: Path) -> None:
     assert loss(torch.ones(2, 9), Batch(None, torch.tensor([0, 1])))[1]["loss"] < 0.7
 
 
-def test_a_manifest_with_classes_without_queries(workplace: Path) -> None:
-    few = ("dataset.size=16", "episodes.ways=6", "episodes.queries=1", "evaluation.episodes=9")
-    few = (*FAST, *few, "sampling=meta_dataset", "sampling.sizes.max_support=30")
-    written = metalearn("data", "manifest", *few, "sampling.queries=dirichlet", "out=m.json")
-    assert written.code == 0, written.err
-    refused = metalearn("train", *few, "evaluation.manifest=m.json", "run_dir=r")
-    assert "classes of a task may have no query" in refused.mistake
+def test_which_manifests_a_network_with_outputs_takes(workplace: Path) -> None:
+    few = (*FAST, "dataset.size=16", "episodes.ways=6", "episodes.queries=1")
+
+    def written(name: str, *words: str) -> str:
+        data = read_data(compose([*few, "outputs=null", *words]))
+        write_manifest(Manifest(data.source("test"), "test", 9), Path(name))
+        return f"evaluation.manifest={name}"
+
+    varied = ("sampling=meta_dataset", "sampling.sizes.max_support=30", "episodes.ways=6")
+    fewer = written("fewer.json", *varied)
+    without = written("without.json", *varied, "sampling.queries=dirichlet")
+    uneven = written("uneven.json", "sampling=imbalanced", "sampling.queries=dirichlet")
+    taken = ((varied, fewer), (("sampling=imbalanced",), uneven), ((), uneven))
+    for words, manifest in (*taken, ((*varied, "outputs=null"), without)):
+        assert read_data(compose([*few, *words, manifest])).test().episodes == 9
+    for words, manifest, told in (
+        (varied, without, "classes of a task may have no query"),
+        (("sampling=imbalanced",), fewer, "episodes of fewer ways too"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            read_data(compose([*few, *words, manifest])).test()
 
 
 @pytest.mark.parametrize(

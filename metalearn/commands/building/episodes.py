@@ -144,18 +144,19 @@ class Data:
         if not isinstance(self.dataset, Images):
             raise UsageError("evaluation.manifest lists images, and this data set has none")
         manifest = read_manifest(Path(asked["manifest"]), self.dataset, self.held_on)
-        (ways, shots, _), outputs = manifest.source.shape, self.config["outputs"]
+        source: Any = manifest.source
+        ways, outputs = source.shape[0], self.config["outputs"]
         if outputs not in (None, ways):
             raise UsageError(
                 f"the manifest has {ways} ways, but the network has {outputs} outputs; "
                 f"use episodes.ways={ways}"
             )
-        if outputs is not None and shots is None and not self.sampling["sizes"]:
+        fewer = any(len(ids.classes) < ways for ids in source.drawn)
+        if outputs is not None and fewer and not self.missing_classes:
             raise UsageError(
                 "the manifest has episodes of fewer ways too, which a network with outputs for "
                 f"{ways} takes only where it was trained so; use sampling=meta_dataset in training"
             )
-        source = manifest.source
         every = all((ids.query >= 0).any(1).all() for ids in source.drawn)
         if self.missing_classes and not every:
             raise UsageError(_WITHOUT_QUERY)
