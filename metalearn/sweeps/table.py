@@ -143,7 +143,7 @@ def _notes(arranged: Arranged, confidence: float) -> list[str]:
         "Bold: the best of its kind. †: less than that on the same episodes, p < 0.05 after "
         "Holm's correction.",
     ]
-    if any(1 < cell.seeds < _FEW for cells in found for cell in cells.values()):
+    if any(1 < len(runs) < _FEW for row in arranged.rows for runs in row.cells.values()):
         told[0] += f" Of fewer than {_FEW} seeds it is too narrow."
     if arranged.more:
         told.append(f"The rows differ in more: {', '.join(arranged.more)} (report.csv).")
