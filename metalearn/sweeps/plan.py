@@ -127,6 +127,9 @@ class PlanJobs:
     def given_up(self, key: str, why: str) -> None:
         """The claims say it."""
 
+    def retried(self, key: str) -> None:
+        """The claims say it."""
+
     def again(self, error: BaseException, failures: int) -> bool:
         """`metalearn sweep retry` says so."""
         return False

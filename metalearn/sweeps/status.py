@@ -129,5 +129,6 @@ def retry(study: Path, jobs: Jobs) -> list[str]:
     attempts = claims.read()
     again = [k for k in jobs.every() if k in attempts and attempts[k][-1].state == FAILED]
     for key in again:
+        jobs.retried(key)
         claims.end(key, attempts[key][-1].number, AGAIN, {})
     return again

@@ -91,11 +91,11 @@ class TrialJobs:
         self, trial: Any, config: dict[str, Any], console: Console, scores: list[float]
     ) -> bool:
         """Run it, and add its score to `scores`; or whether it was pruned."""
-        every, pruned = config["training"]["validate_every"], []
+        pruned: list[int] = []
 
-        def watch(step: int, score: float) -> bool:
-            if self._hopeless(trial.number, -(-step // every), score):
-                pruned.append(step)
+        def watch(validation: int, score: float) -> bool:
+            if self._hopeless(trial.number, validation, score):
+                pruned.append(validation)
             return bool(pruned)
 
         try:
@@ -115,6 +115,12 @@ class TrialJobs:
             self._storage.set_trial_user_attr(self._trial_id(trial.number), _WHY, why)
             self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
 
+    def retried(self, key: str) -> None:
+        """Optuna ends a trial once: another one has its place, and its values."""
+        state, trial = self._optuna.trial.TrialState, self._found(key)
+        if trial is not None and trial.state == state.FAIL:
+            self._begin(key, trial.params, trial.distributions)
+
     def again(self, error: BaseException, failures: int) -> bool:
         """Once, where the configuration is not what is wrong."""
         return failures < 2 and not isinstance(error, UsageError)
@@ -132,20 +138,23 @@ class TrialJobs:
 
     def _found(self, key: str) -> Any:
         slot = int(key.rpartition("-")[2])
-        trials = self._study.get_trials(deepcopy=False)
+        # The newest, where one was retried.
+        trials = reversed(self._study.get_trials(deepcopy=False))
         return next((trial for trial in trials if trial.user_attrs.get(_SLOT) == slot), None)
 
     def _ask(self, key: str) -> Any:
         slot = int(key.rpartition("-")[2])
         memory, _ = self._copy(sampler=self.search.made("sampler", slot))
         trial = memory.ask()
-        values, kinds = self.search.chosen(lambda name, kind: _suggest(trial, name, kind))
-        state = self._optuna.trial.TrialState.RUNNING
+        self._begin(key, *self.search.chosen(lambda name, kind: _suggest(trial, name, kind)))
+        return self._found(key)
+
+    def _begin(self, key: str, values: dict[str, Any], kinds: dict[str, Any]) -> None:
+        state, slot = self._optuna.trial.TrialState.RUNNING, int(key.rpartition("-")[2])
         made = self._optuna.trial.create_trial(
             state=state, params=values, distributions=kinds, user_attrs={_SLOT: slot}
         )
         self._study.add_trial(made)
-        return self._found(key)
 
     def _hopeless(self, number: int, validation: int, score: float) -> bool:
         """Whether the pruner ends a trial after so many validations."""

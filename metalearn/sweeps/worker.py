@@ -56,6 +56,10 @@ class Jobs(Protocol):
         """It is not tried any more."""
         ...
 
+    def retried(self, key: str) -> None:
+        """It had been given up, and is to be done after all."""
+        ...
+
     def again(self, error: BaseException, failures: int) -> bool:
         """Whether a run that has failed so often, last with `error`, is tried once more."""
         ...

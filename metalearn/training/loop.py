@@ -18,6 +18,7 @@ from metalearn.training.ranks import losing, seconds_since, shared_generators
 from metalearn.training.stage import CLOCKS, Pace, Position, Stage, ranks_of
 
 Watch = Callable[[int, float], bool]
+"""Number, from 1, and score of every validation but the last -> whether the run ends there."""
 
 
 def fit(
@@ -64,7 +65,8 @@ def fit(
                     with losing(ranks, stage, at, folder):
                         score, more = _validate(stage, at, tracker)
                     record |= more
-                    ended = watch is not None and not last and watch(at.step, score)
+                    number = at.step // pace.validate_every
+                    ended = watch is not None and not last and watch(number, score)
                     at.seconds = seconds_since(start, pace, ranks)
                 tracker.scalars(at.step, record)
             signal = ranks.stopping()

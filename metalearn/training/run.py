@@ -43,9 +43,9 @@ def run(
     """One run of a stage in the folder `config["run_dir"]`, which is held for this process alone.
 
     build: from the configuration to the one with what the starting weights say of themselves, and
-    the stage. watch: gets step and score of every validation but the last. Returns the best
-    validation score, which a sweep maximises. A run that has finished before is shown. Of several
-    ranks each calls this, and the first alone writes and prints.
+    the stage. watch: as `Watch` says. Returns the best validation score, which a sweep
+    maximises. A run that has finished before is shown. Of several ranks each calls this, and the
+    first alone writes and prints.
 
     Raises UsageError, or DataError, before the folder is made; SystemExit with 128 + its number
     after SIGTERM or SIGHUP, with 0 where `watch` returned True, after a checkpoint, from where the

@@ -11,9 +11,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, dis
 from optuna.storages.journal import JournalFileBackend
 from rich.console import Console
 
+from metalearn.errors import UsageError
 from metalearn.sweeps.claims import Claims
 from metalearn.sweeps.plan import SEARCH
 from metalearn.sweeps.search import Search, Searched, read_search
+from metalearn.sweeps.status import retry
 from metalearn.sweeps.trials import TrialJobs
 from metalearn.sweeps.worker import work
 from tests.command import metalearn
@@ -37,7 +39,7 @@ def searched(trials: int = 12, pruner: str = "asha", seeds: list[int] | None = N
 
 
 def compose(overrides: list[str]) -> dict[str, Any]:
-    return {"training": {"validate_every": 2}, **dict(o.split("=") for o in overrides)}
+    return dict(o.split("=") for o in overrides)
 
 
 def train(config: dict[str, Any], console: Console, watch: Any) -> float:
@@ -46,7 +48,7 @@ def train(config: dict[str, Any], console: Console, watch: Any) -> float:
     steps.mkdir(parents=True, exist_ok=True)
     quality = float(config["x"]) - float(config.get("y", 0.5)) + 0.1 * int(config.get("seed", 0))
     for number in range(len(list(steps.iterdir())) + 1, 10):
-        ends = watch is not None and number < 9 and watch(2 * number, quality * number)
+        ends = watch is not None and number < 9 and watch(number, quality * number)
         (steps / f"step-{2 * number:08}").mkdir()
         if ends:
             raise SystemExit(0)
@@ -119,6 +121,28 @@ def test_a_crashed_trial_is_tried_once_more_and_then_told_as_failed(tmp_path: Pa
     assert tries == [name for n in range(3) for name in [f"trial-{n:04}"] * 2]
     assert [state for _, _, state, *_ in told(tmp_path / "s")] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert jobs.best().startswith("best of 2 trials: ")
+
+
+def test_a_failed_trial_that_is_retried_has_its_values_again(tmp_path: Path) -> None:
+    def perform(config: dict[str, Any], *rest: Any) -> float:
+        if Path(config["run_dir"]).name == "trial-0001" and not mended:
+            raise UsageError("a mistake")
+        return float(config["x"])
+
+    mended: list[bool] = []
+    jobs = finish(tmp_path, searched(3, "none"), perform)
+    assert retry(tmp_path, jobs) == ["trial-0001"]
+    work(tmp_path, jobs, QUIET)  # as wrong as before
+    mended.append(True)
+    work(tmp_path, jobs, QUIET)
+    assert [state for _, _, state, *_ in told(tmp_path)] == ["COMPLETE", "FAIL", "COMPLETE", "FAIL"]
+    assert retry(tmp_path, jobs) == ["trial-0001"] and not retry(tmp_path, jobs)
+    work(tmp_path, jobs, QUIET)
+    trials = [trial for trial in told(tmp_path) if trial[0] == 1]
+    assert [state for _, _, state, *_ in trials] == ["FAIL", "FAIL", "COMPLETE"]
+    assert trials[0][1] == trials[1][1] == trials[2][1]
+    assert trials[2][3] == trials[2][1]["x"]
+    assert jobs.best().startswith("best of 3 trials: ")
 
 
 def test_a_score_that_is_no_number_fails_at_once_and_seeds_are_averaged(tmp_path: Path) -> None:

@@ -132,6 +132,16 @@ def test_stopped_and_resumed_it_ends_in_the_same_bits(tmp_path: Path, at: int) -
     assert records(tmp_path / "broken") == records(tmp_path / "whole")
 
 
+def test_a_watch_is_told_which_validation_it_is(tmp_path: Path) -> None:
+    """A stage may count its validations by something else than steps."""
+    told: list[int] = []
+    stage, position = Line({"steps": 23}), Position()
+    assert fit(stage, position, tmp_path, Tracker([]), watch=lambda n, _: bool(told.append(n)))
+    assert told == [1, 2, 3, 4] and position.step == 23
+    ended = fit(Line({"steps": 23}), Position(), tmp_path, Tracker([]), watch=lambda n, _: n == 2)
+    assert not ended
+
+
 def test_a_lost_run_and_another_configuration(tmp_path: Path) -> None:
     class Lost(Line):
         def step(self, number, batch, tracker):
