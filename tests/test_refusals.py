@@ -45,6 +45,7 @@ REFUSED = {
     ("inner.rate=1e39",): "inner.rate=1e+39 is more than float32 holds",
     ("algorithm.proximal=1e200",): "algorithm.proximal=1e+200 is more than float32 holds",
     ("sampling=meta_dataset", "sampling.queries=dirichlet"): "classes of a task may have no query",
+    ("algorithm=imaml", "inner.weight_decay=0.1"): "use inner=sgd, inner.weight_decay=0",
     (*METRIC, "evaluation.steps=3"): "no inner steps; leave out evaluation.steps",
     (*METRIC, "backbone=mlp", "backbone.hidden=[]"): "nothing is learned",
     ("algorithm=proto_maml", "backbone=mlp", "backbone.hidden=[]"): "nothing is learned",

@@ -5,6 +5,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from metalearn.engine.task import Run, Task
 from metalearn.errors import UsageError, check_whole
 from metalearn.inner.protocol import MetaAlgorithm
+from metalearn.inner.rules import check_minimum
 from metalearn.types import Episodes, GradientAndMetrics, Kind, Meta
 
 
@@ -58,13 +59,14 @@ def lacks_proximal_term(kind: Kind, algo: MetaAlgorithm) -> bool:
 
 
 def check_algorithm(strategy: Strategy | ForeignStrategy, algo: MetaAlgorithm) -> None:
-    """Raise UsageError where `algo` is not defined for the strategy."""
+    """Raise UsageError where `algo`, or its rule, is not defined for the strategy."""
     if strategy.kind not in algo.kinds:
         name = type(strategy).__name__
         if lacks_proximal_term(strategy.kind, algo):
             raise UsageError(f"gradient {name} needs a proximal term; set algorithm.proximal=2")
         fitting = ", ".join(name for kind in algo.kinds for name in STRATEGIES[kind])
         raise UsageError(f"gradient {name} does not fit {type(algo).__name__}; use {fitting}")
+    check_minimum(algo.rule, strategy.kind)
 
 
 _PROTOCOL = (

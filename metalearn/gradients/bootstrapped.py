@@ -86,7 +86,8 @@ class Bootstrapped:
     """The gradient of the distance to a target `more` steps ahead.
 
     more: L, 1 or more. rate: of the target's last step, along the query loss; above 0.
-    Raises UsageError, also for padded queries that see one another in transductive batch norm.
+    Raises UsageError, also for an algorithm that weighs the query loss of every step, and for
+    padded queries that see one another in transductive batch norm.
     """
 
     more: int = 5
@@ -101,6 +102,11 @@ class Bootstrapped:
 
     def task(self, algo: MetaAlgorithm, meta: Meta, task: Task, run: Run) -> GradientAndMetrics:
         """The gradient of one task, shaped like `meta`, and the metrics at theta_K."""
+        if algo.step_weights(meta) is not None:
+            raise UsageError(
+                "gradient=bootstrapped knows the end of the inner loop alone, and this algorithm "
+                "weighs the query loss of every step; use algorithm.multi_step=0"
+            )
         if task.query.weight is not None and "transductive" in describe(algo.net.module):
             raise UsageError(
                 "gradient=bootstrapped cannot leave padding out of transductive batch norm; use "

@@ -9,7 +9,8 @@ With theta* the minimum of the proximal inner loss G(theta, meta),
 How the inner loop got there does not matter: neither its steps nor its rule are differentiated,
 and memory is that of one Hessian-vector product. What it costs is that theta_K is not theta*:
 the error is of the size of |grad_theta G(theta_K)|, and of the residual that the solver leaves.
-Rates that a rule learns move the path and not the minimum, so their gradient is exactly zero.
+Rates that a rule learns move the path and not the minimum, so their gradient is exactly zero. A
+rule with weight decay ends elsewhere, and is refused.
 
 Rajeswaran, Finn, Kakade, Levine: Meta-Learning with Implicit Gradients, 2019, eq. 6 and
 algorithm 2; the Neumann series is that of Lorraine, Vicol, Duvenaud, 2020, algorithm 3.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metalearn import tree
 from metalearn.errors import UsageError, check_whole
-from metalearn.types import Params
+from metalearn.types import Kind, Params
 
 State = Params
 """What a rule remembers between steps: float tensors only, so that it can be differentiated."""
@@ -140,6 +140,19 @@ def complete(
         check_positive(clip_norm=clip_norm)
         rule = with_clipping(rule, clip_norm)
     return rule
+
+
+def check_minimum(rule: InnerRule, kind: Kind | None) -> None:
+    """Raise UsageError for a rule that moves a weight where the gradient is 0, as by weight decay,
+    and a strategy of `kind` that asks for the minimum of the inner loss."""
+    if kind == "implicit":
+        at = {"weight": torch.ones(1, 1)}
+        updates, _ = rule.update(tree.zeros_like(at), rule.init(at), at, rule.hyper(at, 1))
+        if updates["weight"].any():
+            raise UsageError(
+                "gradient=implicit is that of the inner loss's minimum, and an inner rule with "
+                "weight decay ends elsewhere; use inner=sgd, inner.weight_decay=0"
+            )
 
 
 def sgd(

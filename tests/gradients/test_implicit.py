@@ -13,7 +13,8 @@ from metalearn.algorithms import ANIL, MAML
 from metalearn.backbones import MLP, Conv4
 from metalearn.errors import UsageError
 from metalearn.gradients import Adjoint, Implicit, Unroll
-from metalearn.inner import adam, lslr, meta_sgd, momentum, sgd
+from metalearn.inner import adam, adamw, alfa, lslr, meta_sgd, momentum, sgd
+from metalearn.inner.rules import check_minimum
 from metalearn.types import Episodes, Given, Meta
 from tests.gradients.reference import call
 from tests.spread import spread
@@ -303,6 +304,16 @@ def test_without_a_proximal_term(build):
 def test_faults(fault):
     with pytest.raises(UsageError, match=f"gradient.{next(iter(fault))}="):
         Implicit(**fault)
+
+
+@pytest.mark.parametrize("rule", [sgd(0.1, weight_decay=0.1), adamw(0.1), alfa(0.1)])
+def test_a_rule_that_ends_elsewhere_is_refused(rule):
+    """Where grad G + decay * theta is 0 is no minimum of G."""
+    algo = MAML(network(net), 2, rule, proximal=PROXIMAL)
+    with pytest.raises(UsageError, match=r"ends elsewhere; use inner=sgd, inner.weight_decay=0"):
+        Implicit()(algo, algo.init(), episodes())
+    Unroll()(algo, algo.init(), episodes())
+    check_minimum(adam(0.1, clip_norm=1.0), "implicit")
 
 
 def test_no_steps_are_refused():

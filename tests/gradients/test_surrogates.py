@@ -90,6 +90,13 @@ def test_the_bootstrapped_target_is_that_of_the_plain_loop(real):
         torch.testing.assert_close(metrics, Unroll()(algo, meta, tasks)[1])
 
 
+def test_bootstrapped_takes_no_weights_of_steps():
+    """They would shorten the target's last step, and count nowhere else."""
+    algo = MAML(network(lambda: nn.Linear(4, 3)), 2, sgd(0.1), multi_step=10)
+    with pytest.raises(UsageError, match=r"of every step; use algorithm.multi_step=0"):
+        Bootstrapped()(algo, algo.init(), classification(shape=(4,)))
+
+
 def test_bootstrapped_leaves_padding_out_or_says_that_it_cannot():
     tasks = classification(1, 3, 2, 5)
     support, query, _ = tasks

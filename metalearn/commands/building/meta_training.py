@@ -43,7 +43,7 @@ from metalearn.evaluation.average_precision import check_torchmetrics
 from metalearn.evaluation.protocol import check_evaluation_steps
 from metalearn.functional.double_backward import check_network, check_takes
 from metalearn.inner.protocol import MetaAlgorithm
-from metalearn.inner.rules import InnerRule
+from metalearn.inner.rules import InnerRule, check_minimum
 from metalearn.runtime.device import torch_device
 from metalearn.training.episodic import Episodic
 from metalearn.training.outer import Outer, rehearse
@@ -98,6 +98,7 @@ class Method:
             strategies = (option({"_target_": s}) for k in algo.kinds for s in STRATEGIES[k])
             use = " or ".join(f"gradient={fitting}" for fitting in strategies)
             raise UsageError(f"algorithm={name} cannot use gradient={strategy}; use {use}")
+        check_minimum(algo.rule, kind)
         check_evaluation_steps(algo, self.config["evaluation"]["steps"])
         if self.data.sampling["sizes"] and algo.steps and algo.rule.batch_size is not None:
             raise UsageError(
@@ -197,7 +198,7 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
     _check_network(method.gradient, algo, meta, one.support.x, device)
     check_lite(engine.lite, method.gradient, algo, meta, one)
     algo = adversarial(algo, attack_of(config, data))
-    stage = Episodic(
+    return config, Episodic(
         algo,
         method.gradient,
         engine,
@@ -213,7 +214,6 @@ def build(config: Mapping[str, Any], trained: bool = False) -> tuple[dict[str, A
         report,
         schedule,
     )
-    return config, stage
 
 
 def check(config: Mapping[str, Any]) -> None:
