@@ -173,8 +173,8 @@ class WithCopies(Derived):
             still = torch.zeros(count, dtype=torch.int64, device=x.device)
             many = x.repeat(self.copies, *[1] * (x.ndim - 1))
             blocks.append(torch.cat([x, how(many, still, numbers, draws)]))
-        y = support.y.repeat(1, 1 + self.copies)
-        return episodes._replace(support=Batch(torch.stack(blocks), y))
+        rest = support._replace(x=support.y).map(lambda t: t.repeat(1, 1 + self.copies))
+        return episodes._replace(support=rest._replace(x=torch.stack(blocks)))
 
 
 def with_copies(source: FewShotEpisodes, how: Change | None, copies: int) -> EpisodeSource:

@@ -16,6 +16,7 @@ from metalearn.commands.parts.compare_plan import plan
 from metalearn.data import glyphs
 from metalearn.episodes import Augmentation, FewShotEpisodes
 from metalearn.episodes.augmentation import NUMBERS, with_copies
+from metalearn.episodes.sizes import ImbalancedSizes
 from metalearn.episodes.source import generator
 from metalearn.errors import UsageError
 from metalearn.evaluation import evaluate
@@ -109,6 +110,9 @@ def test_copies_are_of_the_support_images_alone_and_the_same_again() -> None:
     want = how(plain.support.x[1].repeat(3, 1, 1, 1), torch.zeros(18).long(), numbers)
     assert torch.equal(alone[0, 6:], want)
     assert len({block.numpy().tobytes() for block in alone[0].split(6)}) == 4
+    uneven = with_copies(replace(source, sizes=ImbalancedSizes(1, 2)), how, 2).batch("val", [0])
+    assert torch.equal(uneven.support.weight, uneven.support.weight[:, :6].repeat(1, 3))
+    assert uneven.support.weight.sum() == 3 * 5 and uneven.support.shape[1] == 3 * 6
     assert with_copies(source, None, 3) is source is with_copies(source, how, 0)
     with pytest.raises(UsageError, match="the support set shows as they are; use augmentation.su"):
         with_copies(source, Augmentation(turn=True), 1)
