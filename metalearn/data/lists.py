@@ -129,6 +129,7 @@ def _by_rows(name: str, found: Mapping[str, Sequence[str]], where: Files, lists:
             places["/".join(parts[start:])].append(image)
     classes: dict[str, list[str]] = defaultdict(list)
     owners: dict[str, str] = {}
+    listed: dict[str, str] = {}
     for split in SPLITS:
         told = where.path / lists[split]
         absent = []
@@ -143,6 +144,11 @@ def _by_rows(name: str, found: Mapping[str, Sequence[str]], where: Files, lists:
                 raise DataError(
                     f"{name}: class {label} is in both {owners[label]} and {split} ({told}); "
                     "few-shot splits have different classes"
+                )
+            if listed.setdefault(image, split) != split:
+                raise DataError(
+                    f"{name}: image {file} is in both {listed[image]} and {split} ({told}); keep "
+                    "each image in one split"
                 )
             classes[label].append(image)
         if absent:

@@ -93,6 +93,7 @@ def test_csv_of_easyfsl(tmp_path: Path) -> None:
     [
         ("filename,label\n99.png,c2\n", "names 1 images that are not there"),
         ("filename,label\n0.png,c0\n", "class c0 is in both train and val"),
+        ("filename,label\n4.png,c2\n3.png,d\n", "image 3.png is in both train and val"),
         ("picture;kind\n0.png;c0\n", "its first row must name two columns"),
         ("filename,label\n", "its first row must name two columns"),
     ],
