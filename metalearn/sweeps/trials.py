@@ -116,10 +116,17 @@ class TrialJobs:
             self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
 
     def retried(self, key: str) -> None:
-        """Optuna ends a trial once: another one has its place, and its values."""
+        """Optuna ends a trial once: another one has its place, its values, and what its run, which
+        goes on, has reached."""
         state, trial = self._optuna.trial.TrialState, self._found(key)
         if trial is not None and trial.state == state.FAIL:
-            self._begin(key, trial.params, trial.distributions)
+            self._begin(
+                trial.params,
+                trial.distributions,
+                user_attrs={n: v for n, v in trial.user_attrs.items() if n != _WHY},
+                system_attrs=trial.system_attrs,
+                intermediate_values=trial.intermediate_values,
+            )
 
     def again(self, error: BaseException, failures: int) -> bool:
         """Once, where the configuration is not what is wrong."""
@@ -146,13 +153,14 @@ class TrialJobs:
         slot = int(key.rpartition("-")[2])
         memory, _ = self._copy(sampler=self.search.made("sampler", slot))
         trial = memory.ask()
-        self._begin(key, *self.search.chosen(lambda name, kind: _suggest(trial, name, kind)))
+        values, kinds = self.search.chosen(lambda name, kind: _suggest(trial, name, kind))
+        self._begin(values, kinds, user_attrs={_SLOT: slot})
         return self._found(key)
 
-    def _begin(self, key: str, values: dict[str, Any], kinds: dict[str, Any]) -> None:
-        state, slot = self._optuna.trial.TrialState.RUNNING, int(key.rpartition("-")[2])
+    def _begin(self, values: dict[str, Any], kinds: dict[str, Any], **more: Any) -> None:
+        state = self._optuna.trial.TrialState.RUNNING
         made = self._optuna.trial.create_trial(
-            state=state, params=values, distributions=kinds, user_attrs={_SLOT: slot}
+            state=state, params=values, distributions=kinds, **more
         )
         self._study.add_trial(made)
 

@@ -124,8 +124,9 @@ def test_a_crashed_trial_is_tried_once_more_and_then_told_as_failed(tmp_path: Pa
 
 
 def test_a_failed_trial_that_is_retried_has_its_values_again(tmp_path: Path) -> None:
-    def perform(config: dict[str, Any], *rest: Any) -> float:
+    def perform(config: dict[str, Any], console: Console, watch: Any) -> float:
         if Path(config["run_dir"]).name == "trial-0001" and not mended:
+            watch(1, 0.5)
             raise UsageError("a mistake")
         return float(config["x"])
 
@@ -141,7 +142,7 @@ def test_a_failed_trial_that_is_retried_has_its_values_again(tmp_path: Path) -> 
     trials = [trial for trial in told(tmp_path) if trial[0] == 1]
     assert [state for _, _, state, *_ in trials] == ["FAIL", "FAIL", "COMPLETE"]
     assert trials[0][1] == trials[1][1] == trials[2][1]
-    assert trials[2][3] == trials[2][1]["x"]
+    assert trials[2][3] == trials[2][1]["x"] and trials[2][4] == {1: 0.5}
     assert jobs.best().startswith("best of 3 trials: ")
 
 
