@@ -136,10 +136,13 @@ def test_a_watch_is_told_which_validation_it_is(tmp_path: Path) -> None:
     """A stage may count its validations by something else than steps."""
     told: list[int] = []
     stage, position = Line({"steps": 23}), Position()
-    assert fit(stage, position, tmp_path, Tracker([]), watch=lambda n, _: bool(told.append(n)))
+    assert fit(
+        stage, position, tmp_path / "a", Tracker([]), watch=lambda n, _: bool(told.append(n))
+    )
     assert told == [1, 2, 3, 4] and position.step == 23
-    ended = fit(Line({"steps": 23}), Position(), tmp_path, Tracker([]), watch=lambda n, _: n == 2)
-    assert not ended
+    stage, position = Line({"steps": 23}), Position()
+    assert not fit(stage, position, tmp_path / "b", Tracker([]), watch=lambda n, _: n == 2)
+    assert position.step == 10
 
 
 def test_a_lost_run_and_another_configuration(tmp_path: Path) -> None:
