@@ -103,7 +103,8 @@ def test_zooms_are_those_of_the_published_code(sizes) -> None:
     ends = {"cifar": (1.06, 1.11, 1.16, 1.21, 1.26), "imagenet": (1.11, 1.16, 1.21, 1.26, 1.31)}
     steps = {"cifar": [0.01] * 5, "imagenet": [0.01, 0.01, 0.02, 0.02, 0.03]}[sizes]
     for severity, (end, step) in enumerate(zip(ends[sizes], steps, strict=True), 1):
-        zooms = np.arange(1, end, step)  # with its end, where that is rounded up
+        count = len(np.arange(1, end, step))  # with its end, where that is rounded up
+        zooms = 1 + step * np.arange(count)
         want = (X + sum(blur.zoomed(X, float(zoom)) for zoom in zooms)) / (len(zooms) + 1)
         got = Corruption("zoom_blur", severity, sizes=sizes)(X, SEEDS)
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
