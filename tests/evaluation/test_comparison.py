@@ -195,5 +195,9 @@ def test_the_picture_is_drawn_for_one_number_of_shots_and_for_several(tmp_path, 
     plot_comparison(rows, tmp_path / "a.png", "t", 0.2)
     with Image.open(tmp_path / "a.png") as image:
         assert image.width > 900 and len(image.convert("RGB").getcolors(2**24) or []) > 20
+    title = "Conv4, filters 64, downsample stride on omniglot: methods compared, 5 ways " * 2
+    plot_comparison(rows, tmp_path / "a.png", title, 0.2)
+    with Image.open(tmp_path / "a.png") as image:  # a title that is cut off reaches the edge
+        assert np.asarray(image.convert("L"))[:, -3:].min() == 255
     with pytest.raises(ValueError, match="nothing to draw"):
         plot_comparison([], tmp_path / "b.png", "t", 0.2)

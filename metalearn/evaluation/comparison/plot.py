@@ -1,5 +1,6 @@
 """A picture of a comparison: accuracy by shots, a line a method."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from metalearn.evaluation.plots import _figure, _save, _style
 # Okabe and Ito's, told apart by people who see two kinds of cones; darkest first.
 _COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = "osD^vPX"
+_LETTERS = 8.5  # of a title, an inch
 _DASHES: dict[str, Any] = {
     "untrained": (0, (1, 2)),
     "pre-training": (0, (5, 2)),
@@ -44,6 +46,7 @@ def plot_comparison(
     else:
         figure = _figure(9.2, max(4.2, 1.2 + 0.27 * len(methods)), layout="constrained")
         _draw_lines(figure.add_subplot(), rows, methods, shots, looks, chance)
+    title = textwrap.fill(title, int(_LETTERS * figure.get_figwidth()))
     figure.axes[0].set_title(title, loc="left", fontweight="bold", fontsize=11)
     _save(figure, path)
 
