@@ -1,9 +1,21 @@
 """What all tests share, the pages that are tests among them."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays, and need not be walked whenever memory is cleared."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """At its end Python clears everything, as ever."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

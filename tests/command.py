@@ -17,6 +17,7 @@ FAST = (
     "dataset.classes=60",
     "backbone.filters=4",
     "tracker=disabled",
+    "tracker.plots=false",
     "evaluation.untrained=false",
 )
 

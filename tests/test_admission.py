@@ -56,7 +56,13 @@ def test_a_refusal_names_its_criterion(given: str, workplace: Path) -> None:
 def test_what_meets_every_criterion_is_used(command: str, workplace: Path) -> None:
     sha = saved(workplace)
     words = [
-        *("backbone=conv4", "backbone.weights=w.safetensors", "run_dir=run", "tracker=disabled"),
+        *(
+            "backbone=conv4",
+            "backbone.weights=w.safetensors",
+            "run_dir=run",
+            "tracker=disabled",
+            "tracker.plots=false",
+        ),
         *(f"backbone.sha256={sha}", "backbone.licence=MIT", "device=cpu"),
     ]
     if command == "train":

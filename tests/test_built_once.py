@@ -57,7 +57,12 @@ def test_a_comparison_reads_its_weights_once_to_plan_and_once_to_measure(
     counted: Counter,
 ) -> None:
     small = ("dataset.classes=60", "backbone.filters=4", "episodes.shots=[1]", "isolate=true")
-    fast = ("evaluation.episodes=4", "evaluation.network_episodes=1", "tracker=disabled")
+    fast = (
+        "evaluation.episodes=4",
+        "evaluation.network_episodes=1",
+        "tracker=disabled",
+        "tracker.plots=false",
+    )
     given = ("backbone.weights=w.safetensors", "images.channels=1", "methods=[nearest_centroid]")
     outcome = metalearn("compare", *small, *fast, *given, "norm=group", "run_dir=run")
     assert outcome.code == 0, outcome.err

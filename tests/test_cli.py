@@ -177,6 +177,7 @@ def test_a_slow_precision_is_told(workplace: Path, monkeypatch: pytest.MonkeyPat
         "dataset.classes=60",
         "backbone.filters=2",
         "tracker=disabled",
+        "tracker.plots=false",
         "evaluation.episodes=2",
     )
     supervised = ("pretrain", *small, "training.steps=1", "evaluation.validation_episodes=2")

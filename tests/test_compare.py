@@ -52,6 +52,7 @@ SMALL = (
     "meta.shots=2",
     "isolate=false",
     "tracker=disabled",
+    "tracker.plots=false",
     "run_dir=run",
 )
 CHEAP = "methods=[untrained,nearest_centroid,logistic_regression,fine_tune_head]"

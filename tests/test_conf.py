@@ -61,7 +61,7 @@ def small(overrides: list[str]) -> list[str]:
     config = composed(*overrides)
     extra = [*ONE_STEP, "run_dir=run"]
     if not any(override.startswith("tracker=") for override in overrides):
-        extra.append("tracker=disabled")
+        extra += ["tracker=disabled", "tracker.plots=false"]
     if not any(override.startswith("engine=") for override in overrides):
         extra.append("batching=loop")  # nothing is measured or compiled for one step
     if "filters" in config["backbone"]:

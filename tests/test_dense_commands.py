@@ -11,7 +11,13 @@ from tests.command import metalearn
 
 SMALL = (
     *("dataset=glyph_scenes", "dataset.size=32", "dataset.glyph=16", "dataset.classes=60"),
-    *("backbone.filters=4", "head.width=8", "tracker=disabled", "batching=loop"),
+    *(
+        "backbone.filters=4",
+        "head.width=8",
+        "tracker=disabled",
+        "tracker.plots=false",
+        "batching=loop",
+    ),
     *("training.steps=1", "training.meta_batch=1", "training.queries=1", "episodes.queries=2"),
     *("evaluation.episodes=2", "evaluation.validation_episodes=1", "episodes.ways=3"),
 )
@@ -78,7 +84,12 @@ def test_what_does_not_go_together_is_one_line(workplace: Path, words: tuple[str
 
 
 def test_what_knows_no_scenes_is_one_line(workplace: Path) -> None:
-    words = ("dataset=glyph_scenes", "dataset.classes=60", "tracker=disabled")
+    words = (
+        "dataset=glyph_scenes",
+        "dataset.classes=60",
+        "tracker=disabled",
+        "tracker.plots=false",
+    )
     for command, *more in (("pretrain",), ("compare",), ("select", "backbones=[conv4_untrained]")):
         assert "has pictures of several classes" in metalearn(command, *words, *more).mistake
 
@@ -92,7 +103,7 @@ def test_what_is_for_classification_alone_is_one_line(workplace: Path) -> None:
 
 
 def test_a_head_or_loss_without_its_task_is_one_line(workplace: Path) -> None:
-    few = ("dataset.classes=60", "tracker=disabled")
+    few = ("dataset.classes=60", "tracker=disabled", "tracker.plots=false")
     outcome = metalearn("train", *few, "loss=detection")
     assert "takes targets {boxes: [B, M, 4]" in outcome.mistake
     outcome = metalearn("train", *few, "head=segmentation")
@@ -105,7 +116,14 @@ def test_a_head_or_loss_without_its_task_is_one_line(workplace: Path) -> None:
 def test_a_detector_of_base_classes_is_fine_tuned_as_in_tfa(workplace: Path) -> None:
     pytest.importorskip("pycocotools", reason="pycocotools is not installed")
     pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
-    same = ("task=detection", *SMALL[:4], "backbone=conv4", "head.width=8", "tracker=disabled")
+    same = (
+        "task=detection",
+        *SMALL[:4],
+        "backbone=conv4",
+        "head.width=8",
+        "tracker=disabled",
+        "tracker.plots=false",
+    )
     same = (*same, "backbone.filters=4", "head.stride=4")
     base = ("training.batch_size=8", "training.steps=3", "optimizer.lr=0.01", "run_dir=base")
     outcome = metalearn("pretrain", *same, *base)

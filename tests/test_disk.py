@@ -14,7 +14,8 @@ from metalearn import cli
 from tests.command import metalearn
 
 TRAIN = (
-    "train", "dataset=sinusoid", "debug=fast", "batching=loop", "tracker=disabled", "run_dir=run",
+    "train", "dataset=sinusoid", "debug=fast", "batching=loop",
+    "tracker=disabled", "tracker.plots=false", "run_dir=run",
     "training.steps=3", "training.checkpoint_every=1", "evaluation.untrained=false",
 )  # fmt: skip
 

@@ -96,7 +96,13 @@ def test_a_checkpoint_of_pre_training_goes_on(old: Path) -> None:
 
 def test_training_starts_from_a_backbone_of_then(old: Path) -> None:
     words = read(old / "pretrain")["command"].split()[2:]
-    small = ("debug=fast", "episodes.ways=3", "episodes.queries=2", "tracker=disabled")
+    small = (
+        "debug=fast",
+        "episodes.ways=3",
+        "episodes.queries=2",
+        "tracker=disabled",
+        "tracker.plots=false",
+    )
     outcome = metalearn("train", *words, *small, "device=cpu", "run_dir=run")
     assert outcome.code == 0, outcome.err
     assert read(Path("run"))["starting_weights"] == "old/pretrain"

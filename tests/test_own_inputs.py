@@ -9,7 +9,7 @@ import pytest
 from tests.command import metalearn
 from tests.own_inputs import config_folder
 
-OWN = ["dataset=sentences", "backbone=encoder", "tracker=disabled"]
+OWN = ["dataset=sentences", "backbone=encoder", "tracker=disabled", "tracker.plots=false"]
 SHAPE = ["episodes.ways=3", "episodes.shots=2", "episodes.queries=3"]
 FEW = [
     *("training.steps=30", "training.meta_batch=4", "training.queries=3"),

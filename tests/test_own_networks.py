@@ -68,7 +68,7 @@ def train(kind: str, *more: str):
         return metalearn(
             *("train", "debug=fast", "dataset.classes=24", "dataset.size=8", "backbone=mine"),
             *("episodes.ways=3", "episodes.queries=2", "training.queries=2", "batching=loop"),
-            *("tracker=disabled", "evaluation.untrained=false"),
+            *("tracker=disabled", "tracker.plots=false", "evaluation.untrained=false"),
             *("hydra.searchpath=[file://conf]", "run_dir=run", *more),
         )
 

@@ -21,7 +21,7 @@ from tests.inputs.files import write_images
 SMALL = (
     "dataset.classes=60", "dataset.size=16", "backbone.filters=8", "training.epochs=1",
     "training.batch_size=32", "evaluation.episodes=30", "evaluation.validation_episodes=10",
-    "tracker=disabled", "device=cpu",
+    "tracker=disabled", "tracker.plots=false", "device=cpu",
 )  # fmt: skip
 
 MISTAKES = {
@@ -96,7 +96,9 @@ def test_a_split_without_classes_is_one_line(workplace: Path) -> None:
 
 
 def test_what_a_run_leaves(workplace: Path) -> None:
-    outcome = metalearn("pretrain", *SMALL, "run_dir=run", "images.channels=3")
+    outcome = metalearn(
+        "pretrain", *SMALL, "run_dir=run", "images.channels=3", "tracker.plots=true"
+    )
     assert outcome.code == 0, outcome.err
     result = json.loads(Path("run/result.json").read_text())
     data = glyphs(size=16, classes=60, drawings=20)
@@ -160,7 +162,8 @@ def test_train_goes_on_from_the_weights(workplace: Path) -> None:
     more = [
         "algorithm=protonet", "algorithm.distance=cosine", "training.steps=1",
         "outer.optimizer.lr=0", "evaluation.episodes=30", "evaluation.untrained=false",
-        "training.meta_batch=1", "evaluation.validation_episodes=2", "tracker=disabled",
+        "training.meta_batch=1", "evaluation.validation_episodes=2",
+        "tracker=disabled", "tracker.plots=false",
     ]  # fmt: skip
     outcome = metalearn(*shlex.split(command)[1:], *more, "run_dir=one")
     assert outcome.code == 0 and "24 of 24 tensors matched" in outcome.out, outcome

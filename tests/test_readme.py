@@ -36,7 +36,7 @@ ELSEWHERE = {
 }
 """What is not run here, and why, or where it is."""
 
-SMALL = ["tracker=disabled", "device=cpu"]
+SMALL = ["tracker=disabled", "tracker.plots=false", "device=cpu"]
 TRAIN = [
     *SMALL, "batching=loop", "training.steps=1", "training.meta_batch=1", "training.queries=1",
     "training.validate_every=1", "evaluation.episodes=2", "evaluation.validation_episodes=1",
@@ -135,11 +135,13 @@ def plan_a_study() -> None:
 
 
 @pytest.fixture
-def place(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(workplace: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     for name in ("omniglot", "cifar_fs"):
         monkeypatch.setattr(data, name, glyphs_for(getattr(data, name)))
     monkeypatch.setattr(network, "_default", drawn)
-    for package in re.findall(r"backbone\.weights=(\w+_pytorch_model)", README):
+    asked = getattr(request.node, "callspec", None)
+    command = asked.params["command"] if asked else ""
+    for package in re.findall(r"backbone\.weights=(\w+_pytorch_model)", command):
         carried(installed(monkeypatch, workplace / "site", package) / "weights.pth")
     classes, _ = glyph_folders(workplace, classes=2, shots=2, queries=0)
     classes.rename("classes")

@@ -217,7 +217,7 @@ def _measured(setting: Setting, method: str) -> Measured:
 
 def _track(made: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> None:
     columns = [name for name in made["rows"][0] if name != "shared_episodes"]
-    with Tracker([JsonLines(), WandB(**config["tracker"])]) as tracker:
+    with Tracker([JsonLines(), WandB.of(config["tracker"])]) as tracker:
         tracker.start(RunInfo(folder.name, folder, dict(config), made["commit"], made["seed"], 0))
         rows = [[row[name] for name in columns] for row in made["rows"]]
         tracker.table("comparison", columns, rows)

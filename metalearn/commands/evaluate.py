@@ -74,7 +74,7 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     source = commit()
     info = RunInfo(f"{run.name}-{name}", folder, dict(config), source, config["seed"], steps=0)
-    with Tracker([JsonLines(), WandB(**config["tracker"])]) as tracker:
+    with Tracker([JsonLines(), WandB.of(config["tracker"])]) as tracker:
         tracker.start(info)
         started = time.monotonic()
         report = stage.evaluate(meta, test)

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -82,6 +82,11 @@ class WandB:
         self._tables = True
         self._episode = 0
         self._folder = Path()
+
+    @classmethod
+    def of(cls, tracker: Mapping[str, Any]) -> Self:
+        """Of the values of a config under `conf/tracker/`, but for those of the run's folder."""
+        return cls(**{name: value for name, value in tracker.items() if name != "plots"})
 
     def start(self, run: RunInfo) -> dict[str, Any]:
         """Start logging; returns `{"wandb_id": id}` for the checkpoint, {} where disabled."""

@@ -57,8 +57,8 @@ def write_result(
     run: Path,
     extra: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write `result.json`, `episodes.csv`, the learning curve of the training in `run` and the
-    plot by inner step; returns the result.
+    """Write `result.json`, `episodes.csv` and, unless `tracker.plots` is false, the learning curve
+    of the training in `run` and the plot by inner step; returns the result.
 
     report: of `algo` on the episodes `test`. extra: more of the result.
     """
@@ -109,22 +109,28 @@ def write_result(
         found = report.interval(robust)
         result |= {robust: found.mean, f"{robust}_half_width": found.half_width}
     write_episode_file(folder / "episodes.csv", _rows(report))
-    from metalearn.evaluation import plots  # imports matplotlib
+    if plotted(config):
+        from metalearn.evaluation import plots  # imports matplotlib
 
-    with contextlib.suppress(FileNotFoundError, ValueError):  # records that were lost, as was told
-        records = list(read_records(run / "metrics.jsonl"))
-        plots.plot_learning_curve(records, folder / "learning_curve.png")
-    shape = describe_shape(test.source.shape)
-    plots.plot_accuracy_by_step(
-        by_step,
-        folder / f"{measure}_by_step.png",
-        title=f"{name('algorithm')} on {name('dataset')}, {shape}",
-        label="query accuracy" if measure == "accuracy" else LABELS[measure],
-        chance=1 / ways if ways and shots and measure == "accuracy" else None,
-        percent=measure in SHARES,
-    )
+        with contextlib.suppress(FileNotFoundError, ValueError):  # records lost, as was told
+            records = list(read_records(run / "metrics.jsonl"))
+            plots.plot_learning_curve(records, folder / "learning_curve.png")
+        shape = describe_shape(test.source.shape)
+        plots.plot_accuracy_by_step(
+            by_step,
+            folder / f"{measure}_by_step.png",
+            title=f"{name('algorithm')} on {name('dataset')}, {shape}",
+            label="query accuracy" if measure == "accuracy" else LABELS[measure],
+            chance=1 / ways if ways and shots and measure == "accuracy" else None,
+            percent=measure in SHARES,
+        )
     write_json(folder / "result.json", result)
     return result
+
+
+def plotted(config: Mapping[str, Any]) -> bool:
+    """Whether the run is drawn, as those from before there was a choice."""
+    return config["tracker"].get("plots", True)
 
 
 def last_word(target: str) -> str:

@@ -146,7 +146,7 @@ def _train(
     position.ranks = ranks.size
     sinks = [
         JsonLines(warn=say),
-        WandB(**config["tracker"]),
+        WandB.of(config["tracker"]),
         Progress(console, budget=CLOCKS[pace.clock]),
     ]
     with Tracker(sinks if ranks.first else ()) as tracker:

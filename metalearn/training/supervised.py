@@ -31,7 +31,7 @@ from metalearn.training.distillation import Teacher
 from metalearn.training.held_out_split import SPLIT, HeldOutSplit
 from metalearn.training.mixing import Labelled
 from metalearn.training.rates import Schedule, check_finite, moved, pace, stepped
-from metalearn.training.result import last_word, surroundings
+from metalearn.training.result import last_word, plotted, surroundings
 from metalearn.training.settings import PretrainingSettings
 from metalearn.training.shared_step import SharedStep
 from metalearn.training.stage import (
@@ -259,7 +259,7 @@ class Supervised:
             "weights": str(path),
             "command": self.used_by(folder),
         }
-        write_pretraining(result, self.few_shot, by_shot, folder)
+        write_pretraining(result, self.few_shot, by_shot, folder, plotted(config))
         return result
 
     def table(self, result: Mapping[str, Any]) -> Table:

@@ -80,17 +80,20 @@ def write_pretraining(
     sources: Sequence[FewShotEpisodes],
     by_shot: Sequence[np.ndarray],
     folder: Path,
+    plotted: bool = True,
 ) -> None:
-    """Write `episodes.csv`, the plot of the training and, last, `result.json`."""
+    """Write `episodes.csv`, the plot of the training where it is `plotted` and, last,
+    `result.json`."""
     if by_shot:
         names = [f"accuracy_{source.shots}_shot" for source in sources]
         rows = (dict(zip(names, map(float, row), strict=True)) for row in np.stack(by_shot, 1))
         write_episode_file(
             folder / "episodes.csv", ({"index": i, **row} for i, row in enumerate(rows))
         )
-    with contextlib.suppress(FileNotFoundError, ValueError):  # records that were lost, as was told
-        records = list(read_records(folder / "metrics.jsonl"))
+    if plotted:
         from metalearn.evaluation.plots import plot_pretraining  # imports matplotlib
 
-        plot_pretraining(records, folder / "learning_curve.png")
+        with contextlib.suppress(FileNotFoundError, ValueError):  # records lost, as was told
+            records = list(read_records(folder / "metrics.jsonl"))
+            plot_pretraining(records, folder / "learning_curve.png")
     write_json(folder / "result.json", result)

@@ -210,7 +210,13 @@ def test_a_run_reads_the_folder_and_an_evaluation_too(
         *("train", "dataset=intents", f"dataset.root={root}", "backbone=transformers"),
         *("episodes.ways=2", "training.steps=1", "training.meta_batch=1", "training.queries=1"),
         *("evaluation.validation_episodes=1", "evaluation.episodes=2", "episodes.queries=1"),
-        *("batching=loop", "tracker=disabled", "device=cpu", "evaluation.untrained=false"),
+        *(
+            "batching=loop",
+            "tracker=disabled",
+            "tracker.plots=false",
+            "device=cpu",
+            "evaluation.untrained=false",
+        ),
         *("training.validate_every=1", "algorithm=maml", "adaptation=lora", "run_dir=run"),
     ]
     for more, said in (
@@ -244,7 +250,12 @@ def test_a_comparison_of_texts(folder: Path, workplace: Path) -> None:
     words = [
         *("compare", "dataset=intents", f"dataset.root={root}", "backbone=transformers"),
         *("episodes.ways=2", "episodes.shots=[1]", "episodes.queries=1", "evaluation.episodes=2"),
-        *("methods=[untrained,nearest_centroid]", "tracker=disabled", "device=cpu"),
+        *(
+            "methods=[untrained,nearest_centroid]",
+            "tracker=disabled",
+            "tracker.plots=false",
+            "device=cpu",
+        ),
         *("isolate=false", "evaluation.timed=1", "run_dir=compared"),
     ]
     short = encoder_folder(workplace / "short", max_position_embeddings=4)

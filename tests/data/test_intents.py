@@ -143,7 +143,8 @@ def test_prototypes_of_real_intents(workplace: Path) -> None:
         "train", "dataset=intents", "dataset.name=clinc150", "dataset.fold=3", "algorithm=protonet",
         "training.steps=1", "training.meta_batch=1", "training.validate_every=1", "device=cpu",
         "evaluation.validation_episodes=1", "evaluation.episodes=20", "batching=loop",
-        "outer.optimizer.lr=0.01", "tracker=disabled", "run_dir=run", "evaluation.untrained=false",
+        "outer.optimizer.lr=0.01",
+        "tracker=disabled", "tracker.plots=false", "run_dir=run", "evaluation.untrained=false",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     assert json.loads(Path("run/result.json").read_text())["accuracy"] > 0.4  # chance is 0.2

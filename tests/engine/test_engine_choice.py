@@ -5,7 +5,14 @@ from pathlib import Path
 
 from tests.command import metalearn
 
-RUN = ["debug=fast", "dataset.classes=60", "backbone.filters=4", "tracker=disabled", "run_dir=run"]
+RUN = [
+    "debug=fast",
+    "dataset.classes=60",
+    "backbone.filters=4",
+    "tracker=disabled",
+    "tracker.plots=false",
+    "run_dir=run",
+]
 
 
 def test_a_run_keeps_its_choice_and_goes_on_with_it(workplace: Path) -> None:

@@ -79,7 +79,14 @@ def test_a_run_logs_it_and_its_result_keeps_it(workplace: Path) -> None:
         "evaluation.validation_episodes=2",
         "evaluation.untrained=false",
     )
-    asked = ("experiment=sinusoid_maml_10shot", *small, *few, "tracker=disabled", "run_dir=run")
+    asked = (
+        "experiment=sinusoid_maml_10shot",
+        *small,
+        *few,
+        "tracker=disabled",
+        "tracker.plots=false",
+        "run_dir=run",
+    )
     outcome = metalearn("train", *asked, "batching=vmap", "check=float64")
     assert outcome.code == 0, outcome.err
     assert "float64: 0 of 2 tasks had a meta-gradient that is off by more than 5%" in outcome.out

@@ -17,6 +17,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 SMALL = (
     "dataset.classes=60",
     "tracker=disabled",
+    "tracker.plots=false",
     "backbone.filters=4",
     "training.steps=2",
     "training.meta_batch=2",

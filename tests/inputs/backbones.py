@@ -38,7 +38,13 @@ def encoder(given: str, said: str, change: Callable[[Path], object], *words: str
         change(place.user / "encoder")
 
     asked = ("train", "dataset=intents", "backbone=transformers", "backbone.folder=encoder")
-    more = ("episodes.ways=2", "episodes.queries=1", "training.queries=1", "tracker=disabled")
+    more = (
+        "episodes.ways=2",
+        "episodes.queries=1",
+        "training.queries=1",
+        "tracker=disabled",
+        "tracker.plots=false",
+    )
     return Case(given, said, lambda place: metalearn(*asked, *more, *words), ready)
 
 

@@ -15,7 +15,14 @@ from metalearn.training.folder import held
 from tests.command import Outcome, metalearn
 from tests.inputs.case import Case, Place
 
-TRAIN = ("dataset=sinusoid", "debug=fast", "batching=loop", "tracker=disabled", "run_dir=run")
+TRAIN = (
+    "dataset=sinusoid",
+    "debug=fast",
+    "batching=loop",
+    "tracker=disabled",
+    "tracker.plots=false",
+    "run_dir=run",
+)
 RUN = Path("run")
 
 

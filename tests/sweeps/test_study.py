@@ -21,7 +21,8 @@ from tests import preloaded
 from tests.command import metalearn
 
 TINY = [
-    "dataset=sinusoid", "backbone=mlp", "backbone.hidden=[8]", "batching=loop", "tracker=disabled",
+    "dataset=sinusoid", "backbone=mlp", "backbone.hidden=[8]", "batching=loop",
+    "tracker=disabled", "tracker.plots=false",
     "training.steps=2", "training.meta_batch=2", "training.validate_every=1",
     "evaluation.episodes=3", "evaluation.validation_episodes=2", "evaluation.untrained=false",
 ]  # fmt: skip

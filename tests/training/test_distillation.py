@@ -24,7 +24,8 @@ from tests.command import metalearn
 SMALL = (
     "dataset.classes=24", "dataset.size=16", "dataset.drawings=10", "backbone.filters=4",
     "held_out.val=0.2", "held_out.test=0.1", "training.batch_size=16", "training.steps=2",
-    "episodes.ways=3", "episodes.queries=2", "evaluation.episodes=2", "tracker=disabled",
+    "episodes.ways=3", "episodes.queries=2", "evaluation.episodes=2",
+    "tracker=disabled", "tracker.plots=false",
     "evaluation.validation_episodes=2", "device=cpu",
 )  # fmt: skip
 

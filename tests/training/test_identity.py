@@ -22,7 +22,14 @@ def Mine(module, steps=1, rule=None, loss=None, adapting=None):
     helper.used()
     return MAML(module, steps, rule, loss, adapting=adapting)
 """
-SMALL = ("dataset=sinusoid", "debug=fast", "batching=loop", "tracker=disabled", "training.steps=4")
+SMALL = (
+    "dataset=sinusoid",
+    "debug=fast",
+    "batching=loop",
+    "tracker=disabled",
+    "tracker.plots=false",
+    "training.steps=4",
+)
 MINE = ("train", *SMALL, "algorithm._target_=mine.Mine", "~algorithm.proximal")
 
 

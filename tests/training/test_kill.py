@@ -27,7 +27,8 @@ BUDGET = [
     "dataset=glyphs", "dataset.classes=24", "dataset.size=16", "dataset.drawings=6",
     "backbone.filters=8", "episodes.ways=3", "episodes.queries=2", "training.steps=40",
     "training.meta_batch=2", "training.checkpoint_every=5", "training.validate_every=10",
-    "evaluation.episodes=10", "evaluation.validation_episodes=5", "tracker=disabled",
+    "evaluation.episodes=10", "evaluation.validation_episodes=5",
+    "tracker=disabled", "tracker.plots=false",
     "device=cpu", "batching=loop",
 ]  # fmt: skip
 

@@ -44,7 +44,9 @@ def records(folder: Path = Path("r")) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("more", [FAST, ("debug=fast", "dataset=sinusoid", "tracker=disabled")])
+@pytest.mark.parametrize(
+    "more", [FAST, ("debug=fast", "dataset=sinusoid", "tracker=disabled", "tracker.plots=false")]
+)
 def test_a_run_that_diverged_in_its_last_step_fails_in_one_line(workplace, more) -> None:
     """Its last validation is what sees it: no meta-gradient is taken after that."""
     given = [word for word in SMALL if "size" not in word or more is FAST]

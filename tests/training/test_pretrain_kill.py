@@ -20,7 +20,7 @@ BUDGET = [
     "held_out.val=0.1", "held_out.test=0.1", "training.batch_size=16", "training.steps=40",
     "training.record_every=1", "training.checkpoint_every=5", "training.validate_every=2",
     "episodes.ways=3", "episodes.queries=2", "evaluation.episodes=10", "training.keep=3",
-    "evaluation.validation_episodes=5", "tracker=disabled", "device=cpu",
+    "evaluation.validation_episodes=5", "tracker=disabled", "tracker.plots=false", "device=cpu",
 ]  # fmt: skip
 
 RUNS = {

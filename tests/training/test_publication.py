@@ -8,6 +8,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -243,8 +244,11 @@ def test_from_a_server(server: str) -> None:
 def test_to_the_hub_and_back(
     server: str, place: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    constants = import_module("huggingface_hub.constants")  # keep the address of their import
+    addresses = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", addresses)
+    monkeypatch.setattr(constants, "ENDPOINT", server)
     monkeypatch.setenv("HF_ENDPOINT", server)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server)  # read when it was imported
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     run, root = str(place / "runs/r"), f"dataset.root={place}/mine"
     line = metalearn("publish", run, "hub=me/run", root).mistake

@@ -31,7 +31,8 @@ from tests.tasks import distance
 
 IMAGES = [
     "dataset=glyphs", "dataset.classes=24", "dataset.size=16", "dataset.drawings=8",
-    "backbone.filters=4", "episodes.ways=3", "episodes.queries=2", "tracker=disabled", "device=cpu",
+    "backbone.filters=4", "episodes.ways=3", "episodes.queries=2",
+    "tracker=disabled", "tracker.plots=false", "device=cpu",
 ]  # fmt: skip
 TRAIN = [
     *IMAGES, "algorithm=maml", "algorithm.steps=2", "inner=lslr", "inner.rate=0.05",

@@ -20,7 +20,8 @@ SMALL = [
     "dataset=glyphs", "dataset.classes=24", "dataset.size=16", "dataset.drawings=10",
     "backbone.filters=8", "held_out.val=0.2", "held_out.test=0.1", "training.batch_size=16",
     "training.steps=20", "training.record_every=1", "episodes.ways=3", "episodes.queries=2",
-    "evaluation.validation_episodes=20", "tracker=disabled", "device=cpu", "run_dir=run",
+    "evaluation.validation_episodes=20",
+    "tracker=disabled", "tracker.plots=false", "device=cpu", "run_dir=run",
 ]  # fmt: skip
 
 

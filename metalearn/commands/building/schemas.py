@@ -14,13 +14,18 @@ from metalearn.training.settings import DistillationSettings, ManifoldMixupSetti
 
 @dataclass
 class TrackerSettings:
-    """Weights & Biases; the run folder keeps every record whatever stands here."""
+    """Weights & Biases; the run folder keeps every record whatever stands here.
+
+    plots: draw the learning curve and the measure by inner step at the end of a run, a quarter of
+        a second; many short runs do without.
+    """
 
     mode: str = "offline"
     project: str = "metalearn"
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    plots: bool = True
 
 
 @dataclass
