@@ -80,7 +80,8 @@ def test_a_run_of_pretrain_and_a_comparison(net: Conv4, workplace: Path) -> None
         "pretrain", "backbone=conv4", "backbone.filters=4", "dataset.classes=60", "run_dir=base",
         "tracker=disabled", "tracker.plots=false", "device=cpu", "training.steps=1",
         "training.batch_size=2", "evaluation.episodes=2", "evaluation.validation_episodes=2",
-        "episodes.queries=1", "held_out.val=0.02", "held_out.test=0.02", "evaluation.train_images=2",
+        "episodes.queries=1", "held_out.val=0.02", "held_out.test=0.02",
+        "evaluation.train_images=2",
     )  # fmt: skip
     assert trained.code == 0, trained.err
     Path("seen").mkdir()

@@ -266,17 +266,15 @@ def test_a_worker_that_is_ended_leaves_a_checkpoint(how: str, workplace: Path) -
     assert "no worker; metalearn sweep work s goes on" in metalearn("sweep", "stop", "s").out
 
 
-def test_a_run_of_another_process_is_tried_later(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_of_another_process_is_tried_later(workplace: Path) -> None:
     planned()
     (run,) = read_plan(Path("s"))
-    monkeypatch.setattr("metalearn.sweeps.worker._BUSY", 0.5)
     code = "from pathlib import Path\nfrom metalearn.training.folder import lock_of\nimport sys\n"
     code += f"lock = lock_of(Path({str(Path('s', run.folder))!r}))\nprint(1, flush=True)\n"
     with preloaded.Process(code + "sys.stdin.read()") as other:
         assert other.stdout.readline() == "1\n"
-        with preloaded.metalearn("sweep", "work", "s") as worker:
+        soon = "import metalearn.sweeps.worker as worker; worker._BUSY = 0.5; "
+        with preloaded.Process(soon + preloaded.COMMAND, "sweep", "work", "s") as worker:
             while ends() != ["stopped"]:
                 time.sleep(0.02)
             other.communicate()
