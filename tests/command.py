@@ -24,7 +24,7 @@ FAST = (
 META_TRAINED = (
     'meta.common=["outer/schedule=constant","training.steps=1000000","training.meta_batch=2",'
     '"training.validate_every=50","evaluation.validation_episodes=2","evaluation.episodes=2",'
-    '"evaluation.untrained=false","batching=loop","tracker.plots=false"]'
+    '"evaluation.untrained=false","batching=loop"]'
 )
 """conf/compare.yaml's, with fewer episodes for what a method chooses and tells by itself."""
 

@@ -1,10 +1,11 @@
 """What one process composes many times is what Hydra gives each time."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from metalearn.commands.building import composer
 from metalearn.commands.building.config import compose, on_conf
@@ -22,28 +23,33 @@ LISTS = (
     ["experiment=omniglot_maml_20w5s", "episodes.ways=5", "sampling.queries=dirichlet"],
     ["~outer/schedule", "outer.rate=0.5", "images.size=[28,28]"],
     ["backbone=timm", "backbone.options={depth: 2}", "backbone.options={other: 3}"],
+    ["inner.rate=0.2", "seed=first"],
+    ["training.steps.more=2", "algorithm=maml"],
+    ["algorithm=nothing", "seed=first"],
+    ["training=3"],
+    ["name='a"],
 )
 
 
 def by_hydra(overrides: list[str]) -> object:
-    """The whole configuration, or the kind of mistake."""
+    """The whole configuration, or the mistake."""
+    return of(lambda: hydra.compose("train", overrides))
+
+
+def of(compose: Callable[[], DictConfig]) -> object:
     with on_conf():
         try:
-            return OmegaConf.to_container(hydra.compose("train", overrides))
+            return OmegaConf.to_container(compose())
         except Exception as error:
-            return type(error)
+            first = str(error).partition("\n")[0]
+            return type(error), first, type(error.__cause__), str(error.__cause__)
 
 
 @pytest.mark.parametrize("overrides", LISTS, ids=" ".join)
 def test_values_set_later_are_those_of_a_whole_composition(overrides: list[str]) -> None:
     expected = by_hydra(overrides)
     for _ in "of it all", "from what is known":
-        with on_conf():
-            try:
-                got: object = OmegaConf.to_container(composer.composed("train", overrides))
-            except Exception as error:
-                got = type(error)
-        assert got == expected
+        assert of(lambda: composer.composed("train", overrides)) == expected
 
 
 def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:

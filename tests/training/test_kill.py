@@ -178,7 +178,7 @@ def test_a_kill_while_the_result_is_written(tmp_path, monkeypatch) -> None:
         raise Killed
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    small = [*command("sinusoid", whole)[:-1], "training.steps=10"]
+    small = [*command("sinusoid", whole)[:-1], "training.steps=10", "tracker.plots=true"]
     here([*small, f"run_dir={whole}"])
     for module, name in (
         (episodic, "save_weights"),

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from metalearn.commands.building import searchpath
 
@@ -22,16 +24,8 @@ def composed(command: str, overrides: Sequence[str]) -> DictConfig:
 
     A composition of Hydra's takes a quarter of a second, most of it to read and merge the groups.
     Values (`inner.rate=0.1`) are set after that, so lists that differ in values alone share what
-    their groups give, as long as no config file changes, and set them as Hydra does, by
-    `OmegaConf.update`. What fails there is composed once more by Hydra itself, which says why.
+    their groups give, as long as no config file changes, and set them as Hydra does.
     """
-    try:
-        return _composed(command, overrides)
-    except Exception:
-        return hydra.compose(command, list(overrides))
-
-
-def _composed(command: str, overrides: Sequence[str]) -> DictConfig:
     folders = [searchpath.conf_folder(), *searchpath.folders(searchpath.split(overrides)[1])]
     values, groups, changed = [], [], []
     loader = GlobalHydra.instance().config_loader()
@@ -55,8 +49,19 @@ def _composed(command: str, overrides: Sequence[str]) -> DictConfig:
         _bases[known] = hydra.compose(command, list(lines))
     config = copy.deepcopy(_bases[known])
     for override in values:
-        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        _set(config, override)
     return config
+
+
+def _set(config: DictConfig, override: Override) -> None:
+    key = override.key_or_group
+    try:
+        OmegaConf.update(config, key, override.value(), merge=True)
+    except (ConfigAttributeError, ConfigKeyError) as error:
+        raise ConfigCompositionException(f"Could not override '{key}'.") from error
+    except OmegaConfBaseException as error:
+        line = override.input_line
+        raise ConfigCompositionException(f"Error merging override {line}") from error
 
 
 def _within(one: str, other: str) -> bool:
