@@ -53,10 +53,10 @@ def test_a_run_of_pre_training(counted: Counter) -> None:
     assert counted == {"dataset": 1, "optimizer": 1, "schedule": 1, "weights": 1}
 
 
-def test_a_comparison_reads_its_weights_once_to_plan_and_once_to_measure(
+def test_a_comparison_reads_its_weights_to_plan_to_tell_and_for_each_method(
     counted: Counter,
 ) -> None:
-    small = ("dataset.classes=60", "backbone.filters=4", "episodes.shots=[1]", "isolate=true")
+    small = ("dataset.classes=60", "backbone.filters=4", "episodes.shots=[1]", "isolate=false")
     fast = (
         "evaluation.episodes=4",
         "evaluation.network_episodes=1",
@@ -66,4 +66,4 @@ def test_a_comparison_reads_its_weights_once_to_plan_and_once_to_measure(
     given = ("backbone.weights=w.safetensors", "images.channels=1", "methods=[nearest_centroid]")
     outcome = metalearn("compare", *small, *fast, *given, "norm=group", "run_dir=run")
     assert outcome.code == 0, outcome.err
-    assert counted["weights"] == 2  # in this process; the method is in one of its own
+    assert counted["weights"] == 3

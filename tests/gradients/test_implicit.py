@@ -115,7 +115,7 @@ def test_a_dense_solve(steps, build, algorithm, batching):
 def test_unroll_of_a_loop_that_has_arrived(algorithm):
     """Strongly convex: one layer, and a proximal term."""
     tasks = episodes()
-    algo = algorithm(network(lambda: nn.Linear(4, 3)), 150, sgd(0.3), proximal=PROXIMAL)
+    algo = algorithm(network(lambda: nn.Linear(4, 3)), 60, sgd(0.3), proximal=PROXIMAL)
     meta = algo.init()
     want, _ = Unroll()(algo, meta, tasks)
     for batching in FEW:
@@ -127,7 +127,7 @@ def test_unroll_of_a_loop_that_has_arrived(algorithm):
 @functools.cache
 def at_the_minimum() -> tuple:
     strategy = on(Implicit(iterations=100, tolerance=1e-12), "vmap")
-    plain = MAML(network(net), 400, sgd(0.25), proximal=PROXIMAL)
+    plain = MAML(network(net), 150, sgd(0.25), proximal=PROXIMAL)
     return strategy, strategy(plain, plain.init(), episodes())[0]
 
 
@@ -144,7 +144,7 @@ def at_the_minimum() -> tuple:
 def test_the_way_to_the_minimum_does_not_matter(rule):
     tasks = episodes()
     strategy, want = at_the_minimum()
-    algo = MAML(network(net), 400, rule, proximal=PROXIMAL)
+    algo = MAML(network(net), 200, rule, proximal=PROXIMAL)
     got, _ = strategy(algo, algo.init(), tasks)
     assert apart({"init": got["init"], "hyper": {}}, want) < 1e-6
     assert all(not g.any() for g in got["hyper"].values())
