@@ -89,7 +89,7 @@ MISTAKES = {
     "training.steps": "cannot read 'training.steps'; write name=value",
     "seed=1,2": "seed=1,2 is several values; add -m to sweep, or make a list: seed=[1,2]",
     "training.steps=${foo}": "Interpolation key 'foo' not found",
-    "hydra.searchpath=[file:///nowhere]": "no config folder file:///nowhere; correct hydra.searchp",
+    "hydra.searchpath=[file:///nowhere]": "no config folder file:///nowhere; correct",
     "run_dir=/dev/null": "run_dir=/dev/null cannot be made: /dev/null is a file",
     "run_dir=/proc/nowhere": "run_dir=/proc/nowhere cannot be made",
     "-m episodes.wyas=3": "no key episodes.wyas (did you mean episodes.ways?)",
