@@ -258,8 +258,10 @@ def test_every_classifier_takes_one_step(workplace: Path) -> None:
     chosen = ["algorithm=metric", "backbone=conv4", "backbone.filters=4", "dataset.classes=60"]
     _, stage = build(compose([*chosen, "training.meta_batch=1"]))
     (batch,) = stage.batches(range(1), 0)
+    each = [f"+classifier@classifiers.{name}={name}" for name in names]
+    compared = compose([*chosen[1:3], *each], "compare")
     for name in names:
-        node = compose([*chosen, f"classifier={name}"])["classifier"]
+        node = compared["classifiers"][name]
         assert name.startswith(option(node))
         algo = Metric(stage.algo.net.module, make(node, "classifier"), features=4)
         gradient, metrics = stage.gradient(algo, algo.init(), batch)

@@ -24,7 +24,7 @@ CHANGES = {
 def copy(tmp_path: Path) -> Path:
     """What a change may touch, apart from this checkout."""
     for name in ("conf", "metalearn", "scripts", "tests"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, tmp_path / name)  # and what is compiled of them
     for name in ("CONTRIBUTING.md", "README.md", "conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path

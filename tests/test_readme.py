@@ -58,6 +58,7 @@ CUT: dict[str, list[str]] = {
     "try": ["device=cpu", "repeats=1", "dataset.channels=1", "dataset.size=16"],
 }  # fmt: skip
 OWN = {
+    "backbone=resnet12": ["backbone.widths=[4,4,8,8]"],
     "images=imagenet": ["images.size=32"],
     "images.size=64": ["images.size=32"],
     "hydra/sweeper=optuna": ["hydra.sweeper.n_trials=1"],

@@ -59,7 +59,10 @@ LEAST = {
 
 @pytest.mark.parametrize("batching", ["loop", "vmap"])
 @pytest.mark.parametrize("strategy", EXACT)
-@pytest.mark.parametrize("steps, precision", LEAST)
+@pytest.mark.parametrize(
+    "steps, precision",
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case == (5, "fp16"))) for case in LEAST],
+)
 def test_narrow_precisions_point_the_same_way(steps, precision, strategy, batching):
     algo, episodes, want = problem(steps, 1)
     got, metrics = on(strategy(), batching, precision=precision)(algo, algo.init(), episodes)

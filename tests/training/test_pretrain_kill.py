@@ -79,6 +79,7 @@ def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here([*BUDGET, "backbone.filters=4", "training.steps=1", "run_dir=teacher"])
 
 
+@pytest.mark.slow
 def test_sigkill_then_sigterm_then_the_end(tmp_path: Path, teacher: None) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     want, _ = here(command("everything", whole))
