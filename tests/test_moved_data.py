@@ -1,7 +1,6 @@
 """A run's own images, from another folder and after they have moved; others are refused."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -24,7 +23,7 @@ SMALL = (
 
 
 @pytest.fixture
-def moved(workplace: Path) -> Path:
+def moved(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run on `data`, given relatively; the images are in `elsewhere` now."""
     rng = np.random.default_rng(0)
     for c in range(12):
@@ -35,7 +34,7 @@ def moved(workplace: Path) -> Path:
     outcome = metalearn("train", *KEPT, *SMALL)
     assert outcome.code == 0, outcome.err
     (workplace / "sub").mkdir()
-    os.chdir(workplace / "sub")
+    monkeypatch.chdir(workplace / "sub")
     return (workplace / "data").rename(workplace / "elsewhere")
 
 

@@ -191,7 +191,7 @@ def test_a_folder_that_goes_while_it_trains(
     assert taken == [1, 2, 3] and not Path("run").exists()
     if how == "moved":
         monkeypatch.undo()
-        os.chdir(workplace)
+        monkeypatch.chdir(workplace)
         os.rename("elsewhere", "run")
         monkeypatch.setenv("METALEARN_CACHE", str(workplace))
         outcome = metalearn(*TRAIN, "run_dir=run", "training.steps=40")
