@@ -125,12 +125,15 @@ def test_slurm_that_is_not_here_is_one_line(
     assert "needs Slurm, and there is no srun here" in metalearn(*asked).mistake
 
 
-def test_one_run_dir_for_several_members_is_refused(workplace: Path) -> None:
+def test_one_run_dir_for_several_members_is_refused(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_train", lambda *_: 0.5)
     outcome = metalearn("train", "-m", "seed=0,1", "run_dir=one", *FAST)
     assert outcome.code == 1 and "one holds a run with seed=0, not 1" in outcome.err
     numbered = metalearn("train", "-m", "seed=0,1", r"run_dir=many/${hydra:job.num}", *FAST)
     assert numbered.code == 0
-    assert [Path(f"many/{n}/result.json").exists() for n in range(3)] == [True, True, False]
+    assert [Path(f"many/{n}/config.yaml").exists() for n in range(3)] == [True, True, False]
 
 
 @pytest.mark.slow
