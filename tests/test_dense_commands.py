@@ -32,7 +32,9 @@ def test_a_run_and_its_evaluation(workplace: Path, task: str) -> None:
     if task == "detection":
         pytest.importorskip("pycocotools", reason="pycocotools is not installed")
         pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
-    outcome = metalearn("train", f"task={task}", f"algorithm={algorithm}", *SMALL, "run_dir=run")
+    plots = f"tracker.plots={str(task == 'detection').lower()}"
+    more = (f"task={task}", f"algorithm={algorithm}", "run_dir=run", plots)
+    outcome = metalearn("train", *SMALL, *more)
     assert outcome.code == 0, outcome.err
     result = json.loads(Path("run/result.json").read_text())
     assert {measure, f"{measure}_half_width", f"untrained_{measure}"} <= set(result)
@@ -41,7 +43,9 @@ def test_a_run_and_its_evaluation(workplace: Path, task: str) -> None:
     assert again.code == 0 and label in again.out
     (other,) = Path("run/evaluations").glob("*/result.json")
     assert json.loads(other.read_text())[measure] == result[measure]
-    assert Path("run/answers.png").read_bytes().startswith(b"\x89PNG")
+    drawn = {"answers.png", "learning_curve.png", f"{measure}_by_step.png"}
+    there = {path.name for path in Path("run").glob("*.png")}
+    assert there == (drawn if task == "detection" else set())
     refused = metalearn("predict", "run=run", "images=.")
     assert f"of task={task}" in refused.mistake
 

@@ -17,7 +17,7 @@ from metalearn.evaluation.report import not_finite
 from metalearn.tracking import JsonLines, RunInfo, Tracker, WandB
 from metalearn.training.episodic import Episodic, last_step
 from metalearn.training.folder import commit, config_hash, load_weights, weights_sha256
-from metalearn.training.result import write_result
+from metalearn.training.result import plotted, write_result
 from metalearn.training.run import finished
 from metalearn.training.stage import teller
 
@@ -87,9 +87,10 @@ def evaluate(
             "weights_sha256": weights_sha256(meta),
         }
         result = write_result(config, stage.algo, test, stage.device, report, folder, run, extra)
-        from metalearn.evaluation.dense_sheet import draw_answers  # imports matplotlib
+        if plotted(config):
+            from metalearn.evaluation.dense_sheet import draw_answers  # imports matplotlib
 
-        draw_answers(stage, meta, test, folder)
+            draw_answers(stage, meta, test, folder)
         tracker.summary(result)
     console.print(stage.table(result))
     say = teller(console)

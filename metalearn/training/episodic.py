@@ -33,7 +33,7 @@ from metalearn.tracking import Tracker
 from metalearn.training.folder import save_weights, weights_sha256
 from metalearn.training.outer import Outer, meta_step
 from metalearn.training.pruning import Pruning, prune_
-from metalearn.training.result import repeating, write_result
+from metalearn.training.result import plotted, repeating, write_result
 from metalearn.training.settings import TrainingSettings
 from metalearn.training.stage import (
     Pace,
@@ -236,9 +236,8 @@ class Episodic:
     @property
     def _coming(self) -> int:
         """Episodes of all validations and of the tests, where no clock ends the run before."""
-        validations = self.settings.steps // self.settings.validate_every
-        tests = 2 if self.measure_untrained else 1
-        return validations * self.validation.episodes + tests * self.test.episodes
+        validated = self.settings.steps // self.settings.validate_every * self.validation.episodes
+        return validated + (1 + self.measure_untrained) * self.test.episodes
 
     def select(self) -> None:
         """Keep a copy of the weights."""
@@ -284,9 +283,10 @@ class Episodic:
             extra[f"untrained_{test.measure}_half_width"] = before.half_width
         if not writes:
             return {}
-        from metalearn.evaluation.dense_sheet import draw_answers  # imports matplotlib
+        if plotted(config):
+            from metalearn.evaluation.dense_sheet import draw_answers  # imports matplotlib
 
-        draw_answers(self, self.best, self.test, folder)
+            draw_answers(self, self.best, self.test, folder)
         return write_result(config, self.algo, self.test, self.device, test, folder, folder, extra)
 
     def table(self, result: Mapping[str, Any]) -> Table:

@@ -16,8 +16,8 @@ from metalearn.training.settings import DistillationSettings, ManifoldMixupSetti
 class TrackerSettings:
     """Weights & Biases; the run folder keeps every record whatever stands here.
 
-    plots: draw the learning curve and the measure by inner step at the end of a run, a quarter of
-        a second; many short runs do without.
+    plots: draw the learning curve, the measure by inner step and, of scenes, an episode's answers at
+        the end of a run, in a quarter of a second or more; many short runs do without.
     """
 
     mode: str = "offline"
