@@ -16,8 +16,8 @@ from metalearn.training.settings import DistillationSettings, ManifoldMixupSetti
 class TrackerSettings:
     """Weights & Biases; the run folder keeps every record whatever stands here.
 
-    plots: draw the learning curve, the measure by inner step and, of scenes, an episode's answers at
-        the end of a run, in a quarter of a second or more; many short runs do without.
+    plots: draw the learning curve, the measure by inner step and, of scenes, the answers to an
+        episode at the end of a run, in a quarter of a second or more; many short runs do without.
     """
 
     mode: str = "offline"
