@@ -33,8 +33,10 @@ from metalearn.errors import UsageError
 from metalearn.functional.outputs import tensor_of
 from metalearn.types import Batch, Metrics, Outputs, Targets
 
-KEPT = 100
-"""Boxes of a picture that are looked at, the surest, as in COCO's measure."""
+CANDIDATES = 1000
+"""Boxes of a picture, with a class each, that are looked at: the surest, as FCOS takes them. Fewer
+would be all of the one or two classes that a picture looks most like, a place having a box of each
+class, and leave the others without an answer."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,13 @@ class Detection:
 
     @torch.no_grad()
     def answers(self, outputs: Outputs) -> dict[str, Tensor]:
-        """The `KEPT` surest boxes of each picture, or as many as there are, before any are left
-        out for another: `boxes` `[B, k, 4]`, `scores` `[B, k]`, `labels` int64 `[B, k]` from 0."""
+        """The `CANDIDATES` surest boxes of each picture, or as many as there are, before any are
+        left out for another: `boxes` `[B, k, 4]`, `scores` `[B, k]`, `labels` int64 `[B, k]` from
+        0."""
         logits, sides = self._split(outputs)
         scores = logits.flatten(-2).mT.softmax(-1)[..., 1:]
         classes = scores.shape[-1]
-        best, place = scores.flatten(-2).topk(min(KEPT, scores.shape[-2] * classes))
+        best, place = scores.flatten(-2).topk(min(CANDIDATES, scores.shape[-2] * classes))
         row = (place // classes).unsqueeze(-1).expand(*place.shape, 4)
         boxes = decoded(sides).clamp(0, 1).gather(-2, row)
         return {"boxes": boxes, "scores": best, "labels": place % classes}

@@ -21,6 +21,7 @@ from metalearn.commands.building.network import check_backbone, with_weights
 from metalearn.commands.parts.pretrain_detector import build_detector, check_detector
 from metalearn.commands.parts.pretrain_network import (
     BATCH_NORMS,
+    PRECISIONS,
     check_distillation,
     find_teacher,
     make_rotation_head,
@@ -42,7 +43,6 @@ from metalearn.training.mixing import Mixing
 from metalearn.training.settings import PretrainingSettings
 from metalearn.training.supervised import Supervised
 
-PRECISIONS = ("fp32", "tf32", "bf16")
 SELECTIONS = ("few_shot", "accuracy", "last")
 _REFUSED = "pretrain takes images of one data set with classes; see metalearn list dataset"
 # Of one use, or of the data.

@@ -2,7 +2,8 @@
 
 AP50 is that of COCO's definition at an intersection over union of 0.5, interpolated at 101 recalls,
 the mean over the classes that the pictures show; of novel classes it is called nAP50 (Wang et al.
-2020). Of the boxes of one class in a picture that overlap by more than `OVERLAP`, the surest stays.
+2020). Of the boxes of one class in a picture that overlap by more than `OVERLAP`, the surest stays,
+and of what stays the `KEPT` surest, as in COCO's measure.
 """
 
 import importlib.util
@@ -19,6 +20,8 @@ from metalearn.types import Batch
 
 OVERLAP = 0.6
 """Intersection over union, as FCOS has it."""
+KEPT = 100
+"""Boxes of a picture, of all classes."""
 _SCALE = 1000.0  # of shares of a picture: torchmetrics tells small objects apart by pixels
 
 
@@ -33,15 +36,15 @@ def check_torchmetrics() -> None:
 
 
 def kept(answers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of one picture's `boxes` `[k, 4]`, `scores` `[k]` and `labels` `[k]`, those that no surer one
-    of the same class overlaps. What is not finite is no answer: pycocotools would take a box of
-    NaN for any that is there."""
+    """Of one picture's `boxes` `[k, 4]`, `scores` `[k]` and `labels` `[k]`, the `KEPT` surest that
+    no surer one of the same class overlaps. What is not finite is no answer: pycocotools would take
+    a box of NaN for any that is there."""
     from torchvision.ops import batched_nms
 
     boxes, scores, labels = answers["boxes"].float(), answers["scores"].float(), answers["labels"]
     finite = boxes.isfinite().all(-1) & scores.isfinite()
     boxes, scores, labels = boxes[finite], scores[finite], labels[finite]
-    which = batched_nms(boxes, scores, labels, OVERLAP)
+    which = batched_nms(boxes, scores, labels, OVERLAP)[:KEPT]  # the surest first
     return {"boxes": boxes[which], "scores": scores[which], "labels": labels[which]}
 
 
@@ -78,7 +81,8 @@ def average_precision(answers: Mapping[str, Tensor], query: Batch, at: float = 0
 
 
 def judged(values: dict[str, Tensor], query: Batch) -> dict[str, Tensor]:
-    """Metrics of one task or T, with `ap50` in the place of its `ANSWERS`.
+    """Metrics of one task or T, with `ap50` in the place of its `ANSWERS`, and `box_ap50`, after
+    the last step alone: that of the boxes where all classes count as one.
 
     values: by name `[..., steps]`. query: of the same tasks, with a leading T.
     """
@@ -89,16 +93,27 @@ def judged(values: dict[str, Tensor], query: Batch) -> dict[str, Tensor]:
         return rest
     if one := rest["loss"].ndim == 1:
         answers = {n: t.unsqueeze(0) for n, t in answers.items()}
-    steps = rest["loss"].shape[-1]
-    found = [
-        [
-            average_precision({n: t[task, ..., s] for n, t in answers.items()}, _task(query, task))
-            for s in range(steps)
-        ]
-        for task in range(len(query.x))
-    ]
-    ap50 = torch.tensor(found, dtype=torch.float64)
-    return {**rest, "ap50": ap50[0] if one else ap50}
+    steps = range(rest["loss"].shape[-1])
+
+    def of(task: int, step: int) -> dict[str, Tensor]:
+        return {name: t[task, ..., step] for name, t in answers.items()}
+
+    tasks = [_task(query, number) for number in range(len(query.x))]
+    found = {
+        "ap50": [[average_precision(of(n, s), q) for s in steps] for n, q in enumerate(tasks)],
+        "box_ap50": [
+            [average_precision(_of_one_class(of(n, -1)), q._replace(y=_of_one_class(q.y)))]
+            for n, q in enumerate(tasks)
+        ],
+    }
+    told = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in found.items()}
+    return {**rest, **{name: t[0] if one else t for name, t in told.items()}}
+
+
+def _of_one_class(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Answers or targets, with every label 0."""
+    name = "labels" if "labels" in found else "label"
+    return {**found, name: torch.zeros_like(found[name])}
 
 
 ANSWERS = "answers."

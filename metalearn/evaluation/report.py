@@ -57,6 +57,7 @@ def result_table(result: Mapping[str, Any]) -> Table:
     measure = measure_of([name for name, value in result.items() if value is not None])
     label = LABELS[measure]
     _row(table, f"[bold]{label}", _interval(result, measure, measure), style="bold green")
+    _row(table, "boxes alone", _interval(result, "box_ap50", measure))
     _row(table, "fg-bg IoU", _interval(result, "fb_iou", measure))
     _row(table, "under attack", _interval(result, f"robust_{measure}", measure))
     _row(table, "untrained", _interval(result, f"untrained_{measure}", measure))

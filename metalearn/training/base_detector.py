@@ -27,6 +27,7 @@ from metalearn.episodes.prefetch import prefetched
 from metalearn.errors import Diverged
 from metalearn.evaluation.average_precision import average_precision
 from metalearn.evaluation.report import pretraining_table, write_json
+from metalearn.functional.precision import computing_in
 from metalearn.runtime.files import write_atomic
 from metalearn.tracking import Tracker
 from metalearn.training.base_pictures import BasePictures
@@ -35,7 +36,15 @@ from metalearn.training.held_out_split import SPLIT, HeldOutSplit
 from metalearn.training.rates import Schedule, check_finite, pace, stepped
 from metalearn.training.result import last_word, surroundings
 from metalearn.training.settings import PretrainingSettings
-from metalearn.training.stage import Pace, Position, Validation, tell, teller, trained
+from metalearn.training.stage import (
+    Pace,
+    Position,
+    Validation,
+    tell,
+    teller,
+    trained,
+    warn_of_emulation,
+)
 from metalearn.training.supervised_result import WEIGHTS
 from metalearn.types import Batch, Params
 
@@ -47,6 +56,7 @@ class BaseDetector:
     """module: a `DenseNetwork` with a column for each base class, updated in place. held_out: with
     images of the base classes, of which pictures are made to select by and to test on. The weights
     of the least loss on the first are kept; the newest, where there are none, or select=last.
+    precision: bf16 for the passes of the network; its weights and its loss stay in float32.
     """
 
     pictures: BasePictures
@@ -58,6 +68,7 @@ class BaseDetector:
     module: nn.Module
     optimizer: Optimizer
     starting: Report | None = None
+    precision: str = "fp32"
     best: Params = field(init=False)
     unit = "pictures"
     ranks: Ranks | None = None
@@ -76,8 +87,10 @@ class BaseDetector:
         return pace(self.settings, self.pictures.epoch)
 
     def begin(self, folder: Path, console: Console) -> None:
-        """Tell of the starting weights."""
-        tell(self.starting, folder, teller(console))
+        """Tell of the precision and the starting weights."""
+        say = teller(console)
+        warn_of_emulation(self.precision, self.device, say)
+        tell(self.starting, folder, say)
 
     def batches(self, steps: range, workers: int) -> Generator[Batch, None, None]:
         """The pictures of each step."""
@@ -86,10 +99,18 @@ class BaseDetector:
     def step(self, number: int, batch: Batch, tracker: Tracker) -> Mapping[str, Tensor | float]:
         """One step of the optimizer."""
         batch = batch.map(lambda t: t.to(self.device))
-        loss, metrics = self.loss(self.module.train()(batch.x), batch)
-        loss.backward()
+        self.module.train()
+        with computing_in(self.precision, self.device):
+            loss, metrics = self.loss(self._outputs(batch.x), batch)
+            loss.backward()
         factor = self.schedule(number - 1, self.pace.steps, self.pictures.epoch)
         return {**metrics, **stepped(self.optimizer, factor, self.settings.clip_norm)}
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        narrow = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        layout = torch.channels_last if self.settings.channels_last else torch.preserve_format
+        with narrow:
+            return self.module(x.to(self.device, memory_format=layout)).float()
 
     def check(self, values: Mapping[str, float], number: int) -> None:
         """Raise Diverged where the loss or its gradient is not finite."""
@@ -102,9 +123,10 @@ class BaseDetector:
             return None
         count = max(1, min(_MEASURED, len(subset) // self.pictures.objects))
         held = self.pictures.of(subset, count, f"{SPLIT}-{name}")
-        network, pieces = self.module.eval(), held.x.split(self.size)
-        with torch.no_grad():
-            outputs = torch.cat([network(x.to(self.device)).cpu() for x in pieces])
+        pieces = held.x.split(self.size)
+        self.module.eval()
+        with torch.no_grad(), computing_in(self.precision, self.device):
+            outputs = torch.cat([self._outputs(x).cpu() for x in pieces])
         return self.loss.answers(outputs), held, float(self.loss(outputs, held)[0])
 
     def validate(self, number: int, tracker: Tracker) -> Validation:
@@ -156,6 +178,7 @@ class BaseDetector:
         result: dict[str, Any] = {
             **measured,
             "task": "detection",
+            "precision": self.precision,
             "select": "last" if self.settings.select == "last" else "held_out_loss",
             "classes": told["classes"],
             "epochs": position.step / self.pictures.epoch,

@@ -102,12 +102,10 @@ def write_result(
         **surroundings(config, device),
         **extra,
     }
-    if "fb_iou" in report.by_step:
-        found = report.interval("fb_iou")
-        result |= {"fb_iou": found.mean, "fb_iou_half_width": found.half_width}
-    if (robust := f"robust_{measure}") in report.by_step:
-        found = report.interval(robust)
-        result |= {robust: found.mean, f"{robust}_half_width": found.half_width}
+    for beside in ("fb_iou", "box_ap50", f"robust_{measure}"):
+        if beside in report.by_step:
+            found = report.interval(beside)
+            result |= {beside: found.mean, f"{beside}_half_width": found.half_width}
     write_episode_file(folder / "episodes.csv", _rows(report))
     if plotted(config):
         from metalearn.evaluation import plots  # imports matplotlib

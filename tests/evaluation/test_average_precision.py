@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from metalearn import Batch
-from metalearn.evaluation.average_precision import OVERLAP, average_precision, kept
+from metalearn.algorithms.detection import Detection
+from metalearn.evaluation.average_precision import (
+    ANSWERS,
+    KEPT,
+    OVERLAP,
+    average_precision,
+    judged,
+    kept,
+)
 from metalearn.evaluation.protocol import EvalReport
 
 missing = [n for n in ("torchmetrics", "pycocotools") if importlib.util.find_spec(n) is None]
@@ -69,6 +77,35 @@ def test_a_box_where_there_is_none_is_wrong():
     told = answers([[LEFT, RIGHT]] * 2, [[0.9, 0.8], [0.95, 0.6]], [[0, 1], [0, 2]])
     # Class 0: a miss in the empty picture, then right; class 1: right; class 2: nobody has it.
     assert average_precision(told, found) == pytest.approx((0.5 + 1) / 2)
+
+
+def test_a_class_that_is_nowhere_the_surest_has_its_box():
+    """As every place has a box of every class, the surest 100 may be of one class alone."""
+    outputs = torch.zeros(1, 1 + 3 + 4, 16, 16)
+    outputs[:, :4] = torch.tensor([0.0, 4.0, 3.0, 2.0]).view(1, -1, 1, 1)
+    outputs[:, 4:] = 30.0  # of all places the whole picture
+    found = Detection().answers(outputs)
+    one = kept({name: t[0] for name, t in found.items()})
+    assert one["labels"].tolist() == [0, 1, 2]
+
+
+def test_no_more_boxes_than_coco_takes_and_the_surest():
+    places = torch.arange(121)
+    corner = torch.stack([places % 11, places // 11], 1) / 11
+    boxes = torch.cat([corner, corner + 0.05], 1)
+    one = kept({"boxes": boxes, "scores": places / 121, "labels": places % 3})
+    assert len(one["boxes"]) == KEPT
+    np.testing.assert_allclose(one["scores"], places.flip(0)[:KEPT] / 121, rtol=1e-6)
+
+
+@measured
+def test_the_boxes_are_judged_without_their_classes_too():
+    told = answers([[LEFT, RIGHT]] * 2, [[0.9, 0.8], [0.3, 0.95]], [[1, 0]] * 2)
+    both = {f"{ANSWERS}{name}": torch.stack([t] * 2, -1) for name, t in told.items()}
+    found = judged({**both, "loss": torch.zeros(2)}, query().map(lambda t: t.unsqueeze(0)))
+    # Class 0: one of two, then a miss; class 1: none. Boxes: the three, then a miss.
+    assert found["ap50"].tolist() == pytest.approx([51 / 101 / 2] * 2, abs=1e-6)
+    assert found["box_ap50"].tolist() == pytest.approx([1.0])
 
 
 def test_more_is_better_by_what_a_task_is_judged_by():

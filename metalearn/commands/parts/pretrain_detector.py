@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from metalearn.algorithms.detection import Detection
-from metalearn.commands.building.arguments import factory, make
+from metalearn.commands.building.arguments import check_choice, factory, make
 from metalearn.commands.building.episodes import Data, read_data
 from metalearn.commands.building.network import check_backbone, with_weights
 from metalearn.commands.building.task_choices import task_choices
-from metalearn.commands.parts.pretrain_network import network, optimizer_of
+from metalearn.commands.parts.pretrain_network import PRECISIONS, network, optimizer_of
 from metalearn.data import ImageDataset
 from metalearn.engine.ranks import Ranks
 from metalearn.episodes import DenseEpisodes, FewShotEpisodes, ImageTransform
@@ -38,10 +38,9 @@ def check_detector(config: Mapping[str, Any]) -> Data:
     asked += ["distillation.teacher"] if config["distillation"]["teacher"] else []
     asked += ["manifold_mixup.alpha"] if config["manifold_mixup"]["alpha"] else []
     asked += ["augmentation"] if (config.get("augmentation") or {}).get("query") else []
-    if config["precision"] != "fp32":
-        asked.append("precision")
     if asked:
         raise UsageError(f"{asked[0]} is not for task=detection; leave it out")
+    check_choice("precision", config["precision"], PRECISIONS)
     check_shares(config["held_out"]["val"], config["held_out"]["test"])
     check_backbone(config["backbone"])
     return read_data(config)
@@ -71,7 +70,8 @@ def build_detector(config: Mapping[str, Any]) -> tuple[dict[str, Any], BaseDetec
     choices = replace(choices, outputs=classes)
     module, _ = choices.network(body, torch.zeros(2, *shape))
     choices.check_answers(module, torch.zeros(2, *shape))
-    module = torch_norms(module).to(device)
+    layout = torch.channels_last if settings.channels_last else torch.preserve_format
+    module = torch_norms(module).to(device, memory_format=layout)  # type: ignore[call-overload]
     learned = groups(module, settings.decay_norms)
     stage = BaseDetector(
         pictures,
@@ -83,5 +83,6 @@ def build_detector(config: Mapping[str, Any]) -> tuple[dict[str, Any], BaseDetec
         module,
         optimizer_of(make_optimizer, learned),
         report,
+        config["precision"],
     )
     return config, stage

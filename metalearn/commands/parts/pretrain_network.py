@@ -25,6 +25,7 @@ from metalearn.training.run import finished
 from metalearn.training.sources import targets
 from metalearn.training.supervised_result import WEIGHTS
 
+PRECISIONS = ("fp32", "tf32", "bf16")
 BATCH_NORMS = ("transductive", "support", "running", "frozen")
 
 
