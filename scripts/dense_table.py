@@ -23,6 +23,8 @@ FACTS = (
     *("norm_policy", "transductive", "head", "loss_function", "seed", "manifest_hash"),
 )
 FIGURES = ("", "untrained_")
+BESIDE = {"box_ap50": "boxes alone", "fb_iou": "foreground-background IoU"}
+"""What is told of the first measurement of a run, where there is one."""
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -38,7 +40,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
         facts["head"] = re.sub(r"weights \S*/", "weights ", facts["head"] or "") or None
         row: dict[str, Any] = {"run": run.name, "algorithm": result["algorithm"], **facts}
         measure = measure_of(result)
-        for name in (*(f"{prefix}{measure}" for prefix in FIGURES), "fb_iou"):
+        for name in (*(f"{prefix}{measure}" for prefix in FIGURES), *BESIDE):
             row[name], row[f"{name}_half_width"] = (
                 result.get(name),
                 result.get(f"{name}_half_width"),
@@ -52,8 +54,9 @@ def table(found: list[dict[str, Any]]) -> str:
     measure = next(name for name in found[0] if f"untrained_{name}" in found[0])
     shots = sorted({row["shots"] for row in found})
     names = list(dict.fromkeys(row["run"] for row in found))
-    extra = ["foreground-background IoU"] if any(row["fb_iou"] is not None for row in found) else []
-    head = ["run", "data", "meta-steps", *(f"{k}-shot" for k in shots), "untrained", *extra]
+    extra = [name for name in BESIDE if any(row[name] is not None for row in found)]
+    head = ["run", "data", "meta-steps", *(f"{k}-shot" for k in shots), "untrained"]
+    head += [BESIDE[name] for name in extra]
     lines = [head, ["---"] * len(head)]
     for name in names:
         own = {row["shots"]: row for row in found if row["run"] == name}
@@ -61,7 +64,7 @@ def table(found: list[dict[str, Any]]) -> str:
         cells = [name, first["dataset"], str(first["steps"])]
         cells += [_figure(own[k], measure) if k in own else "-" for k in shots]
         cells.append(_figure(first, f"untrained_{measure}"))
-        cells += [_figure(first, "fb_iou")] if extra else []
+        cells += [_figure(first, beside) for beside in extra]
         lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
