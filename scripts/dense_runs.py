@@ -47,8 +47,9 @@ RUNS = {
     "segmentation": {
         "s_proto": f"train {_SCENES} algorithm=protonet algorithm.distance=cosine "
         "algorithm.temperature=0.05 training.steps=500 outer.optimizer.lr=0.002",
-        "s_anil": f"train {_SCENES} algorithm=anil algorithm.steps=5 inner.rate=0.1 "
-        "training.steps=1000 outer.optimizer.lr=0.002",
+        "s_anil": f"train {_SCENES} algorithm=anil algorithm.steps=5 inner=adam "
+        "inner.rate=0.01 training.steps=100 training.validate_every=100 outer.optimizer.lr=0.002 "
+        "evaluation.untrained=false",
     },
 }
 """By experiment, by the name of a run: what comes after `metalearn`."""
