@@ -41,15 +41,12 @@ RUNS = {
         "algorithm.distance=cosine algorithm.temperature=0.1 algorithm.learn_temperature=true "
         "outer.optimizer.lr=0.0005",
         "t_anil": f"train {_FROM} {_MEASURED} {_META} algorithm=anil head.cosine=true "
-        "algorithm.steps=5 inner=adam inner.rate=0.01 outer.optimizer.lr=0.0005 "
+        "algorithm.steps=5 inner=adam inner.rate=0.01 outer.optimizer.lr=0.0001 "
         "evaluation.untrained=false",
     },
     "segmentation": {
         "s_proto": f"train {_SCENES} algorithm=protonet algorithm.distance=cosine "
         "algorithm.temperature=0.05 training.steps=500 outer.optimizer.lr=0.002",
-        "s_anil": f"train {_SCENES} algorithm=anil algorithm.steps=5 inner=adam "
-        "inner.rate=0.01 training.steps=100 training.validate_every=100 outer.optimizer.lr=0.002 "
-        "evaluation.untrained=false",
     },
 }
 """By experiment, by the name of a run: what comes after `metalearn`."""
