@@ -13,6 +13,7 @@ from metalearn.backbones import CifarResNet, Conv4
 from metalearn.classifiers import Cosine
 from metalearn.commands.compare import setting_of
 from metalearn.commands.parts.compare_plan import plan
+from metalearn.evaluation.comparison.curve_report import looks_apart
 from metalearn.evaluation.comparison.curves import (
     Subject,
     multiply_accumulates,
@@ -54,6 +55,15 @@ def test_curves_are_measured_and_drawn(workplace: Path) -> None:
     assert len(natural) == 4 and np.mean(natural) == pytest.approx(row["accuracy"])
     page = (workplace / "run/comparison.md").read_text(encoding="utf-8")
     assert "## Sparsity, 3-way 1-shot, 4 episodes" in page and "(robustness.png)" in page
+
+
+def test_methods_of_different_families_look_different_in_one_panel() -> None:
+    families = {"nearest_centroid": "pre-training", "protonet": "meta-learning",
+                "maml": "meta-learning", "protonet_scratch": "from scratch"}  # fmt: skip
+    looks = looks_apart([{"method": m, "family": family} for m, family in families.items()])
+    assert list(looks) == list(families)
+    assert len({look["color"] for look in looks.values()}) == 4
+    assert len({look["marker"] for look in looks.values()}) == 4
 
 
 def test_a_pruned_network_is_measured_as_by_hand(workplace: Path) -> None:

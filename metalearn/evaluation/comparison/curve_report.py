@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from metalearn.evaluation.comparison.plot import _looks
+from metalearn.evaluation.comparison.plot import _COLOURS, _MARKERS, _looks
 from metalearn.evaluation.comparison.tables import Titled, interval, section, short
 from metalearn.evaluation.plots import _figure, _save, _style
 from metalearn.evaluation.statistics import mean_interval, paired_interval
@@ -141,6 +141,18 @@ def _panels(every: Sequence[Mapping[str, Any]], width: float, height: float):
     return figure, list(zip(axes, shots, strict=True))
 
 
+def looks_apart(every: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By method: those of a comparison, with a colour and a marker that no other family has."""
+    return {
+        method: {
+            **look,
+            "color": _COLOURS[place % len(_COLOURS)],
+            "marker": _MARKERS[place % len(_MARKERS)],
+        }
+        for place, (method, look) in enumerate(_looks(every).items())
+    }
+
+
 def _finish(axes: Axes, comparison: Mapping[str, Any], shots: int, first: bool) -> None:
     axes.axhline(1 / comparison["ways"], color="#777777", lw=1.0, ls=":")
     axes.set_title(f"{comparison['ways']}-way {shots}-shot", loc="left", fontsize=10)
@@ -150,7 +162,7 @@ def _finish(axes: Axes, comparison: Mapping[str, Any], shots: int, first: bool) 
 
 
 def _draw_sparsity(comparison: Mapping[str, Any], every: list[dict[str, Any]], path: Path) -> None:
-    looks = _looks(every)
+    looks = looks_apart(every)
     figure, panels = _panels(every, 3.9, 4.2)
     for number, (axes, shots) in enumerate(panels):
         _style(axes)
@@ -170,7 +182,7 @@ def _draw_sparsity(comparison: Mapping[str, Any], every: list[dict[str, Any]], p
 def _draw_robustness(
     comparison: Mapping[str, Any], every: list[dict[str, Any]], path: Path
 ) -> None:
-    looks = _looks(every)
+    looks = looks_apart(every)
     names = list(dict.fromkeys(row["name"] for row in every))
     figure, panels = _panels(every, 1.6 + 0.34 * len(names), 4.8)
     for number, (axes, shots) in enumerate(panels):
