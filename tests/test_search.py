@@ -14,6 +14,7 @@ import yaml
 
 from metalearn.training import run as shell
 from tests.command import FAST, metalearn
+from tests.spread import spread
 
 SMALL = (*FAST, "dataset=sinusoid", "batching=loop")
 SMALL = tuple(o for o in SMALL if not o.startswith(("dataset.", "backbone.")))
@@ -146,7 +147,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("words", MISTAKES)
+@pytest.mark.parametrize("words", spread(MISTAKES, share=2))
 def test_a_mistake_is_one_line(words: str, scores: list[dict[str, Any]]) -> None:
     split = words.replace(", ", ",\0").split(" ")
     outcome = metalearn(*ASKED, *(word.replace("\0", " ") for word in split))

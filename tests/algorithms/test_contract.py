@@ -206,7 +206,7 @@ def test_vmap_equals_the_loop(algo):
             torch.testing.assert_close(metrics, measured, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("batching", ["loop", "vmap"])
+@pytest.mark.parametrize("batching", [pytest.param("loop", marks=pytest.mark.slow), "vmap"])
 def test_nothing_is_changed_and_two_calls_are_equal(algo, module, batching):
     meta, tasks = algo.init(), episodes()
     given = [t for t in tree_leaves((meta, tasks)) if t is not None]

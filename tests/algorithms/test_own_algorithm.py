@@ -162,6 +162,7 @@ class Difference(nn.Module):
         return self.layer(inputs["plus"] - 0.5 * inputs["minus"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILED, reason="no C++ compiler")
 @pytest.mark.parametrize("batching, part", spread(COMPILED[::-1], ["query", "support"], share=4))
 def test_what_is_compiled_knows_names_in_another_order(batching, part):

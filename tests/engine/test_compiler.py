@@ -115,7 +115,7 @@ def as_uncompiled(strategy, algo, meta, episodes):
     "strategy",
     [
         pytest.param(on(FirstOrder(), "loop+compile"), marks=pytest.mark.slow),
-        on(Adjoint(), "vmap+compile+whole"),
+        pytest.param(on(Adjoint(), "vmap+compile+whole"), marks=pytest.mark.slow),
     ],
     ids=["loop", "at-once"],
 )

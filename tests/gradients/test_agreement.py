@@ -68,7 +68,7 @@ def problem(algorithm: str, rule: str, backbone: str, steps: int = STEPS, **how)
 
 
 @pytest.mark.parametrize(
-    "run, algorithm, rule, backbone", spread(RUNS, ALGORITHMS, RULES, BACKBONES, share=3)
+    "run, algorithm, rule, backbone", spread(RUNS, ALGORITHMS, RULES, BACKBONES, share=4)
 )
 def test_exact(run, algorithm, rule, backbone):
     name, batching = run.split(":")

@@ -178,7 +178,7 @@ def problem(rule: str, options: str, net: str):
 
 @pytest.mark.parametrize(
     "strategy, batching, rule, options, net",
-    spread(STRATEGIES, ["loop", "vmap"], RULES, OPTIONS, NETS, share=2),
+    spread(STRATEGIES, ["loop", "vmap"], RULES, OPTIONS, NETS, share=3),
 )
 def test_exact(strategy, batching, rule, options, net):
     algo, meta, episodes, want, _ = problem(rule, options, net)
